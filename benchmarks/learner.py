@@ -1,0 +1,134 @@
+"""Seconds per full learner update on synthetic data, alone or in turn with another implementation.
+
+    python benchmarks/learner.py
+    python benchmarks/learner.py --workload all --against torchrl --json results.json
+
+One update is all of it: losses, gradients, clipping, optimizer, slow critic, return normalizer, new latents.
+Peak memory is the most held during an update: the whole process on a CPU, torch's allocations on a GPU. Beside another
+implementation it includes what that one keeps, so for the memory of one take a run of one.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from contest import Contestant, LocalContestant, Result, take_turns
+from provenance import provenance
+from tensordict import TensorDictBase
+from torchrl_peer import torchrl_learner
+from workloads import CONTEXT, HORIZON, WORKLOADS, Workload
+
+from dreamer_torchrl import Agent, Learner, build_agent
+from dreamer_torchrl.learner import example_batch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def our_learner(workload: Workload, agent: Agent, steps: TensorDictBase, compile: bool) -> LocalContestant:
+    """Makes our learner a contestant; refuses to where its agent is not the official one in size."""
+    trained = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
+    if trained != workload.parameters:
+        raise RuntimeError(
+            f"{workload.name} trains {trained:,} parameters where the official agent has {workload.parameters:,}: "
+            "this is another architecture, and its time would say nothing"
+        )
+    learner = Learner(agent, seed=0, compile=compile)
+    name = f"dreamer_torchrl {'compiled' if compile else 'eager'}"
+    return LocalContestant(name, trained, lambda: learner.update(steps), steps.device)
+
+
+def contestants(workload: Workload, arguments: argparse.Namespace) -> list[Contestant]:
+    """Ours first, then the one to beat, if any; all on the same steps."""
+    torch.manual_seed(0)
+    device, dtype = arguments.device, DTYPES[arguments.dtype]
+    agent = build_agent(workload.observation_spec, workload.action_spec, size=workload.size_name, dtype=dtype)
+    steps = example_batch(agent, arguments.batch, arguments.length).to(device)
+    rivals: list[Contestant] = [our_learner(workload, agent.to(device), steps, arguments.compile)]
+    if arguments.against == "torchrl":
+        rivals.append(torchrl_learner(workload, steps, dtype, arguments.peer_mode))
+    return rivals
+
+
+def report(workload: Workload, results: Sequence[Result], ratio: float | None) -> str:
+    """The table of one workload."""
+    titles = ("median", "min", "25%", "75%", "max", "first", "peak MiB", "parameters")
+    lines = [f"{workload.name:28}" + "".join(f"{title:>11}" for title in titles)]
+    for result in results:
+        times = (result.median, result.min, result.lower_quartile, result.upper_quartile, result.max)
+        first = (result.warmup_seconds + result.seconds)[0]  # with whatever is compiled or captured on the way
+        seconds = "".join(f"{time:11.4f}" for time in (*times, first))
+        lines.append(f"{result.contestant:28}{seconds}{result.peak_memory / 2**20:11.0f}{result.parameters:11,}")
+    lines += [f"  note: {note}" for result in results for note in result.notes]
+    if ratio is not None:
+        lines.append(f"ratio {ratio:.3f}  (ours over theirs, medians)")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    record = provenance(arguments.device) | {"settings": _settings(arguments), "workloads": []}
+    print(
+        f"seconds per update: batch {arguments.batch} x ({arguments.length} + {CONTEXT}), horizon {HORIZON}, "
+        f"{arguments.dtype}, {arguments.device}, {torch.get_num_threads()} threads, {arguments.updates} updates each"
+    )
+    for name in WORKLOADS if "all" in arguments.workload else arguments.workload:
+        workload = WORKLOADS[name]
+        results = take_turns(contestants(workload, arguments), arguments.warmup, arguments.updates)
+        ratio = results[0].median / results[1].median if len(results) > 1 else None
+        print("\n" + report(workload, results, ratio), flush=True)
+        record["workloads"].append(
+            {"workload": name, "ratio": ratio, "results": [asdict(result) for result in results]}
+        )
+        if arguments.json:  # after each workload: the last one may take long
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", nargs="+", choices=[*WORKLOADS, "all"], default=["proprio_size1m"])
+    parser.add_argument("--updates", type=_positive, default=10, help="timed updates of each contestant")
+    parser.add_argument("--warmup", type=int, default=3, help="updates of each before the timed ones")
+    parser.add_argument("--batch", type=_positive, default=16, help="sequences")
+    parser.add_argument("--length", type=_positive, default=64, help=f"trained steps, after {CONTEXT} of context")
+    parser.add_argument(
+        "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation")
+    parser.add_argument("--compile", action="store_true", help="our side compiled")
+    parser.add_argument("--threads", type=_positive, help="torch threads; torch's own choice where not given")
+    parser.add_argument("--against", choices=["torchrl"], help="another implementation, timed in turn with ours")
+    parser.add_argument(
+        "--peer-mode",
+        choices=["eager", "step", "full"],
+        default="eager",
+        help="of torchrl: eager, one step of its sequence compiled, or all compiled (minutes; on CUDA a graph)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes every time measured, and where it comes from")
+    return parser.parse_args()
+
+
+def _settings(arguments: argparse.Namespace) -> dict:
+    names = ("updates", "warmup", "batch", "length", "dtype", "compile", "against", "peer_mode")
+    return {
+        **{name: getattr(arguments, name) for name in names},
+        "device": str(arguments.device),
+        "context": CONTEXT,
+        "horizon": HORIZON,
+    }
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Configuration files: one folder per group, one YAML file per choice."""

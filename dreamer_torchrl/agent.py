@@ -1,0 +1,218 @@
+"""From specs and a size to world model, actor, critic and policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from importlib import resources
+
+import torch
+import yaml
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import nn
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.envs.transforms import TensorDictPrimer
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from dreamer_torchrl.modules.actor import ActionSpace, Actor
+from dreamer_torchrl.modules.decoder import Decoder
+from dreamer_torchrl.modules.distributions import OneHot
+from dreamer_torchrl.modules.encoder import Encoder
+from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
+from dreamer_torchrl.modules.rssm import RSSM, features_of
+from dreamer_torchrl.modules.spaces import key_name, spaces_from_spec
+
+LATENTS = ("belief", "state", "previous_action")
+"""What the policy carries from step to step."""
+
+NOT_OBSERVED = ("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS)
+"""Keys of a step that are no observation, wherever a spec lists them."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers that make an agent small or large; named ones lie in ``configs/size``.
+
+    Example:
+        >>> Size.named("size12m").belief
+        2048
+    """
+
+    belief: int
+    hidden: int
+    stochastic: int
+    classes: int
+    blocks: int
+    depth: int
+    units: int
+
+    @classmethod
+    def named(cls, name: str) -> Size:
+        """Read ``configs/size/<name>.yaml``."""
+        folder = resources.files("dreamer_torchrl.configs").joinpath("size")
+        file = folder.joinpath(f"{name}.yaml")
+        if not file.is_file():
+            known = sorted((path.name.removesuffix(".yaml") for path in folder.iterdir()), key=lambda n: (len(n), n))
+            raise ValueError(f"Unknown size {name!r}: there are {', '.join(known)}.")
+        values = yaml.safe_load(file.read_text())
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+class Agent(nn.Module):
+    """World model, actor and critic, sized to the specs of one environment.
+
+    Its parameters are the trained ones, its ``policy`` acts. The slow critic and the return normalizer belong to the
+    `Learner`.
+
+    Args:
+        observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.
+        action_spec: one leaf or a `Composite` of leaves.
+        size: numbers of units.
+        dtype: precision computed in; parameters, statistics and losses are float32 all the same.
+        actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
+    """
+
+    def __init__(
+        self,
+        observation_spec: Composite,
+        action_spec: TensorSpec,
+        size: Size,
+        dtype: torch.dtype = torch.float32,
+        actor_unimix: float = 0.0,
+    ):
+        super().__init__()
+        if not isinstance(observation_spec, Composite):
+            raise TypeError(
+                f"observation_spec is a {type(observation_spec).__name__}: give the whole Composite, "
+                "such as env.observation_spec_unbatched."
+            )
+        taken = sorted(set(LATENTS) & set(observation_spec.keys()))
+        if taken and len(taken) < len(LATENTS):  # all three: the agent's own primer put them there
+            raise ValueError(
+                f"The environment has an observation {taken[0]!r}, a name that the agent needs for itself: append "
+                f"RenameTransform([{taken[0]!r}], [('observation', {taken[0]!r})]) to the environment."
+            )
+        self.spaces = spaces_from_spec(observation_spec, "observation", exclude=NOT_OBSERVED)
+        self.action_space = ActionSpace(action_spec)
+        self.size = size
+        self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
+        self.rssm = RSSM(
+            self.action_space.size,
+            self.encoder.out_features,
+            size.belief,
+            size.hidden,
+            size.stochastic,
+            size.classes,
+            size.blocks,
+        )
+        features = self.rssm.feature_size
+        self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth)
+        self.reward = TwoHotHead(features, size.units, layers=1)
+        self.continuation = ContinueHead(features, size.units)
+        self.actor = Actor(features, self.action_space, size.units, unimix=actor_unimix)
+        self.value = TwoHotHead(features, size.units, layers=3)
+
+    @property
+    def policy(self) -> Policy:
+        """The acting part, sharing this agent's weights."""
+        return Policy(self.encoder, self.rssm, self.actor)
+
+    @property
+    def latent_spec(self) -> Composite:
+        """What the policy carries from step to step, without batch dimensions."""
+        rssm = self.rssm
+        return Composite(
+            belief=Unbounded((rssm.belief_size,)),
+            state=Bounded(0, 1, (rssm.stochastic, rssm.classes)),
+            previous_action=Unbounded((self.action_space.size,)),
+        )
+
+    def primer(self) -> TensorDictPrimer:
+        """A transform that puts the latents into the environment's own specs and zeroes them at each reset."""
+        return TensorDictPrimer(self.latent_spec.clone(), default_value=0.0, reset_key="_reset")
+
+
+class Policy(TensorDictModuleBase):
+    """Observation and latents in, action and latents out, for any batch shape.
+
+    Latents that are missing start at zero, and where ``is_init`` is set they are forgotten. With TorchRL's exploration
+    type RANDOM latents and actions are drawn (from ``generator``, torch's own if it is None), else both are modes.
+    The new latents take the place of the old ones and so stay with the observation that they saw.
+    """
+
+    def __init__(self, encoder: Encoder, rssm: RSSM, actor: Actor, generator: torch.Generator | None = None):
+        super().__init__()
+        self.encoder, self.rssm, self.actor, self.generator = encoder, rssm, actor, generator
+        self.in_keys: list[NestedKey] = [*encoder.in_keys, "is_init", *LATENTS]
+        self.out_keys: list[NestedKey] = [*actor.space.keys, *LATENTS]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
+        if tensordict.get("is_init", None) is None:
+            raise KeyError("The policy needs is_init to know where episodes start: append InitTracker() to the env.")
+        flat = tensordict.select(*self.in_keys, strict=False).reshape(-1)
+        belief, state = self.rssm.initial(flat.shape[0])
+        action = belief.new_zeros(flat.shape[0], self.actor.space.size)
+        encoded = self.encoder(*[self._observation(flat, key) for key in self.encoder.in_keys])
+        belief, state, action = self.step(
+            encoded,
+            flat.get("previous_action", action),
+            flat["is_init"],
+            flat.get("belief", belief),
+            self.rssm.one_hot(flat.get("state", state)),
+        )
+        shape = tensordict.batch_size
+        tensordict.set("belief", belief.float().reshape(*shape, -1))
+        tensordict.set("state", state.float().reshape(*shape, *state.shape[1:]))
+        tensordict.set("previous_action", action.reshape(*shape, -1))
+        return tensordict.update(self.actor.space.restore(tensordict["previous_action"]))
+
+    def step(
+        self,
+        encoded: torch.Tensor,
+        previous_action: torch.Tensor,
+        is_init: torch.Tensor,
+        belief: torch.Tensor,
+        state: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        action_noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
+        explore = exploration_type() is ExplorationType.RANDOM
+        if explore and noise is None:
+            noise = torch.rand(len(belief), self.rssm.stochastic, generator=self.generator, device=belief.device)
+        belief, sampled, logits = self.rssm(encoded, previous_action, is_init, belief, state, noise)
+        state = sampled if noise is not None else OneHot(logits, self.rssm.unimix).mode.to(sampled.dtype)
+        policy = self.actor.distribution(self.actor(features_of(belief, state)))
+        if action_noise is None:
+            if not explore:
+                return belief, state, policy.mode
+            action_noise = self.actor.space.noise(len(belief), generator=self.generator, device=belief.device)
+        return belief, state, policy.sample(action_noise)
+
+    def _observation(self, flat: TensorDictBase, key: NestedKey) -> torch.Tensor:
+        value = flat.get(key, None)
+        if value is None:
+            there = ", ".join(sorted(key_name(key) for key in flat.keys(True, True)))
+            raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
+        return value
+
+
+def build_agent(
+    observation_spec: Composite,
+    action_spec: TensorSpec,
+    size: str | Size = "size1m",
+    dtype: torch.dtype = torch.float32,
+    actor_unimix: float = 0.0,
+) -> Agent:
+    """Build an `Agent` for an environment; ``size`` is a name from ``configs/size`` or a `Size`.
+
+    Example:
+        >>> from torchrl.data import Bounded, Composite, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((24,))), Bounded(-1, 1, (6,)), "size1m")
+        >>> sum(parameter.numel() for parameter in agent.parameters())
+        640867
+    """
+    size = Size.named(size) if isinstance(size, str) else size
+    return Agent(observation_spec, action_spec, size, dtype, actor_unimix)

@@ -1,0 +1,182 @@
+"""Checkpoints of the official JAX agent, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+import torch
+from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
+
+from dreamer_torchrl.agent import Agent, Size
+from dreamer_torchrl.interop.names import Link, keys_of, links
+from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
+from dreamer_torchrl.learner import Hyperparameters, Learner
+
+Arrays = Mapping[str, np.ndarray]
+
+SECOND_MOMENT, MOMENTUM = "opt/state/1/1", "opt/state/2/1"
+COUNTERS = ("opt/state/1/0", "opt/state/2/0", "opt/state/3/count", "opt/step/value", "slowval_count/value")
+
+
+def load_official(
+    source: str | Path | Arrays,
+    observation_spec: Composite | None = None,
+    action_spec: TensorSpec | None = None,
+    stochastic: int | None = None,
+    hyperparameters: Hyperparameters | None = None,
+) -> Learner:
+    """Build an agent from official weights, inside the learner that owns what else the checkpoint holds.
+
+    The learner continues where the official one stopped: slow critic, return normalizer and optimizer state come along
+    as far as they are there. To act, take ``load_official(...).agent.policy``.
+
+    Args:
+        source: a log directory, its ``ckpt`` folder, one checkpoint in it, an ``.npz`` file, or the arrays themselves.
+        observation_spec, action_spec: where the shapes leave a choice: names of image keys, sides of images that are
+            not square, several discrete variables.
+        stochastic: number of state variables. Shapes tell only its product with the classes; left out it is the
+            official 32 if that divides the product, else the product's square root.
+        hyperparameters: of the learner, the official ones if left out.
+
+    Example:
+        >>> from torchrl.data import OneHot
+        >>> from dreamer_torchrl.agent import build_agent
+        >>> agent = build_agent(Composite(vector=Unbounded((3,))), OneHot(2), "size1m")
+        >>> arrays = save_official_params(Learner(agent))
+        >>> torch.equal(load_official(arrays).agent.actor.mlp[0].weight, agent.actor.mlp[0].weight)
+        True
+    """
+    arrays = _read(source)
+    size = size_from(arrays, stochastic)
+    observation_spec = observation_spec or _observation_spec(arrays)
+    action_spec = action_spec or _action_spec(arrays)
+    learner = Learner(Agent(observation_spec, action_spec, size), hyperparameters)
+    load_into(learner, arrays)
+    return learner
+
+
+def load_into(learner: Learner, arrays: Arrays) -> None:
+    """Fill a learner with official arrays; slow critic, normalizer and optimizer only if they are among them."""
+    found = links(learner.agent)
+    unknown = {name for name in arrays if _is_trained(name)} - {link.name for link in found}
+    if unknown:
+        raise ValueError(f"The checkpoint has arrays for which this agent has no place: {', '.join(sorted(unknown))}.")
+    with torch.no_grad():
+        for link in found:
+            link.parameter.copy_(link.from_official(_get(arrays, link.name)))
+        slow = _slow_links(learner)
+        if f"slow{slow[0].name}" in arrays:
+            for link in slow:
+                link.parameter.copy_(link.from_official(_get(arrays, f"slow{link.name}")))
+        if "retnorm/lo/value" in arrays:
+            learner.actor_loss.normalizer.low.fill_(float(_get(arrays, "retnorm/lo/value")))
+            learner.actor_loss.normalizer.high.fill_(float(_get(arrays, "retnorm/hi/value")))
+        if f"{MOMENTUM}/{found[0].name}" in arrays:
+            steps = int(_get(arrays, "opt/step/value"))
+            for link in found:
+                state = learner.optimizer.state[link.parameter]
+                state["nu"].copy_(link.from_official(_get(arrays, f"{SECOND_MOMENT}/{link.name}")))
+                state["mu"].copy_(link.from_official(_get(arrays, f"{MOMENTUM}/{link.name}")))
+                state["step"].fill_(steps)
+
+
+def save_official_params(learner: Learner, path: str | Path | None = None) -> dict[str, np.ndarray]:
+    """Write everything that `load_official` reads as a plain mapping, and to an ``.npz`` file if ``path`` is given."""
+    found, normalizer, optimizer = links(learner.agent), learner.actor_loss.normalizer, learner.optimizer
+    arrays = {link.name: link.to_official(link.parameter) for link in found}
+    arrays |= {f"slow{link.name}": link.to_official(link.parameter) for link in _slow_links(learner)}
+    arrays["retnorm/lo/value"] = normalizer.low.cpu().numpy().copy()
+    arrays["retnorm/hi/value"] = normalizer.high.cpu().numpy().copy()
+    for link in found:
+        state = optimizer.state[link.parameter]
+        arrays[f"{SECOND_MOMENT}/{link.name}"] = link.to_official(state["nu"])
+        arrays[f"{MOMENTUM}/{link.name}"] = link.to_official(state["mu"])
+    steps = np.int32(optimizer.state[found[0].parameter]["step"].item())
+    arrays |= dict.fromkeys(COUNTERS, np.asarray(steps))
+    if path is not None:
+        np.savez(path, **arrays)
+    return arrays
+
+
+def size_from(arrays: Arrays, stochastic: int | None = None) -> Size:
+    """Read the numbers of an agent off the shapes of its arrays."""
+    belief, hidden = _get(arrays, "dyn/dynin0/kernel").shape
+    blocks = _get(arrays, "dyn/dyngru/kernel").shape[0]
+    state = _get(arrays, "dyn/priorlogit/bias").shape[0]
+    units = _get(arrays, "val/mlp/linear0/kernel").shape[1]
+    depth = arrays["enc/cnn0/kernel"].shape[-1] // 2 if "enc/cnn0/kernel" in arrays else 4
+    if stochastic is None:
+        stochastic = 32 if state % 32 == 0 else isqrt(state)
+    if state % stochastic:
+        raise ValueError(
+            f"The {state} state logits do not split into {stochastic} variables: give the official "
+            "configuration's dyn.rssm.stoch as stochastic=."
+        )
+    return Size(belief, hidden, stochastic, state // stochastic, blocks, depth, units)
+
+
+def _read(source: str | Path | Arrays) -> Arrays:
+    if isinstance(source, Mapping):
+        return source
+    path = Path(source)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    path = find_checkpoint(path)
+    content = load_arrays(path)
+    if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
+        raise ValueError(f"{path} holds no 'params': give the agent.pkl of an official checkpoint.")
+    return content["params"]
+
+
+def _observation_spec(arrays: Arrays) -> Composite:
+    leaves: dict[str, TensorSpec] = {}
+    for name in arrays:
+        match name.split("/"):
+            case ["dec", "vec", *key, "pred", "bias"]:
+                leaves["/".join(key)] = Unbounded(arrays[name].shape)
+            case ["dec", "vec", *key, "logits", "bias"]:
+                leaves["/".join(key)] = Categorical(arrays[name].shape[0], shape=())
+    if "dec/imgout/bias" in arrays:
+        smallest = _get(arrays, "dec/sp0/bias").shape[0] // _get(arrays, "dec/spnorm/scale").shape[0]
+        if isqrt(smallest) ** 2 != smallest:
+            raise ValueError("The images of this checkpoint are not square: give observation_spec=.")
+        side, channels = 16 * isqrt(smallest), arrays["dec/imgout/bias"].shape[0]
+        leaves["image"] = Bounded(0, 255, (side, side, channels), dtype=torch.uint8)
+    return Composite({key: leaves[name] for name, key in keys_of(leaves).items()})
+
+
+def _action_spec(arrays: Arrays) -> Composite:
+    leaves: dict[str, TensorSpec] = {}
+    for name in arrays:
+        match name.split("/"):
+            case ["pol", "head", *key, "mean", "bias"]:
+                leaves["/".join(key)] = Bounded(-1.0, 1.0, arrays[name].shape)
+            case ["pol", "head", *key, "logits", "bias"]:
+                leaves["/".join(key)] = Categorical(arrays[name].shape[0], shape=())
+    return Composite(leaves)
+
+
+def _slow_links(learner: Learner) -> list[Link]:
+    """Links of the slow critic under the names of the fast one."""
+    loss = learner.value_loss
+    fast = {id(parameter): key for key, parameter in loss.value_params.items(True, True)}
+    return [
+        replace(link, parameter=loss.target_value_params.get(fast[id(link.parameter)]))
+        for link in links(learner.agent)
+        if link.name.startswith("val/")
+    ]
+
+
+def _is_trained(name: str) -> bool:
+    return name.split("/")[0] in ("enc", "dyn", "dec", "rew", "con", "pol", "val")
+
+
+def _get(arrays: Arrays, name: str) -> np.ndarray:
+    if name not in arrays:
+        raise KeyError(f"The checkpoint has no array {name!r}: is it one of the official agent, and whole?")
+    return np.asarray(arrays[name])

@@ -1,0 +1,228 @@
+"""One update: losses, gradients, optimizer, slow critic, from a batch of steps to metrics and fresh latents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.objectives import SoftUpdate
+
+from dreamer_torchrl.agent import Agent
+from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence
+from dreamer_torchrl.objectives.actor import ActorLoss
+from dreamer_torchrl.objectives.batch import check_steps
+from dreamer_torchrl.objectives.returns import ReturnNormalizer
+from dreamer_torchrl.objectives.value import ValueLoss
+from dreamer_torchrl.objectives.world_model import WorldModelLoss
+from dreamer_torchrl.optim import LaProp
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The official numbers, all of them; official names in brackets where they differ."""
+
+    context: int = 1  # replay_context
+    imagination_length: int = 15  # imag_length
+    horizon: float = 333
+    discount_in_continue: bool = True  # contdisc
+    return_lambda: float = 0.95  # imag_loss.lam
+    replay_lambda: float = 0.95  # repl_loss.lam
+    slow_target: bool = False  # imag_loss.slowtar
+    slow_scale: float = 1.0  # imag_loss.slowreg and repl_loss.slowreg
+    slow_rate: float = 0.02  # slowvalue.rate
+    entropy_scale: float = 3e-4  # imag_loss.actent
+    free_nats: float = 1.0
+    unimix: float = 0.01
+    reward_grad: bool = True
+    replay_value_grad: bool = True  # repval_grad
+    return_percentiles: tuple[float, float] = (5.0, 95.0)  # retnorm.perclo, perchi
+    return_rate: float = 0.01  # retnorm.rate
+    return_limit: float = 1.0  # retnorm.limit
+    reconstruction_scale: float = 1.0  # loss_scales.rec
+    reward_scale: float = 1.0  # loss_scales.rew
+    continue_scale: float = 1.0  # loss_scales.con
+    dynamics_scale: float = 1.0  # loss_scales.dyn
+    representation_scale: float = 0.1  # loss_scales.rep
+    actor_scale: float = 1.0  # loss_scales.policy
+    value_scale: float = 1.0  # loss_scales.value
+    replay_value_scale: float = 0.3  # loss_scales.repval
+    learning_rate: float = 4e-5  # opt.lr
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-20
+    clip: float = 0.3  # opt.agc
+    warmup: int = 1000
+
+
+class Learner:
+    """Train an `Agent`: owns the losses, the slow critic, the return normalizer, the optimizer and the noise.
+
+    Args:
+        agent: what is trained.
+        hyperparameters: the official ones if left out.
+        seed: of the noise; the same seed and batches give the same weights.
+        compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop).
+
+    Example:
+        >>> from dreamer_torchrl.agent import build_agent
+        >>> from torchrl.data import Composite, OneHot, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
+        >>> learner = Learner(agent)
+        >>> metrics, latents = learner.update(example_batch(agent, batch=2, length=4))
+        >>> latents["belief"].shape, latents["state"].shape, latents["state"].dtype
+        (torch.Size([2, 4, 256]), torch.Size([2, 4, 16]), torch.uint8)
+    """
+
+    def __init__(
+        self, agent: Agent, hyperparameters: Hyperparameters | None = None, seed: int = 0, compile: bool = False
+    ):
+        h = hyperparameters or Hyperparameters()
+        self.agent, self.hyperparameters = agent, h
+        reward = agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward"))
+        continuation = agent.continuation.tensordict_module()
+        value = agent.value.tensordict_module()
+        observe = ObserveSequence(agent.rssm)
+        imagine = ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
+        if compile:
+            observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
+            for network in (agent.encoder, agent.decoder, agent.reward, agent.continuation, agent.actor, agent.value):
+                network.compile()
+        self.world_model_loss = WorldModelLoss(
+            agent.encoder.tensordict_module(),
+            observe.tensordict_module(),
+            agent.decoder.tensordict_module(),
+            reward,
+            continuation,
+            agent.spaces,
+            agent.action_space,
+            context=h.context,
+            free_nats=h.free_nats,
+            unimix=h.unimix,
+            horizon=h.horizon,
+            discount_in_continue=h.discount_in_continue,
+            reward_grad=h.reward_grad,
+            scales={
+                "reconstruction": h.reconstruction_scale,
+                "reward": h.reward_scale,
+                "continue": h.continue_scale,
+                "dynamics": h.dynamics_scale,
+                "representation": h.representation_scale,
+            },
+        )
+        self.value_loss = ValueLoss(
+            value,
+            slow_scale=h.slow_scale,
+            horizon=h.horizon,
+            return_lambda=h.replay_lambda,
+            replay_grad=h.replay_value_grad,
+            scale=h.value_scale,
+            replay_scale=h.replay_value_scale,
+        )
+        self.actor_loss = ActorLoss(
+            imagine.tensordict_module(),
+            agent.actor.probabilistic_module(),
+            reward,
+            continuation,
+            value,
+            slow_value=self.value_loss.slow_value() if h.slow_target else None,
+            horizon=h.horizon,
+            discount_in_continue=h.discount_in_continue,
+            return_lambda=h.return_lambda,
+            entropy_scale=h.entropy_scale,
+            scale=h.actor_scale,
+            normalizer=ReturnNormalizer(h.return_percentiles, h.return_rate, h.return_limit),
+        )
+        self.device = next(agent.parameters()).device
+        for loss in (self.world_model_loss, self.actor_loss, self.value_loss):
+            loss.to(self.device)
+        self.optimizer = LaProp(
+            agent.parameters(),
+            h.learning_rate,
+            h.betas,
+            h.eps,
+            h.clip,
+            warmup=h.warmup,
+            capturable=self.device.type == "cuda",
+        )
+        self.slow_update = SoftUpdate(self.value_loss, tau=h.slow_rate)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def update(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
+        """Learn from steps ``[B, context + T]``.
+
+        Returns the metrics (0-dim tensors; the objective is the sum of its ``loss_*``) and the latents ``[B, T]`` to
+        write back to the replay: ``belief`` and the class indices of ``state``, one byte each.
+        """
+        check_steps(batch, self.agent.spaces, self.world_model_loss.in_keys)
+        losses, data = self.losses(batch.to(self.device), self.draw_noise(*batch.shape))
+        objective = total(losses)
+        objective.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.slow_update.step()
+        metrics = losses.detach().set("objective", objective.detach())
+        state = data["state"].detach().argmax(-1).to(torch.uint8)
+        latents = TensorDict({"belief": data["belief"].detach().float(), "state": state}, batch_size=data.batch_size)
+        return metrics, latents
+
+    def losses(self, batch: TensorDictBase, noise: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
+        """All losses and metrics of a batch under given noise, and the data with everything that was computed."""
+        world_model, data = self.world_model_loss(batch.copy().set("noise", noise))
+        actor, data = self.actor_loss(data)
+        value, data = self.value_loss(data)
+        return world_model.update(actor).update(value), data
+
+    def draw_noise(self, batch: int, steps: int) -> TensorDict:
+        """All randomness of an update of ``[batch, steps]``: uniforms for states, the actor's noise for actions."""
+        variables, length = self.agent.rssm.stochastic, self.hyperparameters.imagination_length
+        uniform = {"generator": self.generator, "device": self.device}
+        noise = {
+            "posterior": torch.rand(batch, steps, variables, **uniform),
+            "prior": torch.rand(batch, steps, length, variables, **uniform),
+            "action": self.agent.action_space.noise(batch, steps, length, **uniform),
+        }
+        return TensorDict(noise, batch_size=[batch, steps])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on, each thing once."""
+        return {
+            "agent": self.agent.state_dict(),
+            "slow_value": {".".join(key): value for key, value in self._slow_params()},
+            "return_normalizer": self.actor_loss.normalizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        self.agent.load_state_dict(state["agent"])
+        for key, value in self._slow_params():
+            value.copy_(state["slow_value"][".".join(key)])
+        self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
+
+    def _slow_params(self) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
+        return self.value_loss.target_value_params.data.items(True, True)
+
+
+def total(losses: TensorDictBase) -> torch.Tensor:
+    """The objective: the sum of all ``loss_*``."""
+    return sum(value for key, value in losses.items() if key.startswith("loss_"))
+
+
+def example_batch(agent: Agent, batch: int = 16, length: int = 64, seed: int = 0) -> TensorDict:
+    """Random steps ``[batch, 1 + length]`` of the form that `Learner.update` takes, for examples and measurements."""
+    generator = torch.Generator().manual_seed(seed)
+    shape, rssm = (batch, 1 + length), agent.rssm
+    steps = {key: space.random(shape, generator) for key, space in agent.spaces.items()}
+    steps |= {key: space.random(shape, generator) for key, space in agent.action_space.spaces.items()}
+    flag = torch.rand(*shape, 3, generator=generator) < 0.01  # [B, 1 + T, 3]
+    steps["reward"] = torch.randn(*shape, 1, generator=generator)
+    steps["terminated"], steps["done"] = flag[..., :1], flag[..., :2].any(-1, keepdim=True)
+    steps["is_init"] = torch.cat([flag[:, :1, 2:], steps["done"][:, :-1]], 1)
+    steps["belief"] = torch.randn(*shape, rssm.belief_size, generator=generator).tanh()
+    steps["state"] = torch.randint(rssm.classes, (*shape, rssm.stochastic), generator=generator, dtype=torch.uint8)
+    return TensorDict(steps, batch_size=shape)

@@ -1,0 +1,42 @@
+"""The parts of the agent, each usable alone."""
+
+from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace, Actor
+from dreamer_torchrl.modules.decoder import Decoder
+from dreamer_torchrl.modules.distributions import Binary, BoundedNormal, OneHot, TwoHot, symexp, symlog
+from dreamer_torchrl.modules.encoder import Encoder
+from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, RMSNorm
+from dreamer_torchrl.modules.rssm import RSSM, BlockGRU, PriorStep
+from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence, imagine, observe
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
+
+__all__ = [
+    "MLP",
+    "RSSM",
+    "ActionDistribution",
+    "ActionSpace",
+    "Actor",
+    "Binary",
+    "BlockGRU",
+    "BlockLinear",
+    "BoundedNormal",
+    "ContinueHead",
+    "Continuous",
+    "Conv",
+    "Decoder",
+    "Discrete",
+    "Encoder",
+    "Image",
+    "ImagineRollout",
+    "Linear",
+    "ObserveSequence",
+    "OneHot",
+    "PriorStep",
+    "RMSNorm",
+    "TwoHot",
+    "TwoHotHead",
+    "imagine",
+    "observe",
+    "symexp",
+    "symlog",
+]

@@ -1,0 +1,202 @@
+"""The actor: features to a distribution over actions of any spec.
+
+Inside the agent an action is one flat float vector: floats as they are, classes one-hot, keys in sorted order.
+`ActionSpace` translates between that and the environment's own keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from tensordict import NestedKey
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+
+from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHot
+from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.heads import joined
+from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, flatten_all, key_name, spaces_from_spec
+
+
+class ActionSpace:
+    """All keys of an action, read off its spec: how they lie in the flat action, its noise and its parameters.
+
+    Example:
+        >>> from torchrl.data import Bounded, Categorical, Composite
+        >>> space = ActionSpace(Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3)))
+        >>> space.size, space.noise_size, space.parameter_size
+        (5, 3, 7)
+        >>> flat = space.flatten({"gear": torch.tensor(2), "steer": torch.tensor([0.5, -1.0])})
+        >>> flat
+        tensor([ 0.0000,  0.0000,  1.0000,  0.5000, -1.0000])
+        >>> space.restore(flat)["gear"]
+        tensor(2)
+    """
+
+    def __init__(self, spec: TensorSpec):
+        self.spaces: dict[NestedKey, Continuous | Discrete] = spaces_from_spec(spec, "action")
+        for key, space in self.spaces.items():
+            _check_action(key, space)
+        self.keys = list(self.spaces)
+        self.parts = [part for space in self.spaces.values() for part in _parts(space)]
+        self.size = sum(space.size for space in self.spaces.values())
+        self.noise_size = sum(part[0] for part in self.parts)
+        self.parameter_size = sum(_parameters(space) for space in self.spaces.values())
+
+    def flatten(self, values: Mapping[NestedKey, Tensor]) -> Tensor:
+        """Turn the environment's action keys into the flat action ``[..., A]``."""
+        return flatten_all(self.spaces, values)
+
+    def restore(self, flat: Tensor) -> dict[NestedKey, Tensor]:
+        """Turn a flat action into the environment's action keys."""
+        parts = flat.split([space.size for space in self.spaces.values()], -1)
+        return {key: space.restore(part) for (key, space), part in zip(self.spaces.items(), parts, strict=True)}
+
+    def noise(
+        self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        """Noise for one action each, ``[*batch, noise_size]``: uniforms for classes, normals for floats."""
+        draws = [torch.rand if part[1] else torch.randn for part in self.parts]
+        noise = [
+            draw(*batch, part[0], generator=generator, device=device)
+            for draw, part in zip(draws, self.parts, strict=True)
+        ]
+        return noise[0] if len(noise) == 1 else torch.cat(noise, -1)
+
+
+class ActionDistribution(Draw):
+    """Distribution over flat actions: one `OneHot` or `BoundedNormal` per part, independent of each other.
+
+    Args:
+        parameters: ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``.
+        space: which part is what.
+    """
+
+    has_rsample = True
+
+    def __init__(
+        self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, min_std: float = 0.1, max_std: float = 1.0
+    ):
+        self.parameters = full_precision(parameters)
+        self.space = space
+        self.parts: list[OneHot | BoundedNormal] = []
+        sizes = [count * (classes or 2) for count, classes in space.parts]
+        for (count, classes), part in zip(space.parts, self.parameters.split(sizes, -1), strict=True):
+            if classes:
+                self.parts.append(OneHot(part.unflatten(-1, (count, classes)), unimix))
+            else:
+                self.parts.append(BoundedNormal(*part.chunk(2, -1), min_std, max_std))
+        super().__init__(parameters.shape[:-1], torch.Size((space.size,)), validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        return self._join([part.mode for part in self.parts])
+
+    @property
+    def mean(self) -> Tensor:
+        return self._join([part.mean for part in self.parts])
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        sizes = [part.event_shape.numel() for part in self.parts]
+        values = [
+            chunk.unflatten(-1, part.event_shape)
+            for chunk, part in zip(value.split(sizes, -1), self.parts, strict=True)
+        ]
+        return sum(part.log_prob(chunk) for part, chunk in zip(self.parts, values, strict=True))
+
+    def entropy(self) -> Tensor:
+        return sum(part.entropy() for part in self.parts)
+
+    def kl(self, other: ActionDistribution) -> Tensor:
+        return sum(a.kl(b) for a, b in zip(self.parts, other.parts, strict=True))
+
+    def _draw(self, noise: Tensor) -> Tensor:
+        chunks = noise.split([count for count, _ in self.space.parts], -1)
+        return self._join([part.rsample(chunk) for part, chunk in zip(self.parts, chunks, strict=True)])
+
+    def _noise(self, shape: tuple[int, ...]) -> Tensor:
+        return self.space.noise(*shape, *self.parameters.shape[:-1], device=self.parameters.device)
+
+    def _join(self, values: list[Tensor]) -> Tensor:
+        flat = [value.flatten(-len(part.event_shape)) for part, value in zip(self.parts, values, strict=True)]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+
+
+class Actor(nn.Module, Face):
+    """Map features to the parameters of an `ActionDistribution`; logits and means start close to 0.
+
+    Example:
+        >>> from torchrl.data import OneHot as OneHotSpec
+        >>> actor = Actor(6, ActionSpace(OneHotSpec(4)), units=8)
+        >>> actor.distribution(actor(torch.ones(5, 6))).sample().shape
+        torch.Size([5, 4])
+    """
+
+    in_keys = ("features",)
+    out_keys = ("action_parameters",)
+
+    def __init__(
+        self,
+        in_features: int,
+        space: ActionSpace,
+        units: int,
+        layers: int = 3,
+        unimix: float = 0.0,
+        min_std: float = 0.1,
+        max_std: float = 1.0,
+    ):
+        super().__init__()
+        self.space = space
+        self.distribution_options = {"space": space, "unimix": unimix, "min_std": min_std, "max_std": max_std}
+        self.mlp = MLP(in_features, units, layers)
+        self.heads = nn.ModuleDict()
+        for key, part in space.spaces.items():
+            names = ("logits",) if isinstance(part, Discrete) else ("mean", "stddev")
+            self.heads[key_name(key)] = nn.ModuleDict({name: Linear(units, part.size, scale=0.01) for name in names})
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Take features in one or more parts ``[..., F_i]``; give ``[..., parameter_size]``."""
+        hidden = self.mlp(joined(features))
+        outputs = [head(hidden) for heads in self.heads.values() for head in heads.values()]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def distribution(self, parameters: Tensor) -> ActionDistribution:
+        """The distribution that the parameters stand for."""
+        return ActionDistribution(parameters, **self.distribution_options)
+
+    def probabilistic_module(
+        self, in_keys: tuple[NestedKey, ...] = ("features",), action_key: NestedKey = "action"
+    ) -> ProbabilisticTensorDictSequential:
+        """TorchRL's face of an actor: it samples by the exploration type and has `get_dist`; the action is flat."""
+        return ProbabilisticTensorDictSequential(
+            self.tensordict_module(in_keys),
+            ProbabilisticTensorDictModule(
+                in_keys={"parameters": "action_parameters"},
+                out_keys=[action_key],
+                distribution_class=ActionDistribution,
+                distribution_kwargs=self.distribution_options,
+            ),
+        )
+
+
+def _check_action(key: NestedKey, space: Continuous | Discrete | Image) -> None:
+    if isinstance(space, Image):
+        raise ValueError(f"Action {key_name(key)!r} has an image spec: give it a Bounded, OneHot or Categorical one.")
+    if isinstance(space, Continuous) and space.bounds not in ((), ((-1.0, 1.0),)):
+        listed = ", ".join(f"{low} to {high}" for low, high in space.bounds)
+        raise ValueError(
+            f"Action {key_name(key)!r} has bounds {listed}, but the actor acts in -1 to 1: "
+            "append torchrl.envs.ActionScaling() to the environment."
+        )
+
+
+def _parts(space: Continuous | Discrete) -> list[tuple[int, int]]:
+    """Pairs (noise numbers, classes) of each distribution in it; 0 classes for floats."""
+    return [(space.size, 0)] if isinstance(space, Continuous) else list(space.groups)
+
+
+def _parameters(space: Continuous | Discrete) -> int:
+    return 2 * space.size if isinstance(space, Continuous) else space.size

@@ -1,0 +1,145 @@
+"""Latents back to observations, and what a wrong reconstruction costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_torchrl.modules.distributions import OneHot, symexp, symlog
+from dreamer_torchrl.modules.encoder import KERNEL, STAGES, split_keys, stacked_sides
+from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, HiddenLayer, Linear, NormSilu, full_precision
+from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
+
+BLOCKS = 8
+
+
+class Decoder(nn.Module, Face):
+    """Predict all observation keys from ``features``, which are the belief followed by the flattened state.
+
+    A prediction is what its loss compares: symlog of floats, logits of classes (``[..., size]``), pixels in [0, 1].
+    `observation_from` turns it into an observation again.
+
+    Example:
+        >>> decoder = Decoder({"observation": Continuous((3,))}, belief_size=16, state_size=4, units=8)
+        >>> decoder(torch.zeros(5, 20)).shape, decoder.out_keys
+        (torch.Size([5, 3]), [('reconstruction', 'observation')])
+    """
+
+    in_keys = ("features",)
+
+    def __init__(
+        self,
+        spaces: Mapping[NestedKey, Space],
+        belief_size: int,
+        state_size: int,
+        units: int = 64,
+        depth: int = 4,
+        layers: int = 3,
+    ):
+        super().__init__()
+        self.spaces = dict(spaces)
+        self.out_keys = [reconstruction_key(key) for key in spaces]
+        self.vector_keys, self.image_keys = split_keys(spaces)
+        if self.vector_keys:
+            self.vector = MLP(belief_size + state_size, units, layers)
+            heads = {key_name(key): Linear(units, spaces[key].size) for key in self.vector_keys}
+            self.vector_heads = nn.ModuleDict(heads)
+        if self.image_keys:
+            sides = stacked_sides(spaces, self.image_keys)
+            self.image = ImageDecoder(belief_size, state_size, sides, units, depth)
+
+    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Take ``[..., F]``; give one prediction per key, in the order of ``out_keys``."""
+        predictions = {}
+        if self.vector_keys:
+            hidden = self.vector(features)
+            for key in self.vector_keys:
+                predictions[key] = full_precision(self.vector_heads[key_name(key)](hidden))
+        if self.image_keys:
+            pixels = self.image(features.flatten(0, -2))  # [N, h, w, c]
+            pixels = full_precision(pixels.reshape(*features.shape[:-1], *pixels.shape[1:]))
+            channels = [self.spaces[key].channels for key in self.image_keys]
+            for key, image in zip(self.image_keys, pixels.split(channels, -1), strict=True):
+                predictions[key] = self.spaces[key].from_channels_last(image)
+        ordered = tuple(predictions[key] for key in self.spaces)
+        return ordered[0] if len(ordered) == 1 else ordered
+
+
+class ImageDecoder(nn.Module):
+    """Features to pixels: two maps to the smallest picture, added, then four times upsample and convolve."""
+
+    def __init__(self, belief_size: int, state_size: int, sides: tuple[int, int, int], units: int, depth: int):
+        super().__init__()
+        height, width, channels = sides
+        sizes = [depth * stage for stage in STAGES]  # of the encoder's stages, walked backwards here
+        self.belief_size = belief_size
+        self.smallest = (height // 16, width // 16, sizes[-1])
+        self.from_belief = BlockLinear(belief_size, prod(self.smallest), BLOCKS)
+        self.from_state = nn.Sequential(HiddenLayer(state_size, 2 * units), Linear(2 * units, prod(self.smallest)))
+        self.norm = NormSilu(sizes[-1])
+        pairs = zip(sizes[:0:-1], sizes[-2::-1], strict=True)
+        self.stages = nn.ModuleList([UpsampleStage(a, b) for a, b in pairs])
+        self.out = Conv(sizes[0], channels, KERNEL)
+
+    def forward(self, features: Tensor) -> Tensor:
+        belief, state = features[:, : self.belief_size], features[:, self.belief_size :]
+        height, width, channels = self.smallest
+        blocks = self.from_belief(belief).reshape(-1, BLOCKS, height, width, channels // BLOCKS)
+        x = blocks.permute(0, 2, 3, 1, 4).reshape(-1, *self.smallest)  # each block fills its own channels
+        x = self.norm(x + self.from_state(state).reshape(-1, *self.smallest))
+        for stage in self.stages:
+            x = stage(x)
+        return torch.sigmoid(self.out(upsample(x)))
+
+
+class UpsampleStage(nn.Module):
+    """Double the sides, convolve, norm, silu."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels, KERNEL)
+        self.norm = NormSilu(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(upsample(x)))
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Repeat each pixel of ``[N, height, width, channels]`` twice along both sides."""
+    return F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2, mode="nearest").permute(0, 2, 3, 1)
+
+
+def reconstruction_key(key: NestedKey) -> tuple[str, ...]:
+    """Where the reconstruction of an observation key stands."""
+    return ("reconstruction", key) if isinstance(key, str) else ("reconstruction", *key)
+
+
+def reconstruction_loss(space: Space, prediction: Tensor, observation: Tensor) -> Tensor:
+    """Cost of a prediction, summed over the key's own axes: ``[...]``.
+
+    Squared error of pixels in [0, 1] or of symlog floats, cross entropy of classes.
+    """
+    if isinstance(space, Image):
+        return (prediction - observation / 255).square().sum((-1, -2, -3))
+    flat = space.flatten(observation)
+    if isinstance(space, Continuous):
+        return (prediction - symlog(flat)).square().sum(-1)
+    logits = prediction.split(list(space.classes), -1)
+    one_hot = flat.split(list(space.classes), -1)
+    return -sum((a.log_softmax(-1) * b).sum(-1) for a, b in zip(logits, one_hot, strict=True))
+
+
+def observation_from(space: Space, prediction: Tensor) -> Tensor:
+    """Turn a prediction into the observation that it stands for: pixels in [0, 1], floats, most likely classes."""
+    if isinstance(space, Image):
+        return prediction
+    if isinstance(space, Continuous):
+        return space.restore(symexp(prediction))
+    modes = [OneHot(part.unsqueeze(-2)).mode.squeeze(-2) for part in prediction.split(list(space.classes), -1)]
+    return space.restore(torch.cat(modes, -1))

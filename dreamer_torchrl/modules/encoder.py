@@ -1,0 +1,122 @@
+"""Observations of any keys to one vector: vectors through an MLP, images through convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor, nn
+
+from dreamer_torchrl.modules.distributions import symlog
+from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.layers import MLP, Conv, NormSilu
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
+
+STAGES = (2, 3, 4, 4)  # channels of each image stage, in multiples of `depth`; each stage halves the sides
+KERNEL = 5
+
+
+class Encoder(nn.Module, Face):
+    """Encode all observation keys into ``encoded_latents``.
+
+    Args:
+        spaces: what each key holds.
+        units: width of the vector MLP.
+        depth: channels of the convolutions are multiples of it.
+        dtype: precision in which everything from here on computes (the weights' own, if left out).
+
+    Example:
+        >>> encoder = Encoder({"observation": Continuous((3,)), "pixels": Image(64, 64, 3)}, units=8, depth=2)
+        >>> image = torch.zeros(5, 64, 64, 3, dtype=torch.uint8)
+        >>> encoder(torch.ones(5, 3), image).shape, encoder.out_features
+        (torch.Size([5, 136]), 136)
+    """
+
+    out_keys = ("encoded_latents",)
+
+    def __init__(
+        self,
+        spaces: Mapping[NestedKey, Space],
+        units: int = 64,
+        depth: int = 4,
+        layers: int = 3,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        if not spaces:
+            raise ValueError("The encoder got no observation key: give it at least one vector or image.")
+        self.spaces, self.in_keys, self.dtype = dict(spaces), list(spaces), dtype
+        self.vector_keys, self.image_keys = split_keys(spaces)
+        self.out_features = 0
+        if self.vector_keys:
+            self.vector = MLP(sum(spaces[key].size for key in self.vector_keys), units, layers)
+            self.out_features += units
+        if self.image_keys:
+            height, width, channels = stacked_sides(spaces, self.image_keys)
+            sizes = [channels] + [depth * stage for stage in STAGES]
+            self.image = nn.Sequential(*[ImageStage(a, b) for a, b in pairwise(sizes)])
+            self.out_features += (height // 16) * (width // 16) * sizes[-1]
+
+    def forward(self, *observations: Tensor) -> Tensor:
+        """Take the observations in the order of ``in_keys``, each ``[..., *shape]``; give ``[..., E]``."""
+        values = dict(zip(self.in_keys, observations, strict=True))
+        dtype = self.dtype or next(self.parameters()).dtype
+        parts = []
+        if self.vector_keys:
+            flat = torch.cat([self._squash(key, values[key]) for key in self.vector_keys], -1)  # [..., V]
+            parts.append(self.vector(flat.to(dtype)))
+        if self.image_keys:
+            images = [self.spaces[key].to_channels_last(values[key]) for key in self.image_keys]
+            stacked = images[0] if len(images) == 1 else torch.cat(images, -1)  # [..., h, w, c], still bytes
+            encoded = self.image(stacked.flatten(0, -4).to(dtype) / 255 - 0.5)
+            parts.append(encoded.reshape(*stacked.shape[:-3], -1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _squash(self, key: NestedKey, value: Tensor) -> Tensor:
+        flat = self.spaces[key].flatten(value)
+        return symlog(flat) if isinstance(self.spaces[key], Continuous) else flat
+
+
+class ImageStage(nn.Module):
+    """Convolution, maximum over 2 x 2 pixels, norm, silu."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels, KERNEL)
+        self.norm = NormSilu(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(max_pool(self.conv(x)))
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Halve the sides of ``[N, height, width, channels]`` by maxima.
+
+    The gradient is shared among equal pixels, as in JAX; ``F.max_pool2d`` would give all of it to one.
+    """
+    n, height, width, channels = x.shape
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).amax((2, 4))
+
+
+def split_keys(spaces: Mapping[NestedKey, Space]) -> tuple[list[NestedKey], list[NestedKey]]:
+    """Sort keys into those of vectors and those of images."""
+    images = [key for key, space in spaces.items() if isinstance(space, Image)]
+    return [key for key, space in spaces.items() if isinstance(space, Continuous | Discrete)], images
+
+
+def stacked_sides(spaces: Mapping[NestedKey, Space], keys: list[NestedKey]) -> tuple[int, int, int]:
+    """Height, width and total channels of all image keys, after checking that they can be stacked and halved."""
+    for key in keys:
+        for side, size in (("height", spaces[key].height), ("width", spaces[key].width)):
+            if size % 16 or not 3 <= size // 16 <= 16:
+                raise ValueError(
+                    f"Image {key_name(key)!r} has {side} {size}: four halvings must end between 3 and 16, "
+                    "so resize it to a multiple of 16 between 48 and 256."
+                )
+    sides = {(spaces[key].height, spaces[key].width) for key in keys}
+    if len(sides) > 1:
+        listed = ", ".join(f"{key_name(key)!r} {spaces[key].height} x {spaces[key].width}" for key in keys)
+        raise ValueError(f"Images of different sides cannot be stacked ({listed}): resize them to one size.")
+    return *sides.pop(), sum(spaces[key].channels for key in keys)

@@ -1,0 +1,65 @@
+"""Heads that predict a number or a probability from features."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dreamer_torchrl.modules.distributions import Binary, TwoHot, two_hot_bins
+from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
+
+
+class TwoHotHead(nn.Module, Face):
+    """Predict a number of any magnitude: reward or value. Starts at exactly 0.
+
+    Example:
+        >>> logits, prediction = TwoHotHead(6, units=8, layers=1)(torch.ones(5, 6))
+        >>> logits.shape, prediction.abs().max().item()
+        (torch.Size([5, 255]), 0.0)
+    """
+
+    in_keys = ("features",)
+    out_keys = ("state_value_logits", "state_value")
+
+    def __init__(self, in_features: int, units: int, layers: int, bins: int = 255):
+        super().__init__()
+        self.mlp = MLP(in_features, units, layers)
+        self.logits = Linear(units, bins, scale=0.0)
+        self.register_buffer("bins", two_hot_bins(bins), persistent=False)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """Take features in one or more parts ``[..., F_i]``; give logits ``[..., bins]`` and a number ``[..., 1]``."""
+        logits = full_precision(self.logits(self.mlp(joined(features))))
+        return logits, TwoHot(logits, self.bins).mean
+
+
+class ContinueHead(nn.Module, Face):
+    """Predict how likely the episode goes on, with the horizon's discount in it.
+
+    Example:
+        >>> logits, probability = ContinueHead(6, units=8)(torch.ones(5, 6))
+        >>> logits.shape, bool((probability > 0).all())
+        (torch.Size([5, 1]), True)
+    """
+
+    in_keys = ("features",)
+    out_keys = ("continue_logits", "continuation")
+
+    def __init__(self, in_features: int, units: int, layers: int = 1):
+        super().__init__()
+        self.mlp = MLP(in_features, units, layers)
+        self.logits = Linear(units, 1)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """Take features in one or more parts ``[..., F_i]``; give logit and probability, ``[..., 1]`` each."""
+        logits = full_precision(self.logits(self.mlp(joined(features))))
+        return logits, Binary(logits).mean
+
+
+def joined(parts: tuple[Tensor, ...]) -> Tensor:
+    """Join features that come in parts, as ``belief`` and ``state`` do in TorchRL; the first gives the batch axes."""
+    if len(parts) == 1:
+        return parts[0]
+    batch = parts[0].shape[:-1]
+    return torch.cat([part.reshape(*batch, -1).to(parts[0].dtype) for part in parts], -1)

@@ -1,0 +1,174 @@
+"""The recurrent state-space model: one step of belief and state, written for reading.
+
+`sequence.py` runs the same mathematics over whole sequences and rollouts; the tests hold the two together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_torchrl.modules.distributions import sample_one_hot, straight_through, unimix_probs
+from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu
+
+
+class BlockGRU(nn.Module):
+    """The recurrence: a GRU whose matrices are block diagonal, fed by all of belief, state and action.
+
+    Example:
+        >>> core = BlockGRU(belief_size=16, state_size=6, action_size=2, hidden=8, blocks=4)
+        >>> core(torch.zeros(5, 16), torch.zeros(5, 6), torch.zeros(5, 2)).shape
+        torch.Size([5, 16])
+    """
+
+    def __init__(self, belief_size: int, state_size: int, action_size: int, hidden: int, blocks: int):
+        super().__init__()
+        self.belief_size, self.hidden, self.blocks = belief_size, hidden, blocks
+        self.belief_in = HiddenLayer(belief_size, hidden)
+        self.state_in = HiddenLayer(state_size, hidden)
+        self.action_in = HiddenLayer(action_size, hidden)
+        self.mix = BlockLinear(belief_size + blocks * 3 * hidden, belief_size, blocks)
+        self.mix_norm = NormSilu(belief_size)
+        self.gates = BlockLinear(belief_size, 3 * belief_size, blocks)
+
+    def forward(self, belief: Tensor, state: Tensor, action: Tensor) -> Tensor:
+        """Take ``[N, D]``, ``[N, S*K]``, ``[N, A]``; give the next belief ``[N, D]``."""
+        inputs = torch.cat([self.belief_in(belief), self.state_in(state), self.action_in(bounded(action))], -1)
+        shared = inputs.unsqueeze(1).expand(-1, self.blocks, -1)  # [N, g, 3 hidden], the same for each block
+        own = belief.unflatten(-1, (self.blocks, -1))  # [N, g, D / g]
+        mixed = self.mix_norm(self.mix(torch.cat([own, shared], -1).flatten(1)))
+        return gru_update(self.gates(mixed), belief, self.blocks)
+
+
+class RSSM(nn.Module, Face):
+    """Belief ``[N, D]`` and state ``[N, S, K]`` with their prior and posterior.
+
+    ``forward`` is one observed step; `imagine` is one step without observation. Noise is one uniform per state
+    variable, ``[N, S]``; it is drawn here where none is given.
+
+    Example:
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
+        >>> belief, state = rssm.initial(5)
+        >>> belief, state, logits = rssm(torch.ones(5, 6), torch.zeros(5, 2), torch.ones(5, 1).bool(), belief, state)
+        >>> belief.shape, state.shape, state.sum(-1).allclose(torch.ones(5, 4))
+        (torch.Size([5, 16]), torch.Size([5, 4, 3]), True)
+    """
+
+    in_keys = ("encoded_latents", "previous_action", "is_init", "belief", "state")
+    out_keys = ("belief", "state", "posterior_logits")
+
+    def __init__(
+        self,
+        action_size: int,
+        encoded_size: int,
+        belief_size: int = 512,
+        hidden: int = 64,
+        stochastic: int = 32,
+        classes: int = 4,
+        blocks: int = 8,
+        unimix: float = 0.01,
+    ):
+        super().__init__()
+        self.belief_size, self.stochastic, self.classes, self.unimix = belief_size, stochastic, classes, unimix
+        self.state_size = stochastic * classes
+        self.feature_size = belief_size + self.state_size
+        self.core = BlockGRU(belief_size, self.state_size, action_size, hidden, blocks)
+        self.posterior = HiddenLayer(belief_size + encoded_size, hidden)
+        self.posterior_logits = Linear(hidden, self.state_size)
+        self.prior = MLP(belief_size, hidden, layers=2)
+        self.prior_logits = Linear(hidden, self.state_size)
+
+    def initial(self, *batch: int) -> tuple[Tensor, Tensor]:
+        """The belief and state with which every episode starts: zeros."""
+        like = self.prior_logits.bias
+        return like.new_zeros(*batch, self.belief_size), like.new_zeros(*batch, self.stochastic, self.classes)
+
+    def forward(
+        self,
+        encoded: Tensor,
+        previous_action: Tensor,
+        is_init: Tensor,
+        belief: Tensor,
+        state: Tensor,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Observe: ``[N, E]``, ``[N, A]``, ``[N, 1]``, ``[N, D]``, ``[N, S, K]`` to belief, state, posterior logits."""
+        keep = (~is_init).to(encoded.dtype)  # [N, 1]
+        belief = belief.to(encoded.dtype) * keep
+        state = state.to(encoded.dtype).flatten(-2) * keep
+        belief = self.core(belief, state, previous_action.to(encoded.dtype) * keep)
+        logits = self.as_state(self.posterior_logits(self.posterior(torch.cat([belief, encoded], -1))))
+        return belief, self.sample(logits, noise), logits
+
+    def imagine(
+        self, belief: Tensor, state: Tensor, action: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Dream: ``[N, D]``, ``[N, S, K]``, ``[N, A]`` to the next belief, state and prior logits."""
+        belief = self.core(belief, state.flatten(-2), action.to(belief.dtype))
+        logits = self.prior_from(belief)
+        return belief, self.sample(logits, noise), logits
+
+    def one_hot(self, state: Tensor) -> Tensor:
+        """Turn class indices ``[..., S]``, as replay stores them, into ``[..., S, K]``; what is one-hot stays."""
+        return state if state.is_floating_point() else F.one_hot(state.long(), self.classes).to(self.prior_logits.bias)
+
+    def prior_from(self, belief: Tensor) -> Tensor:
+        """Prior logits ``[..., S, K]`` of a belief ``[..., D]``."""
+        return self.as_state(self.prior_logits(self.prior(belief)))
+
+    def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Straight-through sample ``[..., S, K]``, in the precision of the logits."""
+        probs = unimix_probs(logits, self.unimix)
+        if noise is None:
+            noise = torch.rand(probs.shape[:-1], dtype=probs.dtype, device=probs.device)
+        one_hot = sample_one_hot(probs.detach(), noise)
+        return (straight_through(one_hot, probs) if probs.requires_grad else one_hot).to(logits.dtype)
+
+    def as_state(self, logits: Tensor) -> Tensor:
+        """See ``[..., S*K]`` as ``[..., S, K]``."""
+        return logits.unflatten(-1, (self.stochastic, self.classes))
+
+
+class PriorStep(nn.Module, Face):
+    """One imagined step under TorchRL's key names: a transition for its ``DreamerEnv`` and its world-model wrappers.
+
+    Example:
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
+        >>> transition = PriorStep(rssm).tensordict_module()
+        >>> transition.in_keys, transition.out_keys
+        (['state', 'belief', 'action'], ['prior_logits', 'state', 'belief'])
+    """
+
+    in_keys = ("state", "belief", "action")
+    out_keys = ("prior_logits", "state", "belief")
+
+    def __init__(self, rssm: RSSM):
+        super().__init__()
+        self.rssm = rssm
+
+    def forward(self, state: Tensor, belief: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take ``[..., S, K]``, ``[..., D]``, ``[..., A]`` of any batch."""
+        batch = belief.shape[:-1]
+        flat = [x.reshape(-1, *x.shape[len(batch) :]) for x in (belief, state, action)]
+        belief, state, logits = self.rssm.imagine(*flat)
+        return tuple(x.unflatten(0, batch) if batch else x.squeeze(0) for x in (logits, state, belief))
+
+
+def bounded(action: Tensor) -> Tensor:
+    """Divide by ``max(1, |a|)``; the gradient does not see the divisor."""
+    return action / action.detach().abs().clamp_min(1.0)
+
+
+def gru_update(gates: Tensor, belief: Tensor, blocks: int) -> Tensor:
+    """Mix candidate and old belief; each block of ``gates`` ``[N, 3 D]`` holds its reset, candidate and update."""
+    reset, candidate, update = (part.flatten(1) for part in gates.unflatten(-1, (blocks, 3, -1)).unbind(2))
+    candidate = torch.tanh(torch.sigmoid(reset) * candidate)
+    update = torch.sigmoid(update - 1)  # starts by remembering
+    return torch.lerp(belief, candidate, update)
+
+
+def features_of(belief: Tensor, state: Tensor) -> Tensor:
+    """What heads, actor and decoder see: ``[..., D]`` and ``[..., S, K]`` to ``[..., D + S*K]``."""
+    return torch.cat([belief, state.flatten(-2)], -1)

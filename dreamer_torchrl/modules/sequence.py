@@ -1,0 +1,306 @@
+"""Whole sequences and rollouts of the RSSM, with all that does not depend on the recurrent state taken out of the loop.
+
+What is left inside: the belief's and state's share of the recurrence and the belief's share of the posterior. Actions,
+observations, the prior and the noise are handled for all steps at once. The tests compare with the steps of `rssm.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.layers import HiddenLayer, rms_norm
+from dreamer_torchrl.modules.rssm import RSSM, bounded, features_of, gru_update
+
+Policy = Callable[[Tensor, Tensor | None], Tensor]
+"""Features ``[N, F]`` and the noise of one step to a flat action ``[N, A]``."""
+
+
+class CastLayer(NamedTuple):
+    """A `HiddenLayer` with its weights cast once."""
+
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, layer: HiddenLayer, dtype: torch.dtype) -> CastLayer:
+        return cls(layer.linear.weight.to(dtype), layer.linear.bias.to(dtype), layer.after.norm.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.silu(rms_norm(F.linear(x, self.weight, self.bias), self.scale))
+
+
+class SplitRSSM:
+    """An `RSSM` made ready for a loop: matrices split by what they multiply, each cast once.
+
+    The mixing layer sees the same three inputs in every block, so their share is one plain matrix product. Of it, the
+    action's share does not depend on the state, as the observation's share of the posterior does not: both are computed
+    for all steps together (`action_share`, `encoded_share`).
+    """
+
+    def __init__(self, rssm: RSSM, dtype: torch.dtype):
+        core = rssm.core
+        self.rssm, self.dtype, self.blocks = rssm, dtype, core.blocks
+        self.belief_in = CastLayer.of(core.belief_in, dtype)
+        self.state_in = CastLayer.of(core.state_in, dtype)
+        self.action_in = CastLayer.of(core.action_in, dtype)
+        own = core.belief_size // core.blocks
+        mix = core.mix.weight.to(dtype)  # [g, D / g + 3 hidden, D / g]
+        shared = mix[:, own:].transpose(0, 1).flatten(1)  # [3 hidden, D]
+        self.mix_own, self.mix_bias, self.mix_scale = mix[:, :own], core.mix.bias.to(dtype), core.mix_norm.norm.weight
+        self.mix_recurrent, self.mix_action = shared.split([2 * core.hidden, core.hidden])
+        self.gates, self.gates_bias = core.gates.weight.to(dtype), core.gates.bias.to(dtype)
+        posterior = CastLayer.of(rssm.posterior, dtype)
+        encoded = posterior.weight.shape[1] - rssm.belief_size
+        self.posterior_own, self.posterior_encoded = posterior.weight.split([rssm.belief_size, encoded], 1)
+        self.posterior_bias, self.posterior_scale = posterior.bias, posterior.scale
+        self.posterior_logits = rssm.posterior_logits.weight.to(dtype), rssm.posterior_logits.bias.to(dtype)
+        self.prior = [CastLayer.of(layer, dtype) for layer in rssm.prior]
+        self.prior_logits = rssm.prior_logits.weight.to(dtype), rssm.prior_logits.bias.to(dtype)
+
+    def action_share(self, action: Tensor) -> Tensor:
+        """The action's and the bias's share of the mixing layer for any batch: ``[..., A]`` to ``[..., D]``."""
+        return self.action_in(bounded(action.to(self.dtype))) @ self.mix_action + self.mix_bias
+
+    def encoded_share(self, encoded: Tensor) -> Tensor:
+        """The observation's and the bias's share of the posterior for any batch: ``[..., E]`` to ``[..., hidden]``."""
+        return F.linear(encoded, self.posterior_encoded, self.posterior_bias)
+
+    def next_belief(self, belief: Tensor, state: Tensor, action_share: Tensor) -> Tensor:
+        """The recurrence from ``[N, D]``, ``[N, S*K]`` and the action's share ``[N, D]``."""
+        recurrent = torch.cat([self.belief_in(belief), self.state_in(state)], -1)
+        mixed = self._blocks(belief, self.mix_own) + torch.addmm(action_share, recurrent, self.mix_recurrent)
+        mixed = F.silu(rms_norm(mixed, self.mix_scale))
+        return gru_update(self._blocks(mixed, self.gates) + self.gates_bias, belief, self.blocks)
+
+    def _blocks(self, x: Tensor, weight: Tensor) -> Tensor:
+        blocks = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # [g, N, in / g]
+        return torch.bmm(blocks, weight).transpose(0, 1).flatten(1)
+
+
+def observe_step(
+    split: SplitRSSM,
+    belief: Tensor,
+    state: Tensor,
+    kept: Tensor,
+    action_share: Tensor,
+    encoded_share: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is left of an observed step inside the loop.
+
+    ``[N, D]``, ``[N, S, K]``, ``[N, 1]``, ``[N, D]``, ``[N, hidden]``, ``[N, S]`` to belief, state, posterior logits.
+    """
+    belief = split.next_belief(belief * kept, state.flatten(1) * kept, action_share)
+    hidden = torch.addmm(encoded_share, belief, split.posterior_own.t())
+    hidden = F.silu(rms_norm(hidden, split.posterior_scale))
+    logits = split.rssm.as_state(F.linear(hidden, *split.posterior_logits))
+    return belief, split.rssm.sample(logits, noise), logits
+
+
+def imagine_step(split: SplitRSSM, features: Tensor, action_share: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of an imagined step: ``[N, F]``, ``[N, D]``, ``[N, S]`` to belief and state."""
+    rssm = split.rssm
+    belief, state = features.split([rssm.belief_size, rssm.state_size], -1)
+    belief = split.next_belief(belief, state, action_share)
+    hidden = belief
+    for layer in split.prior:
+        hidden = layer(hidden)
+    return belief, rssm.sample(rssm.as_state(F.linear(hidden, *split.prior_logits)), noise)
+
+
+def observe(
+    rssm: RSSM,
+    encoded: Tensor,
+    previous_action: Tensor,
+    is_init: Tensor,
+    belief: Tensor,
+    state: Tensor,
+    noise: Tensor,
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = observe_step,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run T observed steps from one start, with gradient.
+
+    Args:
+        rssm: the model.
+        encoded: ``[B, T, E]``; its precision is the one computed in.
+        previous_action: flat, ``[B, T, A]``, the action that led to each step.
+        is_init: ``[B, T, 1]``, steps at which everything before is forgotten.
+        belief, state: start, ``[B, D]`` and ``[B, S, K]``.
+        noise: uniforms ``[B, T, S]``.
+        step: `observe_step` or a compiled one.
+
+    Returns:
+        Beliefs ``[B, T, D]``, states ``[B, T, S, K]``, posterior logits ``[B, T, S, K]``.
+
+    Example:
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
+        >>> inputs = torch.ones(5, 7, 6), torch.zeros(5, 7, 2), torch.zeros(5, 7, 1).bool()
+        >>> beliefs, states, logits = observe(rssm, *inputs, *rssm.initial(5), torch.rand(5, 7, 4))
+        >>> beliefs.shape, states.shape
+        (torch.Size([5, 7, 16]), torch.Size([5, 7, 4, 3]))
+    """
+    split = SplitRSSM(rssm, encoded.dtype)
+    kept = (~is_init).to(encoded.dtype)  # [B, T, 1]
+    action_shares = split.action_share(previous_action * kept)  # [B, T, D]
+    encoded_shares = split.encoded_share(encoded)  # [B, T, hidden]
+    inputs = (kept, action_shares, encoded_shares, noise)
+    outputs = [(belief.to(encoded.dtype), state.to(encoded.dtype), None)]
+    for now in zip(*(x.unbind(1) for x in inputs), strict=True):
+        outputs.append(step(split, *outputs[-1][:2], *now))
+    beliefs, states, logits = (torch.stack(parts, 1) for parts in zip(*outputs[1:], strict=True))
+    return beliefs, states, logits
+
+
+@torch.no_grad()
+def imagine(
+    rssm: RSSM,
+    belief: Tensor,
+    state: Tensor,
+    action: Policy | Tensor,
+    noise: Tensor,
+    action_noise: Tensor | None = None,
+    step: Callable[..., tuple[Tensor, Tensor]] = imagine_step,
+) -> tuple[Tensor, Tensor]:
+    """Dream H steps on from N starts, without gradient: the actor learns from advantages.
+
+    Args:
+        rssm: the model.
+        belief, state: starts, ``[N, D]`` and ``[N, S, K]``; the belief's precision is the one computed in.
+        action: a policy, or given flat actions ``[N, H, A]``.
+        noise: uniforms for the states, ``[N, H, S]``.
+        action_noise: noise for the policy, ``[N, H, ...]``.
+        step: `imagine_step` or a compiled one.
+
+    Returns:
+        Features ``[N, H + 1, F]``, the start first, and the flat actions ``[N, H, A]``.
+
+    Example:
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
+        >>> features, actions = imagine(rssm, *rssm.initial(5), torch.zeros(5, 3, 2), torch.rand(5, 3, 4))
+        >>> features.shape
+        torch.Size([5, 4, 28])
+    """
+    split = SplitRSSM(rssm, belief.dtype)
+    length = noise.shape[1]
+    # Written in place, row by row: stacking H + 1 steps afterwards would copy everything once more.
+    features = belief.new_empty(belief.shape[0], length + 1, rssm.feature_size)
+    features[:, 0] = features_of(belief, state.to(belief.dtype))
+    actions = []
+    for h in range(length):
+        now = features[:, h]
+        if isinstance(action, Tensor):
+            actions.append(action[:, h])
+        else:
+            actions.append(action(now, None if action_noise is None else action_noise[:, h]))
+        belief, state = step(split, now, split.action_share(actions[-1]), noise[:, h])
+        features[:, h + 1, : rssm.belief_size] = belief
+        features[:, h + 1, rssm.belief_size :] = state.flatten(1)
+    return features, torch.stack(actions, 1)
+
+
+class ObserveSequence(nn.Module, Face):
+    """A whole observed sequence as a module; beside the latents it gives the prior logits and the features.
+
+    Start latents come as ``("previous", "belief")`` and ``("previous", "state")`` of ``[B, T, ...]``: what was known
+    one step before each; only the first is used. Without them the sequence starts from nothing.
+
+    Example:
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
+        >>> outputs = ObserveSequence(rssm)(torch.ones(5, 7, 6), torch.zeros(5, 7, 2), torch.zeros(5, 7, 1).bool())
+        >>> [list(output.shape) for output in outputs]
+        [[5, 7, 16], [5, 7, 4, 3], [5, 7, 4, 3], [5, 7, 4, 3], [5, 7, 28]]
+    """
+
+    in_keys = (
+        "encoded_latents",
+        "previous_action",
+        "is_init",
+        ("previous", "belief"),
+        ("previous", "state"),
+        ("noise", "posterior"),
+    )
+    out_keys = ("belief", "state", "posterior_logits", "prior_logits", "features")
+
+    def __init__(self, rssm: RSSM):
+        super().__init__()
+        self.rssm = rssm
+        self.step = observe_step
+
+    def forward(
+        self,
+        encoded: Tensor,
+        previous_action: Tensor,
+        is_init: Tensor,
+        previous_belief: Tensor | None = None,
+        previous_state: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Take ``[B, T, ...]`` each, states as one-hot ``[..., S, K]`` or class indices ``[..., S]``; see `observe`."""
+        batch, length = encoded.shape[:2]
+        if previous_belief is None or previous_state is None:
+            start = self.rssm.initial(batch)
+        else:
+            start = previous_belief[:, 0], self.rssm.one_hot(previous_state[:, 0])
+        if noise is None:
+            noise = torch.rand(batch, length, self.rssm.stochastic, device=encoded.device)
+        beliefs, states, logits = observe(self.rssm, encoded, previous_action, is_init, *start, noise, self.step)
+        return beliefs, states, logits, self.rssm.prior_from(beliefs), features_of(beliefs, states)
+
+
+class ImagineRollout(nn.Module, Face):
+    """Dreams under an actor, from every step of a batch.
+
+    Example:
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
+        >>> from torchrl.data import OneHot
+        >>> from dreamer_torchrl.modules.actor import ActionSpace
+        >>> dream = ImagineRollout(rssm, Actor(28, ActionSpace(OneHot(2)), units=8), length=3)
+        >>> features, action = dream(*rssm.initial(5, 7))
+        >>> features.shape, action.shape
+        (torch.Size([5, 7, 4, 28]), torch.Size([5, 7, 4, 2]))
+    """
+
+    in_keys = ("belief", "state", ("noise", "prior"), ("noise", "action"))
+    out_keys = ("features", "action")
+
+    def __init__(self, rssm: RSSM, actor: Actor, length: int = 15):
+        super().__init__()
+        self.rssm, self.actor, self.length = rssm, actor, length
+        self.step = imagine_step
+
+    def forward(
+        self, belief: Tensor, state: Tensor, noise: Tensor | None = None, action_noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take starts ``[..., D]`` and ``[..., S, K]``, noise ``[..., H, S]`` and ``[..., H, noise_size]``.
+
+        Returns features ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``; nothing follows the last step, so its
+        action is zero.
+        """
+        batch = belief.shape[:-1]
+        rows = batch.numel()
+        if noise is None:
+            noise = torch.rand(rows, self.length, self.rssm.stochastic, device=belief.device)
+        if action_noise is None:
+            action_noise = self.actor.space.noise(rows, self.length, device=belief.device)
+        features, actions = imagine(
+            self.rssm,
+            belief.detach().reshape(rows, -1),
+            state.detach().reshape(rows, *state.shape[-2:]),
+            self._act,
+            noise.reshape(rows, self.length, -1),
+            action_noise.reshape(rows, self.length, -1),
+            self.step,
+        )
+        actions = F.pad(actions, (0, 0, 0, 1))
+        return features.unflatten(0, batch), actions.unflatten(0, batch)
+
+    def _act(self, features: Tensor, noise: Tensor | None) -> Tensor:
+        return self.actor.distribution(self.actor(features)).sample(noise)

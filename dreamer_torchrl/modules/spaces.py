@@ -1,0 +1,197 @@
+"""What one key of an observation or action holds: floats, classes or an image, read off its TorchRL spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from tensordict import NestedKey, unravel_key
+from torch import Tensor
+from torch.nn import functional as F
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """Floats of any shape; ``bounds`` are the different pairs (low, high) among them, none if there are no bounds."""
+
+    shape: tuple[int, ...]
+    bounds: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    def flatten(self, value: Tensor) -> Tensor:
+        """Turn a value of ``[..., *shape]`` into floats of ``[..., size]``."""
+        flat = _merge(value, self.shape)
+        return flat if flat.is_floating_point() else flat.float()
+
+    def restore(self, flat: Tensor) -> Tensor:
+        """Undo `flatten`."""
+        return flat.reshape(flat.shape[:-1] + self.shape)
+
+    def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw example values ``[*batch, *shape]`` in -1 to 1."""
+        return 2 * torch.rand(*batch, *self.shape, generator=generator) - 1
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Variables that each take one of ``classes[i]`` values, written as class indices or as one-hot vectors.
+
+    The flat form is always the concatenated one-hot vectors.
+    """
+
+    classes: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.int64
+    one_hot: bool = False
+    low: int = 0
+
+    @property
+    def size(self) -> int:
+        return sum(self.classes)
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """Pairs (variables, classes) of neighbours that share one distribution: all if they are alike, else each."""
+        if len(set(self.classes)) == 1:
+            return ((len(self.classes), self.classes[0]),)
+        return tuple((1, classes) for classes in self.classes)
+
+    def flatten(self, value: Tensor) -> Tensor:
+        """Turn a value of ``[..., *shape]`` into one-hot floats of ``[..., size]``."""
+        flat = _merge(value, self.shape)
+        if self.one_hot:
+            return flat if flat.is_floating_point() else flat.float()
+        indices = flat.long() - self.low  # [..., variables]
+        if len(self.groups) == 1:
+            return F.one_hot(indices, self.classes[0]).flatten(-2).float()
+        parts = [F.one_hot(index, n) for index, n in zip(indices.unbind(-1), self.classes, strict=True)]
+        return torch.cat(parts, -1).float()
+
+    def restore(self, flat: Tensor) -> Tensor:
+        """Undo `flatten`."""
+        if not self.one_hot:
+            parts = flat.split(list(self.classes), -1)
+            flat = torch.stack([part.argmax(-1) for part in parts], -1) + self.low
+        return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
+
+    def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw example values ``[*batch, *shape]``, all classes alike."""
+        draws = [torch.randint(n, batch, generator=generator) for n in self.classes]
+        return self.restore(torch.cat([F.one_hot(draw, n) for draw, n in zip(draws, self.classes, strict=True)], -1))
+
+
+@dataclass(frozen=True)
+class Image:
+    """A ``uint8`` picture; the smaller of its first and last side is the channel axis."""
+
+    height: int
+    width: int
+    channels: int
+    channels_first: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sides = (self.height, self.width)
+        return (self.channels, *sides) if self.channels_first else (*sides, self.channels)
+
+    def to_channels_last(self, value: Tensor) -> Tensor:
+        """View a picture of ``[..., *shape]`` as ``[..., height, width, channels]``."""
+        return value.movedim(-3, -1) if self.channels_first else value
+
+    def from_channels_last(self, value: Tensor) -> Tensor:
+        """Undo `to_channels_last`."""
+        return value.movedim(-1, -3) if self.channels_first else value
+
+    def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Draw example pictures ``[*batch, *shape]`` of noise."""
+        return torch.randint(256, (*batch, *self.shape), generator=generator, dtype=torch.uint8)
+
+
+Space = Continuous | Discrete | Image
+
+
+def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int = 0) -> Space:
+    """Read off a leaf spec what its key holds.
+
+    Example:
+        >>> from torchrl.data import Bounded, OneHot
+        >>> space_from_spec(OneHot(4)).classes
+        (4,)
+        >>> space_from_spec(Bounded(0, 255, (64, 48, 3), dtype=torch.uint8)).width
+        48
+    """
+    shape = tuple(spec.shape[batch_dims:])
+    if isinstance(spec, OneHot):
+        return Discrete((shape[-1],) * prod(shape[:-1]), shape, spec.dtype, one_hot=True)
+    if isinstance(spec, MultiOneHot):
+        return Discrete(tuple(int(item.n) for item in spec.space), shape, spec.dtype, one_hot=True)
+    if isinstance(spec, MultiCategorical):
+        return Discrete(tuple(int(n) for n in spec.nvec.reshape(-1)), shape, spec.dtype)
+    if isinstance(spec, Categorical):
+        return Discrete((int(spec.space.n),) * prod(shape), shape, spec.dtype)
+    if isinstance(spec, Binary) or spec.dtype is torch.bool:
+        return Discrete((2,) * prod(shape), shape, spec.dtype)
+    if spec.dtype.is_floating_point:
+        return Continuous(shape, _bounds(spec))
+    if spec.dtype is torch.uint8 and len(shape) == 3:
+        first = shape[0] < shape[-1]
+        channels, height, width = shape if first else (shape[2], shape[0], shape[1])
+        return Image(height, width, channels, channels_first=first)
+    if spec.dtype is torch.uint8 and len(shape) == 2:
+        raise ValueError(
+            f"{name!r} is a uint8 array of shape {list(shape)}: an image needs a channel axis "
+            "(reshape it to [height, width, 1]), anything else should be cast to float32."
+        )
+    bounds = _bounds(spec)
+    if len(bounds) != 1:
+        raise ValueError(
+            f"{name!r} has unsupported spec {type(spec).__name__} of dtype {spec.dtype} without common bounds: "
+            "give it a Categorical or OneHot spec if it is a class, or cast it to float32 if it is a number."
+        )
+    low, high = bounds[0]
+    return Discrete((int(high - low) + 1,) * prod(shape), shape, spec.dtype, low=int(low))
+
+
+def spaces_from_spec(spec: TensorSpec, name: NestedKey, exclude: tuple[NestedKey, ...] = ()) -> dict[NestedKey, Space]:
+    """Read off each leaf of a spec, in the order of the keys; a spec that is one leaf gets the key ``name``.
+
+    Example:
+        >>> from torchrl.data import Unbounded
+        >>> list(spaces_from_spec(Composite(b=Unbounded(3), a=Composite(x=Unbounded(2))), "observation"))
+        [('a', 'x'), 'b']
+    """
+    if not isinstance(spec, Composite):
+        return {name: space_from_spec(spec, name)}
+    leaves = {unravel_key(key): leaf for key, leaf in spec.items(True, True) if unravel_key(key) not in exclude}
+    batch_dims = len(spec.shape)
+    return {key: space_from_spec(leaves[key], key, batch_dims) for key in sorted(leaves, key=key_name)}
+
+
+def key_name(key: NestedKey) -> str:
+    """Write a nested key as one string, which is how parameters, metrics and official checkpoints name it."""
+    return key if isinstance(key, str) else "/".join(key)
+
+
+def flatten_all(spaces: Mapping[NestedKey, Space], values: Mapping[NestedKey, Tensor]) -> Tensor:
+    """Concatenate the flat forms of all keys: ``[..., sum of sizes]``."""
+    parts = [space.flatten(values[key]) for key, space in spaces.items()]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _merge(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    batch = value.shape[: value.ndim - len(shape)]
+    if tuple(value.shape[len(batch) :]) != shape:
+        raise ValueError(f"A value of shape {list(value.shape)} does not end in {list(shape)}, as its spec says.")
+    return value.reshape(*batch, prod(shape))
+
+
+def _bounds(spec: TensorSpec) -> tuple[tuple[float, float], ...]:
+    if not isinstance(spec, Bounded):
+        return ()
+    return tuple(sorted(set(zip(spec.space.low.flatten().tolist(), spec.space.high.flatten().tolist(), strict=True))))

@@ -1,0 +1,80 @@
+"""A batch of recorded steps: what it must hold, and where its context ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tensordict import NestedKey, TensorDictBase, unravel_key
+from torch.nn import functional as F
+
+from dreamer_torchrl.modules.actor import ActionSpace
+from dreamer_torchrl.modules.spaces import Space, key_name
+
+
+def check_keys(data: TensorDictBase, needed: Iterable[NestedKey], reader: str) -> None:
+    """Raise a `KeyError` that names what is missing and what is there."""
+    present = {unravel_key(key) for key in data.keys(True, True)}
+    missing = [key_name(key) for key in needed if unravel_key(key) not in present]
+    if missing:
+        there = ", ".join(sorted(key_name(key) for key in present))
+        raise KeyError(
+            f"{reader} needs {', '.join(missing)}, but the data holds {there}. "
+            "Add the entry, or name the one that stands for it with set_keys()."
+        )
+
+
+def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space], needed: Iterable[NestedKey]) -> None:
+    """Raise an error that names the first entry which is missing, has another shape than its spec, or is not finite.
+
+    Values are looked at only in batches that lie in the CPU's memory: reading a GPU's would wait for it.
+    """
+    needed = list(needed)
+    check_keys(batch, needed, "The learner")
+    for key, space in spaces.items():
+        shape = tuple(batch.get(key).shape[batch.ndim :])
+        if shape != space.shape:
+            raise ValueError(
+                f"Observation {key_name(key)!r} has shape {list(shape)} per step, but the agent was built for "
+                f"{list(space.shape)}: build the agent from this environment's spec."
+            )
+    for key in needed:
+        value = batch.get(key)
+        if value.device.type == "cpu" and value.is_floating_point() and not value.isfinite().all():
+            row, step = (~value.isfinite()).flatten(2).any(-1).nonzero()[0].tolist()
+            raise ValueError(
+                f"{key_name(key)!r} is not finite at row {row}, step {step} of the batch: "
+                "find the environment that gave it, one such value would spoil all weights."
+            )
+
+
+def split_context(
+    batch: TensorDictBase, context: int, action_space: ActionSpace, belief: NestedKey, state: NestedKey
+) -> TensorDictBase:
+    """Drop the context and note what was known and done one step before each step that is left.
+
+    Args:
+        batch: steps ``[B, context + T]``.
+        context: how many leading steps only lend their latents; with 0 the first step starts from nothing.
+        action_space: flattens the action.
+        belief, state: keys of the stored latents, unused if ``context`` is 0.
+
+    Returns:
+        Steps ``[B, T]`` with ``previous_action`` ``[B, T, A]`` and, if there is context, ``("previous", "belief")`` and
+        ``("previous", "state")``.
+    """
+    if batch.ndim != 2 or batch.shape[1] < context + 2:
+        raise ValueError(
+            f"A batch must be [B, context + T] with context {context} and T of at least 2 steps in sequence, "
+            f"this one is {list(batch.shape)}."
+        )
+    steps = batch[:, context:].copy()
+    action = action_space.flatten({key: batch.get(key) for key in action_space.keys})
+    if context == 0:
+        steps["previous_action"] = F.pad(action[:, :-1], (0, 0, 1, 0))
+        return steps
+    steps["previous_action"] = action[:, context - 1 : -1]
+    steps["previous"] = {
+        "belief": batch.get(belief)[:, context - 1 : -1],
+        "state": batch.get(state)[:, context - 1 : -1],
+    }
+    return steps

@@ -1,0 +1,77 @@
+"""Returns and their scale: pure functions, and the running percentiles of the returns."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def lambda_return(reward: Tensor, value: Tensor, live: Tensor, mix: Tensor | float) -> Tensor:
+    """Mix n-step returns backwards from the last value.
+
+    All arguments but ``mix`` are ``[..., T]`` and belong to the step *after* each decision.
+
+    Args:
+        reward: reward received on arrival.
+        value: value of the state arrived at.
+        live: discount times how likely the episode goes on from there.
+        mix: lambda, or ``[..., T]`` with 0 where the sequence breaks and the value must stand for all that follows.
+
+    Returns:
+        Returns ``[..., T]`` of the states before each decision.
+
+    Example:
+        >>> one = torch.ones(3)
+        >>> lambda_return(one, one, one, 1.0)
+        tensor([4., 3., 2.])
+    """
+    immediate = (reward + live * (1 - mix) * value).unbind(-1)
+    onward = (live * mix).unbind(-1)
+    returns = [value[..., -1]]
+    for now, factor in zip(immediate[::-1], onward[::-1], strict=True):
+        returns.append(now + factor * returns[-1])
+    return torch.stack(returns[:0:-1], -1)
+
+
+def percentile(values: Tensor, percent: float) -> Tensor:
+    """Percentile over all values with linear interpolation; sorted positions are fixed, so a GPU can capture it.
+
+    Example:
+        >>> percentile(torch.tensor([3.0, 1.0, 2.0]), 25)
+        tensor(1.5000)
+    """
+    ordered = values.flatten().sort().values
+    position = percent / 100 * (ordered.numel() - 1)
+    low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
+    return torch.lerp(low, high, position - math.floor(position))
+
+
+class ReturnNormalizer(nn.Module):
+    """Running percentiles of the returns; advantages are divided by their distance, but never by less than ``limit``.
+
+    Example:
+        >>> normalizer = ReturnNormalizer(rate=0.5)
+        >>> normalizer.update(torch.linspace(0, 100, 101))
+        >>> normalizer.low, normalizer.high, normalizer.scale
+        (tensor(2.5000), tensor(47.5000), tensor(45.))
+    """
+
+    def __init__(self, percentiles: tuple[float, float] = (5.0, 95.0), rate: float = 0.01, limit: float = 1.0):
+        super().__init__()
+        self.percentiles, self.rate, self.limit = percentiles, rate, limit
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Move towards the percentiles of these returns, of any shape."""
+        low, high = (percentile(returns, percent) for percent in self.percentiles)
+        self.low.lerp_(low.to(self.low.dtype), self.rate)
+        self.high.lerp_(high.to(self.high.dtype), self.rate)
+
+    @property
+    def scale(self) -> Tensor:
+        """What advantages are divided by."""
+        return (self.high - self.low).clamp_min(self.limit)

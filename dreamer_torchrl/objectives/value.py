@@ -1,0 +1,178 @@
+"""What the critic learns from: imagined returns, and the recorded ones that end in imagined returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictParams
+from torch import Tensor
+from torchrl.objectives import LossModule
+
+from dreamer_torchrl.modules.distributions import TwoHot, two_hot_bins
+from dreamer_torchrl.objectives.batch import check_keys
+from dreamer_torchrl.objectives.returns import lambda_return
+
+
+def two_hot_loss(logits: Tensor, bins: Tensor, target: Tensor, slow: Tensor, slow_scale: float) -> Tensor:
+    """Cross entropy to the return and, so that the critic does not run after itself, to the slow critic's word.
+
+    ``[..., bins]``, ``[bins]``, ``[..., 1]`` and ``[..., 1]`` to ``[...]``.
+    """
+    prediction = TwoHot(logits, bins)
+    return -prediction.log_prob(target) - slow_scale * prediction.log_prob(slow)
+
+
+class ValueLoss(LossModule):
+    """Train the critic on imagination and on replay; keeps the slow critic as target parameters.
+
+    Step a ``torchrl.objectives.SoftUpdate(value_loss, tau=0.02)`` after each update. The replay term is there when
+    the data is a sequence ``[B, T]`` with rewards and ``bootstrap``; its gradient reaches the world model.
+
+    Args:
+        value: head on ``features``.
+        slow_scale: weight of the slow critic's word (``slowreg``).
+        horizon, return_lambda: of the replay return.
+        replay_grad: whether the replay term teaches the latents (``repval_grad``).
+        scales: of ``value`` and ``replay_value``; a scale of 0 leaves the term out.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        imagination: NestedKey = "imagination"
+        bootstrap: NestedKey = "bootstrap"
+        features: NestedKey = "features"
+        reward: NestedKey = "reward"
+        terminated: NestedKey = "terminated"
+        done: NestedKey = "done"
+        state_value: NestedKey = "state_value"
+        state_value_logits: NestedKey = "state_value_logits"
+        lambda_target: NestedKey = "lambda_target"
+        discount_weight: NestedKey = "discount_weight"
+
+    tensor_keys: _AcceptedKeys
+    default_keys = _AcceptedKeys
+    value: TensorDictModule
+    value_params: TensorDictParams
+    target_value_params: TensorDictParams
+
+    def __init__(
+        self,
+        value: TensorDictModule,
+        *,
+        slow_scale: float = 1.0,
+        horizon: float = 333,
+        return_lambda: float = 0.95,
+        replay_grad: bool = True,
+        scale: float = 1.0,
+        replay_scale: float = 0.3,
+        bins: int = 255,
+    ):
+        super().__init__()
+        self.convert_to_functional(value, "value", create_target_params=True)
+        self.slow_scale, self.return_lambda, self.replay_grad = slow_scale, return_lambda, replay_grad
+        self.discount = 1 - 1 / horizon
+        self.scale, self.replay_scale = scale, replay_scale
+        self.register_buffer("bins", two_hot_bins(bins), persistent=False)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        keys = self.tensor_keys
+        replay = [keys.features, keys.reward, keys.terminated, keys.done, keys.bootstrap] if self.replay_scale else []
+        dream = [keys.features, keys.lambda_target, keys.discount_weight]
+        return [*(_inside(keys.imagination, key) for key in dream), *replay]
+
+    @property
+    def out_keys(self) -> list[str]:
+        return ["loss_value", "loss_replay_value"] if self.replay_scale else ["loss_value"]
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        """Nothing to do: the return is a pure function here."""
+
+    def forward(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
+        """Data with its imagination, as `ActorLoss` gives it, to the losses and the same data."""
+        keys = self.tensor_keys
+        check_keys(tensordict, self.in_keys, "ValueLoss")
+        losses = {"loss_value": self._imagined(tensordict.get(keys.imagination)) * self.scale}
+        if self.replay_scale:
+            losses["loss_replay_value"] = self._replayed(tensordict) * self.replay_scale
+        return TensorDict(losses), tensordict
+
+    def slow_value(self) -> TensorDictModuleBase:
+        """The slow critic as a module of its own, for `ActorLoss`."""
+        return SlowValue(self)
+
+    def _imagined(self, dream: TensorDictBase) -> Tensor:
+        keys = self.tensor_keys
+        logits = dream.get(keys.state_value_logits, None)
+        if logits is None:
+            logits = self._predict(self.value_params, dream.get(keys.features)).get(keys.state_value_logits)
+        slow = self.predict_slow(dream.get(keys.features))
+        target, weight = dream.get(keys.lambda_target), dream.get(keys.discount_weight).squeeze(-1)
+        past = (..., slice(None, -1), slice(None))  # the last step has a value, but no return
+        loss = two_hot_loss(logits[past], self.bins, target[past], slow[past], self.slow_scale)
+        return (weight[..., :-1].detach() * loss).mean()
+
+    def _replayed(self, data: TensorDictBase) -> Tensor:
+        keys = self.tensor_keys
+        features = data.get(keys.features)  # [B, T, F]
+        features = features if self.replay_grad else features.detach()
+        logits = self._predict(self.value_params, features).get(keys.state_value_logits)
+        slow = self.predict_slow(features.detach())
+        done = data.get(keys.done).squeeze(-1).to(logits.dtype)  # [B, T]
+        returns = replay_return(
+            data.get(keys.reward).squeeze(-1),
+            data.get(keys.bootstrap).squeeze(-1),
+            data.get(keys.terminated).squeeze(-1).to(logits.dtype),
+            done,
+            self.discount,
+            self.return_lambda,
+        )
+        loss = two_hot_loss(logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale)
+        return ((1 - done[:, :-1]) * loss).mean()
+
+    def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
+        data = TensorDict({self.tensor_keys.features: features}, batch_size=features.shape[:-1])
+        with params.to_module(self.value):
+            return self.value(data)
+
+    @torch.no_grad()
+    def predict_slow(self, features: Tensor) -> Tensor:
+        """What the slow critic says: ``[..., F]`` to ``[..., 1]``."""
+        return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value)
+
+    @torch.no_grad()
+    def slow_logits(self, features: Tensor) -> Tensor:
+        """The slow critic's distribution: ``[..., F]`` to ``[..., bins]``."""
+        return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value_logits)
+
+
+class SlowValue(TensorDictModuleBase):
+    """Face of the slow critic that lives in a `ValueLoss`."""
+
+    def __init__(self, value_loss: ValueLoss):
+        super().__init__()
+        self.__dict__["value_loss"] = value_loss  # its parameters stay the loss's
+        self.in_keys = [value_loss.tensor_keys.features]
+        self.out_keys = [value_loss.tensor_keys.state_value]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the slow critic's value next to the features."""
+        return tensordict.set(self.out_keys[0], self.value_loss.predict_slow(tensordict.get(self.in_keys[0])))
+
+
+def replay_return(
+    reward: Tensor, bootstrap: Tensor, terminated: Tensor, done: Tensor, discount: float, return_lambda: float
+) -> Tensor:
+    """Lambda return of a recorded sequence: ``[B, T]`` each to ``[B, T - 1]``.
+
+    Each step's value is the return that imagination found from there, and a recorded end breaks the mix.
+    """
+    live = (1 - terminated[:, 1:]) * discount
+    mix = return_lambda * (1 - done[:, 1:])
+    return lambda_return(reward[:, 1:], bootstrap[:, 1:], live, mix)
+
+
+def _inside(outer: NestedKey, inner: NestedKey) -> tuple[str, ...]:
+    return tuple(part for key in (outer, inner) for part in ((key,) if isinstance(key, str) else key))

@@ -1,0 +1,19 @@
+"""What every test may count on: fixed seeds, and property tests without a stopwatch."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+# A busy machine is slow, not wrong. In CI the same examples come every time; elsewhere new ones are tried.
+settings.register_profile("house", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Start each test from the same random numbers, whichever tests ran before."""
+    torch.manual_seed(0)
