@@ -20,10 +20,16 @@ from dreamer_torchrl.modules.distributions import OneHot
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
 from dreamer_torchrl.modules.rssm import RSSM, features_of
-from dreamer_torchrl.modules.spaces import key_name, spaces_from_spec
+from dreamer_torchrl.modules.spaces import Image, key_name, spaces_from_spec
 
 LATENTS = ("belief", "state", "previous_action")
 """What the policy carries from step to step."""
+
+WRITTEN = (
+    *("noise", "previous", "encoded_latents", "prior_logits", "posterior_logits", "features", "reconstruction"),
+    *("reward_logits", "predicted_reward", "continue_logits", "continuation", "imagination", "bootstrap"),
+)
+"""What an update writes beside the observations."""
 
 NOT_OBSERVED = ("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS)
 """Keys of a step that are no observation, wherever a spec lists them."""
@@ -69,6 +75,7 @@ class Agent(nn.Module):
         action_spec: one leaf or a `Composite` of leaves.
         size: numbers of units.
         dtype: precision computed in; parameters, statistics and losses are float32 all the same.
+        unimix: share of the uniform distribution in the state.
         actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
     """
 
@@ -78,6 +85,7 @@ class Agent(nn.Module):
         action_spec: TensorSpec,
         size: Size,
         dtype: torch.dtype = torch.float32,
+        unimix: float = 0.01,
         actor_unimix: float = 0.0,
     ):
         super().__init__()
@@ -86,14 +94,18 @@ class Agent(nn.Module):
                 f"observation_spec is a {type(observation_spec).__name__}: give the whole Composite, "
                 "such as env.observation_spec_unbatched."
             )
-        taken = sorted(set(LATENTS) & set(observation_spec.keys()))
-        if taken and len(taken) < len(LATENTS):  # all three: the agent's own primer put them there
+        there = set(observation_spec.keys())
+        primed = there.issuperset(LATENTS)  # all three: the agent's own primer put them there
+        taken = sorted(there.intersection(WRITTEN if primed else (*WRITTEN, *LATENTS)))
+        if taken:
             raise ValueError(
                 f"The environment has an observation {taken[0]!r}, a name that the agent needs for itself: append "
-                f"RenameTransform([{taken[0]!r}], [('observation', {taken[0]!r})]) to the environment."
+                f"RenameTransform([{taken[0]!r}], ['observed_{taken[0]}']) to the environment."
             )
         self.spaces = spaces_from_spec(observation_spec, "observation", exclude=NOT_OBSERVED)
-        self.action_space = ActionSpace(action_spec)
+        self.image_order = [key for key in observation_spec.keys(True, True) if isinstance(self.spaces.get(key), Image)]
+        """Images as the spec lists them, which is how the official decoder lays out its channels."""
+        self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
         self.size = size
         self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
         self.rssm = RSSM(
@@ -104,6 +116,7 @@ class Agent(nn.Module):
             size.stochastic,
             size.classes,
             size.blocks,
+            unimix,
         )
         features = self.rssm.feature_size
         self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth)
@@ -129,7 +142,7 @@ class Agent(nn.Module):
 
     def primer(self) -> TensorDictPrimer:
         """A transform that puts the latents into the environment's own specs and zeroes them at each reset."""
-        return TensorDictPrimer(self.latent_spec.clone(), default_value=0.0, reset_key="_reset")
+        return TensorDictPrimer(self.latent_spec.clone(), default_value=0.0, reset_key="_reset", expand_specs=True)
 
 
 class Policy(TensorDictModuleBase):
@@ -204,6 +217,7 @@ def build_agent(
     action_spec: TensorSpec,
     size: str | Size = "size1m",
     dtype: torch.dtype = torch.float32,
+    unimix: float = 0.01,
     actor_unimix: float = 0.0,
 ) -> Agent:
     """Build an `Agent` for an environment; ``size`` is a name from ``configs/size`` or a `Size`.
@@ -215,4 +229,4 @@ def build_agent(
         640867
     """
     size = Size.named(size) if isinstance(size, str) else size
-    return Agent(observation_spec, action_spec, size, dtype, actor_unimix)
+    return Agent(observation_spec, action_spec, size, dtype, unimix, actor_unimix)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.objectives import SoftUpdate
 
 from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence
+from dreamer_torchrl.modules.spaces import Continuous, Space
 from dreamer_torchrl.objectives.actor import ActorLoss
-from dreamer_torchrl.objectives.batch import check_steps
+from dreamer_torchrl.objectives.batch import FLAG, check_steps
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
 from dreamer_torchrl.objectives.value import ValueLoss
 from dreamer_torchrl.objectives.world_model import WorldModelLoss
@@ -35,7 +36,6 @@ class Hyperparameters:
     slow_rate: float = 0.02  # slowvalue.rate
     entropy_scale: float = 3e-4  # imag_loss.actent
     free_nats: float = 1.0
-    unimix: float = 0.01
     reward_grad: bool = True
     replay_value_grad: bool = True  # repval_grad
     return_percentiles: tuple[float, float] = (5.0, 95.0)  # retnorm.perclo, perchi
@@ -99,7 +99,7 @@ class Learner:
             agent.action_space,
             context=h.context,
             free_nats=h.free_nats,
-            unimix=h.unimix,
+            unimix=agent.rssm.unimix,
             horizon=h.horizon,
             discount_in_continue=h.discount_in_continue,
             reward_grad=h.reward_grad,
@@ -155,7 +155,7 @@ class Learner:
         Returns the metrics (0-dim tensors; the objective is the sum of its ``loss_*``) and the latents ``[B, T]`` to
         write back to the replay: ``belief`` and the class indices of ``state``, one byte each.
         """
-        check_steps(batch, self.agent.spaces, self.world_model_loss.in_keys)
+        check_steps(batch, self._spaces(batch))
         losses, data = self.losses(batch.to(self.device), self.draw_noise(*batch.shape))
         objective = total(losses)
         objective.backward()
@@ -166,6 +166,18 @@ class Learner:
         state = data["state"].detach().argmax(-1).to(torch.uint8)
         latents = TensorDict({"belief": data["belief"].detach().float(), "state": state}, batch_size=data.batch_size)
         return metrics, latents
+
+    def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:
+        """What a batch must hold."""
+        rssm = self.agent.rssm
+        spaces = self.agent.spaces | self.agent.action_space.spaces | {"reward": Continuous((1,))}
+        spaces |= dict.fromkeys(("is_init", "terminated", "done"), FLAG)
+        if self.hyperparameters.context:
+            state = batch.get("state", None)
+            one_hot = state is not None and state.is_floating_point()
+            shape = (rssm.stochastic, rssm.classes) if one_hot else (rssm.stochastic,)
+            spaces |= {"belief": Continuous((rssm.belief_size,)), "state": Continuous(shape)}
+        return spaces
 
     def losses(self, batch: TensorDictBase, noise: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """All losses and metrics of a batch under given noise, and the data with everything that was computed."""

@@ -22,18 +22,20 @@ _TO_OFFICIAL = {Linear: (1, 0), Conv: (2, 3, 1, 0), BlockLinear: (0, 1, 2)}
 class Link:
     """One parameter and the official name and layout of it; optimizer moments have the same layout.
 
-    ``roll`` rotates the official kernel's input rows: its decoder reads (state, belief), ours (belief, state).
+    ``order`` says where the official array has which entry of ours along an axis: its decoder reads (state, belief),
+    ours (belief, state), and it writes images in the order of the environment, ours in that of the alphabet.
     """
 
     name: str
     parameter: nn.Parameter
     axes: tuple[int, ...]
-    roll: int = 0
+    order: tuple[int, ...] = ()
+    along: int = 0
 
     def to_official(self, value: Tensor) -> np.ndarray:
         """Lay a tensor of the parameter's shape out as the official array."""
         array = value.detach().permute(self.axes).float().cpu().contiguous().numpy().copy()
-        return np.roll(array, -self.roll, axis=0) if self.roll else array
+        return np.take(array, self.order, self.along) if self.order else array
 
     def from_official(self, array: np.ndarray) -> Tensor:
         """Undo `to_official`, after checking the shape."""
@@ -43,7 +45,7 @@ class Link:
                 f"{self.name!r} has shape {list(array.shape)}, but this agent needs {list(expected)}: "
                 "build the agent from the specs and size that the checkpoint was trained with."
             )
-        array = np.roll(array, self.roll, axis=0) if self.roll else array
+        array = np.take(array, np.argsort(self.order), self.along) if self.order else array
         inverse = tuple(int(axis) for axis in np.argsort(self.axes))
         return torch.from_numpy(np.array(array, dtype=np.float32)).permute(inverse).contiguous()
 
@@ -63,9 +65,10 @@ def links(agent: Agent) -> list[Link]:
         if isinstance(layer, NormSilu):
             found.append(Link(f"{name}/scale", layer.norm.weight, (0,)))
             continue
-        roll = agent.rssm.belief_size if name == "dec/mlp/linear0" else 0
-        found.append(Link(f"{name}/kernel", layer.weight, _TO_OFFICIAL[type(layer)], roll))
-        found.append(Link(f"{name}/bias", layer.bias, (0,)))
+        rows = _state_first(agent) if name == "dec/mlp/linear0" else ()
+        channels = _channels(agent) if name == "dec/imgout" else ()
+        kernel = Link(f"{name}/kernel", layer.weight, _TO_OFFICIAL[type(layer)], rows or channels, 0 if rows else -1)
+        found += [kernel, Link(f"{name}/bias", layer.bias, (0,), channels)]
     return found
 
 
@@ -89,6 +92,18 @@ def official_name(key: NestedKey) -> str:
     return key_name(key).removeprefix("observation/")
 
 
+def _state_first(agent: Agent) -> tuple[int, ...]:
+    belief, features = agent.rssm.belief_size, agent.rssm.feature_size
+    return (*range(belief, features), *range(belief))
+
+
+def _channels(agent: Agent) -> tuple[int, ...]:
+    places, start = {}, 0
+    for key in agent.decoder.image_keys:
+        places[key] = range(start, start := start + agent.spaces[key].channels)
+    return tuple(channel for key in agent.image_order for channel in places[key])
+
+
 def _layers(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
     yield from _encoder(agent)
     yield from _dynamics(agent)
@@ -98,9 +113,9 @@ def _layers(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
     yield from _hidden("con/mlp/", agent.continuation.mlp, "linear", "norm{}")
     yield "con/head/logit", agent.continuation.logits
     yield from _hidden("pol/mlp/", agent.actor.mlp, "linear", "norm{}")
-    for key, heads in agent.actor.heads.items():
+    for key, heads in zip(agent.action_space.keys, agent.actor.heads, strict=True):
         for kind, head in heads.items():
-            yield f"pol/head/{key}/{kind}", head
+            yield f"pol/head/{key_name(key)}/{kind}", head
     yield from _hidden("val/mlp/", agent.value.mlp, "linear", "norm{}")
     yield "val/head/logits", agent.value.logits
 
@@ -131,9 +146,9 @@ def _decoder(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
     decoder = agent.decoder
     if decoder.vector_keys:
         yield from _hidden("dec/mlp/", decoder.vector, "linear", "norm{}")
-        for key in decoder.vector_keys:
+        for key, head in zip(decoder.vector_keys, decoder.vector_heads, strict=True):
             kind = "pred" if isinstance(decoder.spaces[key], Continuous) else "logits"
-            yield f"dec/vec/{official_name(key)}/{kind}", decoder.vector_heads[key_name(key)]
+            yield f"dec/vec/{official_name(key)}/{kind}", head
     if decoder.image_keys:
         image = decoder.image
         yield "dec/sp0", image.from_belief

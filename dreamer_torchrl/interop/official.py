@@ -111,9 +111,12 @@ def size_from(arrays: Arrays, stochastic: int | None = None) -> Size:
     depth = arrays["enc/cnn0/kernel"].shape[-1] // 2 if "enc/cnn0/kernel" in arrays else 4
     if stochastic is None:
         stochastic = 32 if state % 32 == 0 else isqrt(state)
-    if state % stochastic:
+        unclear = state % 32 and stochastic**2 != state  # 30 may be 5 x 6 or 6 x 5, and much else
+    else:
+        unclear = state % stochastic
+    if unclear:
         raise ValueError(
-            f"The {state} state logits do not split into {stochastic} variables: give the official "
+            f"Cannot tell how the {state} state logits split into variables of equal classes: give the official "
             "configuration's dyn.rssm.stoch as stochastic=."
         )
     return Size(belief, hidden, stochastic, state // stochastic, blocks, depth, units)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
-from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, TensorSpec, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 
 from dreamer_torchrl.agent import Agent, Size
 from dreamer_torchrl.interop.names import keys_of
@@ -54,8 +56,8 @@ class Recording:
 
     @cached_property
     def observation_keys(self) -> dict[str, NestedKey]:
-        """Official names and our keys."""
-        return keys_of(sorted(key for key in self.config["obs"] if key not in NOT_OBSERVED))
+        """Official names and our keys, in the environment's order."""
+        return keys_of(key for key in self.config["obs"] if key not in NOT_OBSERVED)
 
     @cached_property
     def horizon(self) -> int:
@@ -76,10 +78,15 @@ class Recording:
             units=encoder["units"],
         )
         observations = {
-            key: _observation_spec(name, *self.config["obs"][name]) for name, key in self.observation_keys.items()
+            key: _observation_spec(name, *self.config["obs"][name], self._logits(name))
+            for name, key in self.observation_keys.items()
         }
         actions = {key: _action_spec(**self.config["act"][key]) for key in self.action_keys}
-        return Agent(Composite(observations), Composite(actions), size)
+        return Agent(Composite(observations), Composite(actions), size, unimix=rssm["unimix"])
+
+    def _logits(self, name: str) -> int:
+        """Number of logits that a discrete observation is decoded to, 0 for others."""
+        return sum(self.config["param_shapes"].get(f"dec/vec/{name}/logits/bias", []))
 
     def hyperparameters(self) -> Hyperparameters:
         """The recorded configuration in our names."""
@@ -97,7 +104,6 @@ class Recording:
             slow_rate=agent["slowvalue"]["rate"],
             entropy_scale=imagined["actent"],
             free_nats=rssm["free_nats"],
-            unimix=rssm["unimix"],
             reward_grad=agent["reward_grad"],
             replay_value_grad=agent["repval_grad"],
             return_percentiles=(normalizer["perclo"], normalizer["perchi"]),
@@ -154,16 +160,19 @@ class Recording:
         """Noise that makes the actor draw the recorded actions ``<action>/<key>`` from ``<policy>/...``."""
         parts = []
         for key, space in agent.action_space.spaces.items():
-            drawn = tensors.get(f"{action}/{key}", tensors.get(action))
-            prefix = policy if len(self.action_keys) == 1 and f"{policy}/{key}" not in policy else f"{policy}/{key}"
-            if f"{prefix}/mean" in tensors:
-                parts.append(((drawn - tensors[f"{prefix}/mean"]) / tensors[f"{prefix}/stddev"]).flatten(2))
+            drawn, logits = part_of(tensors, action, key), part_of(tensors, policy, key, "/logits")
+            if logits is None:
+                mean, stddev = (part_of(tensors, policy, key, name) for name in ("/mean", "/stddev"))
+                parts.append(space.flatten((drawn - mean) / stddev))
                 continue
-            logits = tensors[f"{prefix}/logits"]
-            variables, classes = space.groups[0]
-            one_hot = space.flatten(drawn).unflatten(-1, (variables, classes))
+            one_hot = space.flatten(drawn).unflatten(-1, space.groups[0])  # [..., variables, classes]
             parts.append(uniform_for(logits.reshape(one_hot.shape).softmax(-1), one_hot))
         return torch.cat(parts, -1)
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str, key: str, name: str = "") -> Tensor | None:
+    """``<prefix>/<key><name>``, or ``<prefix><name>`` as it is written where there is but one action key."""
+    return tensors.get(f"{prefix}/{key}{name}", tensors.get(f"{prefix}{name}"))
 
 
 def uniform_for(probs: Tensor, one_hot: Tensor) -> Tensor:
@@ -176,40 +185,58 @@ def _pad_context(noise: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(noise[:, :1]), noise], 1)
 
 
-def _observation_spec(key: str, dtype: str, shape: list[int]) -> TensorSpec:
+def _observation_spec(key: str, dtype: str, shape: list[int], logits: int) -> TensorSpec:
     if dtype == "uint8" and len(shape) == 3:
         return Bounded(0, 255, shape, dtype=torch.uint8)
     if dtype.startswith("float"):
         return Unbounded(shape)
-    raise ValueError(f"Observation {key!r} of dtype {dtype} and shape {shape}: a recording does not tell its classes.")
+    if logits:
+        return Categorical(logits // prod(shape), shape=shape)
+    raise ValueError(f"Observation {key!r} of dtype {dtype} and shape {shape} is neither an image, floats nor classes.")
 
 
 def _action_spec(dtype: str, shape: list[int], discrete: bool, classes: Any) -> TensorSpec:
     if not discrete:
         return Bounded(-1.0, 1.0, shape)
     count = int(np.asarray(classes).flatten()[0])
-    return MultiCategorical([count] * int(np.prod(shape))) if shape else Categorical(count, shape=())
+    return Categorical(count, shape=shape)
 
 
+_NETS = {"act": "silu", "norm": "rms"}
 _STRUCTURE = {
-    "enc.simple": {"mults": [2, 3, 4, 4], "layers": 3, "symlog": True, "outer": False, "kernel": 5, "strided": False},
-    "dec.simple": {"mults": [2, 3, 4, 4], "layers": 3, "outer": False, "kernel": 5, "bspace": 8, "strided": False},
-    "dyn.rssm": {"imglayers": 2, "obslayers": 1, "dynlayers": 1, "absolute": False},
-    "rewhead": {"layers": 1, "output": "symexp_twohot", "bins": 255},
-    "conhead": {"layers": 1, "output": "binary"},
-    "policy": {"layers": 3, "minstd": 0.1, "maxstd": 1.0},
-    "value": {"layers": 3, "output": "symexp_twohot", "bins": 255},
+    "enc.simple": _NETS
+    | {"mults": [2, 3, 4, 4], "layers": 3, "symlog": True, "outer": False, "kernel": 5, "strided": False},
+    "dec.simple": _NETS
+    | {"mults": [2, 3, 4, 4], "layers": 3, "outer": False, "kernel": 5, "bspace": 8, "strided": False},
+    "dyn.rssm": _NETS | {"imglayers": 2, "obslayers": 1, "dynlayers": 1, "absolute": False},
+    "rewhead": _NETS | {"layers": 1, "output": "symexp_twohot", "bins": 255},
+    "conhead": _NETS | {"layers": 1, "output": "binary"},
+    "policy": _NETS | {"layers": 3, "minstd": 0.1, "maxstd": 1.0},
+    "value": _NETS | {"layers": 3, "output": "symexp_twohot", "bins": 255},
     "retnorm": {"impl": "perc", "debias": False},
+    "valnorm": {"impl": "none"},
+    "advnorm": {"impl": "none"},
     "slowvalue": {"every": 1},
+    "opt": {"momentum": True, "wd": 0.0, "schedule": "const"},
+    "": {
+        "policy_dist_disc": "categorical",
+        "policy_dist_cont": "bounded_normal",
+        "imag_last": 0,
+        "ac_grads": False,
+        "repval_loss": True,
+        "replay_context": 0,
+    },
 }
 """What our agent has built in and a recording may not have otherwise."""
 
 
 def _check_structure(agent: dict[str, Any]) -> None:
-    for path, fixed in _STRUCTURE.items():
+    one_scale = {"repl_loss": {"slowreg": agent["imag_loss"]["slowreg"]}}
+    for path, fixed in (_STRUCTURE | one_scale).items():
         section = agent
-        for name in path.split("."):
+        for name in filter(None, path.split(".")):
             section = section[name]
         for key, value in fixed.items():
             if section[key] != value:
-                raise ValueError(f"The recording has {path}.{key}={section[key]}; this agent only knows {value}.")
+                name = f"{path}.{key}".lstrip(".")
+                raise ValueError(f"The recording has {name}={section[key]}; this agent only knows {value}.")

@@ -24,6 +24,10 @@ from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, flatten_
 class ActionSpace:
     """All keys of an action, read off its spec: how they lie in the flat action, its noise and its parameters.
 
+    Args:
+        spec: one leaf or a `Composite` of leaves.
+        batch: batch dimensions of the environment, which a leaf has in front and cannot tell from its own.
+
     Example:
         >>> from torchrl.data import Bounded, Categorical, Composite
         >>> space = ActionSpace(Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3)))
@@ -36,8 +40,8 @@ class ActionSpace:
         tensor(2)
     """
 
-    def __init__(self, spec: TensorSpec):
-        self.spaces: dict[NestedKey, Continuous | Discrete] = spaces_from_spec(spec, "action")
+    def __init__(self, spec: TensorSpec, batch: tuple[int, ...] = ()):
+        self.spaces: dict[NestedKey, Continuous | Discrete] = spaces_from_spec(spec, "action", batch=batch)
         for key, space in self.spaces.items():
             _check_action(key, space)
         self.keys = list(self.spaces)
@@ -152,15 +156,15 @@ class Actor(nn.Module, Face):
         self.space = space
         self.distribution_options = {"space": space, "unimix": unimix, "min_std": min_std, "max_std": max_std}
         self.mlp = MLP(in_features, units, layers)
-        self.heads = nn.ModuleDict()
-        for key, part in space.spaces.items():
+        self.heads = nn.ModuleList()  # a ModuleDict would refuse keys like "items"
+        for part in space.spaces.values():
             names = ("logits",) if isinstance(part, Discrete) else ("mean", "stddev")
-            self.heads[key_name(key)] = nn.ModuleDict({name: Linear(units, part.size, scale=0.01) for name in names})
+            self.heads.append(nn.ModuleDict({name: Linear(units, part.size, scale=0.01) for name in names}))
 
     def forward(self, *features: Tensor) -> Tensor:
         """Take features in one or more parts ``[..., F_i]``; give ``[..., parameter_size]``."""
         hidden = self.mlp(joined(features))
-        outputs = [head(hidden) for heads in self.heads.values() for head in heads.values()]
+        outputs = [head(hidden) for heads in self.heads for head in heads.values()]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
     def distribution(self, parameters: Tensor) -> ActionDistribution:

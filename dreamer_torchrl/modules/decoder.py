@@ -14,7 +14,7 @@ from dreamer_torchrl.modules.distributions import OneHot, symexp, symlog
 from dreamer_torchrl.modules.encoder import KERNEL, STAGES, split_keys, stacked_sides
 from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, HiddenLayer, Linear, NormSilu, full_precision
-from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
+from dreamer_torchrl.modules.spaces import Continuous, Image, Space
 
 BLOCKS = 8
 
@@ -48,8 +48,8 @@ class Decoder(nn.Module, Face):
         self.vector_keys, self.image_keys = split_keys(spaces)
         if self.vector_keys:
             self.vector = MLP(belief_size + state_size, units, layers)
-            heads = {key_name(key): Linear(units, spaces[key].size) for key in self.vector_keys}
-            self.vector_heads = nn.ModuleDict(heads)
+            # A list: a ModuleDict refuses keys like "items" or "joint.angle".
+            self.vector_heads = nn.ModuleList(Linear(units, spaces[key].size) for key in self.vector_keys)
         if self.image_keys:
             sides = stacked_sides(spaces, self.image_keys)
             self.image = ImageDecoder(belief_size, state_size, sides, units, depth)
@@ -59,10 +59,10 @@ class Decoder(nn.Module, Face):
         predictions = {}
         if self.vector_keys:
             hidden = self.vector(features)
-            for key in self.vector_keys:
-                predictions[key] = full_precision(self.vector_heads[key_name(key)](hidden))
+            for key, head in zip(self.vector_keys, self.vector_heads, strict=True):
+                predictions[key] = full_precision(head(hidden))
         if self.image_keys:
-            pixels = self.image(features.flatten(0, -2))  # [N, h, w, c]
+            pixels = self.image(features.reshape(-1, features.shape[-1]))  # [N, h, w, c]
             pixels = full_precision(pixels.reshape(*features.shape[:-1], *pixels.shape[1:]))
             channels = [self.spaces[key].channels for key in self.image_keys]
             for key, image in zip(self.image_keys, pixels.split(channels, -1), strict=True):
@@ -77,6 +77,10 @@ class ImageDecoder(nn.Module):
     def __init__(self, belief_size: int, state_size: int, sides: tuple[int, int, int], units: int, depth: int):
         super().__init__()
         height, width, channels = sides
+        if depth * STAGES[-1] % BLOCKS:
+            raise ValueError(
+                f"depth={depth} gives {depth * STAGES[-1]} channels, no multiple of {BLOCKS}: choose an even depth."
+            )
         sizes = [depth * stage for stage in STAGES]  # of the encoder's stages, walked backwards here
         self.belief_size = belief_size
         self.smallest = (height // 16, width // 16, sizes[-1])
@@ -129,7 +133,7 @@ def reconstruction_loss(space: Space, prediction: Tensor, observation: Tensor) -
         return (prediction - observation / 255).square().sum((-1, -2, -3))
     flat = space.flatten(observation)
     if isinstance(space, Continuous):
-        return (prediction - symlog(flat)).square().sum(-1)
+        return (prediction - symlog(flat).to(prediction.dtype)).square().sum(-1)
     logits = prediction.split(list(space.classes), -1)
     one_hot = flat.split(list(space.classes), -1)
     return -sum((a.log_softmax(-1) * b).sum(-1) for a, b in zip(logits, one_hot, strict=True))

@@ -34,7 +34,7 @@ def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
     """Softmax over the last axis, mixed with ``unimix`` of the uniform distribution."""
     logits = full_precision(logits)
     # Torch's CPU softmax is ten times slower over a last axis that is shorter than a vector register of 16 floats.
-    narrow = logits.shape[-1] < 16
+    narrow = logits.ndim > 1 and logits.shape[-1] < 16
     probs = logits.transpose(-1, -2).softmax(-2).transpose(-1, -2) if narrow else logits.softmax(-1)
     return probs if unimix == 0 else (1 - unimix) * probs + unimix / logits.shape[-1]
 
@@ -74,8 +74,7 @@ class Draw(Distribution):
 
     def sample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
         """Draw without gradient; a shape instead of noise draws so many times, as in torch."""
-        with torch.no_grad():
-            return self._draw(self._as_noise(noise))
+        return self._draw(self._as_noise(noise)).detach()  # no_grad would cache probabilities without gradient
 
     def rsample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
         """Draw with gradient."""
@@ -241,9 +240,10 @@ class TwoHot(Draw):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Negative cross entropy to the two bins around ``value`` of ``[..., 1]``; no gradient flows to the value."""
-        below, above, weight = two_hot_neighbours(value.detach().squeeze(-1), self.bins)
-        low = self.logits.gather(-1, below.unsqueeze(-1)).squeeze(-1)
-        high = self.logits.gather(-1, above.unsqueeze(-1)).squeeze(-1)
+        below, above, weight = two_hot_neighbours(value.detach().squeeze(-1).to(self.bins.dtype), self.bins)
+        logits = self.logits.expand(*below.shape, -1)
+        low = logits.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+        high = logits.gather(-1, above.unsqueeze(-1)).squeeze(-1)
         return low + weight * (high - low) - self._log_normalizer
 
     def entropy(self) -> Tensor:
@@ -295,7 +295,7 @@ class Binary(Draw):
         return (self.logits > 0).to(self.logits.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(self.logits, value, reduction="none").sum(-1)
+        return -F.binary_cross_entropy_with_logits(self.logits.expand_as(value), value, reduction="none").sum(-1)
 
     def entropy(self) -> Tensor:
         return F.binary_cross_entropy_with_logits(self.logits, self.mean, reduction="none").sum(-1)

@@ -70,7 +70,7 @@ class Encoder(nn.Module, Face):
         if self.image_keys:
             images = [self.spaces[key].to_channels_last(values[key]) for key in self.image_keys]
             stacked = images[0] if len(images) == 1 else torch.cat(images, -1)  # [..., h, w, c], still bytes
-            encoded = self.image(stacked.flatten(0, -4).to(dtype) / 255 - 0.5)
+            encoded = self.image(stacked.reshape(-1, *stacked.shape[-3:]).to(dtype) / 255 - 0.5)
             parts.append(encoded.reshape(*stacked.shape[:-3], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 

@@ -106,7 +106,7 @@ class RSSM(nn.Module, Face):
         self, belief: Tensor, state: Tensor, action: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Dream: ``[N, D]``, ``[N, S, K]``, ``[N, A]`` to the next belief, state and prior logits."""
-        belief = self.core(belief, state.flatten(-2), action.to(belief.dtype))
+        belief = self.core(belief, state.to(belief.dtype).flatten(-2), action.to(belief.dtype))
         logits = self.prior_from(belief)
         return belief, self.sample(logits, noise), logits
 

@@ -300,7 +300,7 @@ class ImagineRollout(nn.Module, Face):
             self.step,
         )
         actions = F.pad(actions, (0, 0, 0, 1))
-        return features.unflatten(0, batch), actions.unflatten(0, batch)
+        return features.reshape(*batch, *features.shape[1:]), actions.reshape(*batch, *actions.shape[1:])
 
     def _act(self, features: Tensor, noise: Tensor | None) -> Tensor:
         return self.actor.distribution(self.actor(features)).sample(noise)

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 
+MOST_CLASSES = 1024
+"""Whole numbers with a wider range are counts, not classes."""
+
 
 @dataclass(frozen=True)
 class Continuous:
@@ -19,6 +22,7 @@ class Continuous:
 
     shape: tuple[int, ...]
     bounds: tuple[tuple[float, float], ...] = ()
+    dtype: torch.dtype = torch.float32
 
     @property
     def size(self) -> int:
@@ -31,11 +35,11 @@ class Continuous:
 
     def restore(self, flat: Tensor) -> Tensor:
         """Undo `flatten`."""
-        return flat.reshape(flat.shape[:-1] + self.shape)
+        return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw example values ``[*batch, *shape]`` in -1 to 1."""
-        return 2 * torch.rand(*batch, *self.shape, generator=generator) - 1
+        return 2 * torch.rand(*batch, *self.shape, generator=generator, dtype=self.dtype) - 1
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,12 @@ def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int
         >>> space_from_spec(Bounded(0, 255, (64, 48, 3), dtype=torch.uint8)).width
         48
     """
-    shape = tuple(spec.shape[batch_dims:])
+    spec = spec[(0,) * batch_dims] if batch_dims else spec  # not the shape alone: a MultiCategorical's nvec too
+    shape = tuple(spec.shape)
+    if isinstance(spec, MultiOneHot):  # before OneHot and Categorical, of which the Multi specs are subclasses
+        return Discrete(tuple(int(item.n) for item in spec.space) * prod(shape[:-1]), shape, spec.dtype, one_hot=True)
     if isinstance(spec, OneHot):
         return Discrete((shape[-1],) * prod(shape[:-1]), shape, spec.dtype, one_hot=True)
-    if isinstance(spec, MultiOneHot):
-        return Discrete(tuple(int(item.n) for item in spec.space), shape, spec.dtype, one_hot=True)
     if isinstance(spec, MultiCategorical):
         return Discrete(tuple(int(n) for n in spec.nvec.reshape(-1)), shape, spec.dtype)
     if isinstance(spec, Categorical):
@@ -138,7 +143,7 @@ def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int
     if isinstance(spec, Binary) or spec.dtype is torch.bool:
         return Discrete((2,) * prod(shape), shape, spec.dtype)
     if spec.dtype.is_floating_point:
-        return Continuous(shape, _bounds(spec))
+        return Continuous(shape, _bounds(spec), spec.dtype)
     if spec.dtype is torch.uint8 and len(shape) == 3:
         first = shape[0] < shape[-1]
         channels, height, width = shape if first else (shape[2], shape[0], shape[1])
@@ -149,17 +154,22 @@ def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int
             "(reshape it to [height, width, 1]), anything else should be cast to float32."
         )
     bounds = _bounds(spec)
-    if len(bounds) != 1:
+    if len(bounds) != 1 or bounds[0][1] - bounds[0][0] >= MOST_CLASSES:
         raise ValueError(
-            f"{name!r} has unsupported spec {type(spec).__name__} of dtype {spec.dtype} without common bounds: "
+            f"{name!r} has unsupported spec {type(spec).__name__} of dtype {spec.dtype} and no common "
+            f"bounds that hold at most {MOST_CLASSES} classes: "
             "give it a Categorical or OneHot spec if it is a class, or cast it to float32 if it is a number."
         )
     low, high = bounds[0]
     return Discrete((int(high - low) + 1,) * prod(shape), shape, spec.dtype, low=int(low))
 
 
-def spaces_from_spec(spec: TensorSpec, name: NestedKey, exclude: tuple[NestedKey, ...] = ()) -> dict[NestedKey, Space]:
+def spaces_from_spec(
+    spec: TensorSpec, name: NestedKey, exclude: tuple[NestedKey, ...] = (), batch: tuple[int, ...] = ()
+) -> dict[NestedKey, Space]:
     """Read off each leaf of a spec, in the order of the keys; a spec that is one leaf gets the key ``name``.
+
+    A `Composite` tells its own batch dimensions; a leaf has those of ``batch`` in front, if it has them.
 
     Example:
         >>> from torchrl.data import Unbounded
@@ -167,7 +177,8 @@ def spaces_from_spec(spec: TensorSpec, name: NestedKey, exclude: tuple[NestedKey
         [('a', 'x'), 'b']
     """
     if not isinstance(spec, Composite):
-        return {name: space_from_spec(spec, name)}
+        batched = bool(batch) and tuple(spec.shape[: len(batch)]) == batch
+        return {name: space_from_spec(spec, name, len(batch) if batched else 0)}
     leaves = {unravel_key(key): leaf for key, leaf in spec.items(True, True) if unravel_key(key) not in exclude}
     batch_dims = len(spec.shape)
     return {key: space_from_spec(leaves[key], key, batch_dims) for key in sorted(leaves, key=key_name)}

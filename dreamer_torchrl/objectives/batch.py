@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from tensordict import NestedKey, TensorDictBase, unravel_key
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.actor import ActionSpace
-from dreamer_torchrl.modules.spaces import Space, key_name
+from dreamer_torchrl.modules.spaces import Discrete, Space, key_name
 
 
 def check_keys(data: TensorDictBase, needed: Iterable[NestedKey], reader: str) -> None:
@@ -23,22 +24,28 @@ def check_keys(data: TensorDictBase, needed: Iterable[NestedKey], reader: str) -
         )
 
 
-def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space], needed: Iterable[NestedKey]) -> None:
-    """Raise an error that names the first entry which is missing, has another shape than its spec, or is not finite.
+FLAG = Discrete((2,), (1,), torch.bool)
+"""The space of an entry that says yes or no."""
+
+
+def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> None:
+    """Raise an error that names the first entry which is missing, has another shape, is no flag, or is not finite.
 
     Values are looked at only in batches that lie in the CPU's memory: reading a GPU's would wait for it.
     """
-    needed = list(needed)
-    check_keys(batch, needed, "The learner")
+    check_keys(batch, spaces, "The learner")
+    if batch.ndim != 2:
+        raise ValueError(f"A batch must be [B, context + T], this one is {list(batch.shape)}.")
     for key, space in spaces.items():
-        shape = tuple(batch.get(key).shape[batch.ndim :])
+        value = batch.get(key)
+        shape = tuple(value.shape[2:])
         if shape != space.shape:
             raise ValueError(
-                f"Observation {key_name(key)!r} has shape {list(shape)} per step, but the agent was built for "
-                f"{list(space.shape)}: build the agent from this environment's spec."
+                f"{key_name(key)!r} has shape {list(shape)} per step, but the agent was built for "
+                f"{list(space.shape)}: build the agent from this environment's spec, or mend the data."
             )
-    for key in needed:
-        value = batch.get(key)
+        if space is FLAG and value.dtype is not torch.bool:  # "not" of a byte is another byte
+            raise ValueError(f"{key_name(key)!r} has dtype {value.dtype}, but says yes or no: turn it into a bool.")
         if value.device.type == "cpu" and value.is_floating_point() and not value.isfinite().all():
             row, step = (~value.isfinite()).flatten(2).any(-1).nonzero()[0].tolist()
             raise ValueError(

@@ -107,7 +107,8 @@ class ValueLoss(LossModule):
         keys = self.tensor_keys
         logits = dream.get(keys.state_value_logits, None)
         if logits is None:
-            logits = self._predict(self.value_params, dream.get(keys.features)).get(keys.state_value_logits)
+            features = dream.get(keys.features).detach()
+            logits = self._predict(self.value_params, features).get(keys.state_value_logits)
         slow = self.predict_slow(dream.get(keys.features))
         target, weight = dream.get(keys.lambda_target), dream.get(keys.discount_weight).squeeze(-1)
         past = (..., slice(None, -1), slice(None))  # the last step has a value, but no return
@@ -116,6 +117,11 @@ class ValueLoss(LossModule):
 
     def _replayed(self, data: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
+        if data.ndim != 2 or data.shape[1] < 2:
+            raise ValueError(
+                f"The replay term needs sequences [B, T] of at least 2 steps, the data is {list(data.shape)}: "
+                "give it so, or leave the term out with replay_scale=0."
+            )
         features = data.get(keys.features)  # [B, T, F]
         features = features if self.replay_grad else features.detach()
         logits = self._predict(self.value_params, features).get(keys.state_value_logits)
@@ -134,7 +140,8 @@ class ValueLoss(LossModule):
 
     def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
         data = TensorDict({self.tensor_keys.features: features}, batch_size=features.shape[:-1])
-        with params.to_module(self.value):
+        # The module is only borrowed: put back with its state preserved, target parameters would come to require grad.
+        with params.to_module(self.value, preserve_module_state=False):
             return self.value(data)
 
     @torch.no_grad()

@@ -1,0 +1,321 @@
+"""Official checkpoints: all of one is loaded, it acts and learns on, and it can be written back bit for bit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.testing import assert_close
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, Unbounded
+
+from dreamer_torchrl.agent import Agent, Size, build_agent
+from dreamer_torchrl.interop.names import links
+from dreamer_torchrl.interop.official import load_into, load_official, save_official_params, size_from
+from dreamer_torchrl.interop.recording import Recording
+from dreamer_torchrl.interop.unpickle import UnsafePickleError, find_checkpoint, load_arrays
+from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.modules.rssm import features_of
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SAMPLE = GOLDEN / "official_checkpoint_sample"
+CASES = ("proprio_cont", "vision_disc")
+TINY = Size(belief=16, hidden=6, stochastic=4, classes=4, blocks=4, depth=2, units=10)
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def sample() -> Arrays:
+    """The arrays of the official checkpoint, made after three updates."""
+    return load_arrays(find_checkpoint(SAMPLE))["params"]
+
+
+def recorded(case: str, part: str = "params0") -> Arrays:
+    with np.load(GOLDEN / f"{case}_{part}.npz") as arrays:
+        return dict(arrays)
+
+
+def assert_same(ours: Arrays, theirs: Arrays) -> None:
+    """Same names, types, shapes and bits."""
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        assert isinstance(ours[name], np.ndarray), name
+        assert (ours[name].dtype, ours[name].shape) == (array.dtype, array.shape), name
+        assert ours[name].tobytes() == array.tobytes(), name
+
+
+# Reading one
+
+
+def test_a_checkpoint_has_four_names(sample: Arrays) -> None:
+    (file,) = SAMPLE.rglob("agent.pkl")
+    for place in (SAMPLE, SAMPLE / "ckpt", file.parent, file):
+        assert_same(save_official_params(load_official(place)), sample)
+        assert_same(save_official_params(load_official(str(place))), sample)
+
+
+def test_a_mapping_or_an_npz_file_will_do(sample: Arrays, tmp_path: Path) -> None:
+    assert_same(save_official_params(load_official(sample)), sample)
+    np.savez(tmp_path / "weights.npz", **sample)
+    assert_same(save_official_params(load_official(tmp_path / "weights.npz")), sample)
+
+
+def test_everything_in_it_is_loaded(sample: Arrays) -> None:
+    learner = load_official(SAMPLE)
+    for link in links(learner.agent):
+        state = learner.optimizer.state[link.parameter]
+        for ours, name in (
+            (link.parameter, link.name),
+            (state["nu"], f"opt/state/1/1/{link.name}"),
+            (state["mu"], f"opt/state/2/1/{link.name}"),
+        ):
+            assert torch.equal(ours.detach(), link.from_official(sample[name])), name
+        assert state["step"] == 3 == sample["opt/step/value"]
+    normalizer = learner.actor_loss.normalizer
+    assert normalizer.low == float(sample["retnorm/lo/value"]) != 0
+    assert normalizer.high == float(sample["retnorm/hi/value"]) != 0
+    features = torch.randn(7, learner.agent.rssm.feature_size)
+    fast, slow = learner.agent.value(features)[0], learner.value_loss.slow_logits(features)
+    assert_close(fast, critic(sample, "val", features))
+    assert_close(slow, critic(sample, "slowval", features))
+    assert not torch.allclose(fast, slow)
+
+
+def test_the_official_names_of_the_action_and_of_observations_are_kept(sample: Arrays) -> None:
+    agent = load_official(sample).agent
+    assert {key: space.shape for key, space in agent.spaces.items()} == {"vector": (5,)}
+    assert {key: space.shape for key, space in agent.action_space.spaces.items()} == {"action": (3,)}
+    agent = load_official(recorded("vision_disc")).agent
+    # The official observation "state" would collide with the latent of that name.
+    shapes = {("observation", "image"): (64, 64, 3), ("observation", "state"): (4,)}
+    assert {key: space.shape for key, space in agent.spaces.items()} == shapes
+    assert agent.action_space.spaces["action"].classes == (4,)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_alone_leave_the_optimizer_new(case: str) -> None:
+    learner = load_official(GOLDEN / f"{case}_params0.npz")
+    for state in learner.optimizer.state.values():
+        assert state["step"] == 0 and not state["mu"].any() and not state["nu"].any()
+    arrays = recorded(case)
+    saved = save_official_params(learner)
+    assert_same({name: saved[name] for name in arrays}, arrays)
+
+
+def test_without_a_slow_critic_and_a_normalizer_they_are_new(sample: Arrays) -> None:
+    weights = {name: array for name, array in sample.items() if not name.startswith(("slowval", "retnorm", "opt"))}
+    learner = load_official(weights)
+    assert learner.actor_loss.normalizer.low == learner.actor_loss.normalizer.high == 0
+    saved = save_official_params(learner)
+    assert_same({name: saved[name] for name in weights}, weights)
+
+
+def test_hyperparameters_are_those_given(sample: Arrays) -> None:
+    assert load_official(sample).hyperparameters == Hyperparameters()
+    given = Hyperparameters(learning_rate=1e-3, imagination_length=4)
+    assert load_official(sample, hyperparameters=given).hyperparameters == given
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_sizes_of_the_recordings(case: str) -> None:
+    assert size_from(recorded(case)) == Recording(GOLDEN, case).agent().size
+
+
+@pytest.mark.parametrize("name", ["size1m", "size12m"])
+def test_sizes_of_official_agents(name: str) -> None:
+    size = Size.named(name)
+    image = Bounded(0, 255, (64, 64, 3), dtype=torch.uint8)
+    with torch.device("meta"):  # only the shapes matter
+        agent = Agent(Composite(image=image), Categorical(6, shape=()), size)
+    shapes = {link.name: tuple(link.parameter.shape[axis] for axis in link.axes) for link in links(agent)}
+    assert size_from({name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}) == size
+
+
+def test_the_number_of_state_variables_may_be_told() -> None:
+    size = Size(belief=16, hidden=6, stochastic=5, classes=6, blocks=4, depth=4, units=10)
+    learner = Learner(build_agent(Composite(vector=Unbounded((3,))), OneHot(2), size))
+    arrays = save_official_params(learner)
+    assert load_official(arrays, stochastic=5).agent.size == size
+    with pytest.raises(ValueError, match=r"30 state logits.* dyn\.rssm\.stoch as stochastic="):
+        load_official(arrays, stochastic=7)
+
+
+def test_specs_say_what_shapes_do_not() -> None:
+    seen = Composite(
+        ego=Bounded(0, 255, (48, 64, 3), dtype=torch.uint8),
+        item=Categorical(5, shape=()),
+        slots=MultiCategorical([3, 3]),
+    )
+    action = Composite(buttons=MultiCategorical([4, 4]), gear=Categorical(3, shape=()), steer=Bounded(-1, 1, (2,)))
+    learner = Learner(build_agent(seen, action, TINY))
+    arrays = save_official_params(learner)
+    with pytest.raises(ValueError, match="not square: give observation_spec="):
+        load_official(arrays)
+    again = load_official(arrays, seen, action)
+    assert_same(save_official_params(again), arrays)
+    assert again.agent.spaces == learner.agent.spaces
+    assert again.agent.action_space.spaces == learner.agent.action_space.spaces
+    batch = example_batch(again.agent, batch=2, length=3)
+    noise = learner.draw_noise(2, 4)
+    ours, theirs = (one.losses(batch, noise)[0] for one in (again, learner))
+    assert_close(dict(ours), dict(theirs), rtol=0, atol=0)
+
+
+# Going on from one
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_loaded_policy_acts_as_the_official_one(case: str) -> None:
+    agent = load_official(GOLDEN / f"{case}_params0.npz").agent
+    arrays = {key: torch.from_numpy(value) for key, value in recorded(case, "policy").items()}
+    recording = Recording(GOLDEN, case)
+    for now in ("t0", "t1"):
+        t = {key.removeprefix(f"{now}/"): value for key, value in arrays.items() if key.startswith(now)}
+        data = TensorDict(
+            {
+                "is_init": t["obs/is_first"].unsqueeze(-1),
+                "belief": t["in/deter"],
+                "state": t["in/stoch"],
+                "previous_action": agent.action_space.flatten({"action": t["in/prevact"]}),
+                **{key: t[f"obs/{name}"] for name, key in recording.observation_keys.items()},
+            },
+            batch_size=[3],
+        )
+        acted = agent.policy(data)
+        assert_close(acted["belief"], t["out/deter"], rtol=2e-5, atol=2e-5)
+        policy = agent.actor.distribution(agent.actor(features_of(t["out/deter"], t["out/stoch"])))
+        for name in ("mean", "stddev", "logits"):
+            if f"pol/action/{name}" in t:
+                ours = getattr(policy.parts[0], name).reshape(t[f"pol/action/{name}"].shape)
+                assert_close(ours, t[f"pol/action/{name}"], rtol=2e-5, atol=2e-5)
+
+
+def test_training_goes_on() -> None:
+    learner = load_official(SAMPLE)
+    before = save_official_params(learner)
+    metrics, latents = learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert all(metric.isfinite().all() for metric in metrics.values())
+    after = save_official_params(learner)
+    assert after["opt/step/value"] == after["opt/state/3/count"] == 4
+    assert latents["state"].shape == (2, 4, 4)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(("enc/", "dyn/", "dec/", "pol/", "val/", "retnorm/"))} <= moved
+    # The momentum it came with counts: without it, another step is taken.
+    fresh = load_official({name: array for name, array in before.items() if not name.startswith("opt/")})
+    fresh.update(example_batch(fresh.agent, batch=2, length=4))
+    assert not np.array_equal(save_official_params(fresh)["dyn/obs0/kernel"], after["dyn/obs0/kernel"])
+
+
+def test_two_that_were_loaded_alike_learn_alike() -> None:
+    one, other = load_official(SAMPLE), load_official(save_official_params(load_official(SAMPLE)))
+    for learner in (one, other):
+        learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert_same(save_official_params(one), save_official_params(other))
+
+
+# Writing one
+
+
+def test_a_file_holds_what_was_returned(tmp_path: Path) -> None:
+    learner = Learner(build_agent(Composite(vector=Unbounded((3,))), OneHot(2), TINY))
+    learner.update(example_batch(learner.agent, batch=2, length=4))
+    arrays = save_official_params(learner, tmp_path / "weights.npz")
+    with np.load(tmp_path / "weights.npz", allow_pickle=False) as saved:
+        assert_same(dict(saved), arrays)
+    assert_same(save_official_params(load_official(tmp_path / "weights.npz")), arrays)
+
+
+def test_what_was_written_does_not_change_when_training_goes_on() -> None:
+    learner = load_official(SAMPLE)
+    arrays = save_official_params(learner)
+    copies = {name: array.copy() for name, array in arrays.items()}
+    learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert_same(arrays, copies)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("name", ["dyn/dyngru/kernel", "enc/mlp1norm/scale", "pol/head/action/stddev/bias"])
+def test_a_missing_array_is_named(sample: Arrays, name: str) -> None:
+    arrays = {key: array for key, array in sample.items() if key != name}
+    with pytest.raises(KeyError, match=f"no array '{name}'"):
+        load_official(arrays)
+
+
+@pytest.mark.parametrize("name", ["slowval/mlp/norm1/scale", "opt/state/1/1/dyn/obs0/kernel", "retnorm/hi/value"])
+def test_half_of_what_trains_on_is_refused(sample: Arrays, name: str) -> None:
+    with pytest.raises(KeyError, match=f"no array '{name}'"):
+        load_official({key: array for key, array in sample.items() if key != name})
+
+
+def test_foreign_arrays_are_named(sample: Arrays) -> None:
+    extra = {"enc/mlp3/kernel": np.zeros((2, 2), "f4"), "dyn/prior2/bias": np.zeros(2, "f4")}
+    with pytest.raises(ValueError, match=r"no place: dyn/prior2/bias, enc/mlp3/kernel\."):
+        load_official(sample | extra)
+    load_official(sample | {"advnorm/mean/value": np.zeros((), "f4")})  # of no part of the agent
+
+
+def test_another_agent_is_refused(sample: Arrays) -> None:
+    agent = build_agent(Composite(vector=Unbounded((5,))), Composite(action=Bounded(-1, 1, (3,))), TINY)
+    with pytest.raises(ValueError, match=r"'enc/mlp0/kernel' has shape \[5, 16\], but this agent needs \[5, 10\]"):
+        load_into(Learner(agent), sample)
+    with pytest.raises(ValueError, match=r"'enc/mlp0/kernel' has shape \[5, 16\], but this agent needs \[6, 16\]"):
+        load_official(sample, observation_spec=Composite(vector=Unbounded((6,))))
+    with pytest.raises(ValueError, match="no place: dec/vec/vector/pred/bias"):
+        load_official(sample, observation_spec=Composite(other=Unbounded((5,))))
+
+
+def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'canary'}",)
+
+    (tmp_path / "ckpt" / "now").mkdir(parents=True)
+    (tmp_path / "ckpt" / "latest").write_text("now\n")
+    (tmp_path / "ckpt" / "now" / "done").touch()
+    file = tmp_path / "ckpt" / "now" / "agent.pkl"
+    file.write_bytes(pickle.dumps({"params": {"enc/mlp0/kernel": Attack()}}))
+    for place in (tmp_path, tmp_path / "ckpt", file.parent, file):
+        with pytest.raises(UnsafePickleError, match=r"system'.*If you trust the file"):
+            load_official(place)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="Name a finished checkpoint"):
+        load_official(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
+        load_official(tmp_path / "nowhere")
+    for content in ({"counters": {}}, [1, 2], {"params": [1]}):
+        (tmp_path / "agent.pkl").write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match="holds no 'params': give the"):
+            load_official(tmp_path / "agent.pkl")
+    (tmp_path / "agent.pkl").write_bytes(b"something else")
+    with pytest.raises(pickle.UnpicklingError, match="damaged or not a pickle"):
+        load_official(tmp_path / "agent.pkl")
+
+
+def test_an_npz_file_may_hold_no_objects(tmp_path: Path) -> None:
+    np.savez(tmp_path / "weights.npz", **{"enc/mlp0/kernel": np.array([print], object)})
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_official(tmp_path / "weights.npz")
+
+
+def critic(arrays: Arrays, name: str, x: Tensor) -> Tensor:
+    """The official formula of a critic, from its arrays."""
+    t = {key: torch.from_numpy(array) for key, array in arrays.items() if key.startswith(f"{name}/")}
+    for i in range(3):
+        x = x @ t[f"{name}/mlp/linear{i}/kernel"] + t[f"{name}/mlp/linear{i}/bias"]
+        x = torch.nn.functional.silu(
+            x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt() * t[f"{name}/mlp/norm{i}/scale"]
+        )
+    return x @ t[f"{name}/head/logits/kernel"] + t[f"{name}/head/logits/bias"]

@@ -1,0 +1,328 @@
+"""Any set of observation keys goes in and comes back, and a wrong reconstruction costs what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+from torch.testing import assert_close
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, Unbounded
+
+from dreamer_torchrl.modules import Decoder, Encoder
+from dreamer_torchrl.modules.decoder import observation_from, reconstruction_loss
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name, spaces_from_spec
+
+BELIEF, STATE = 16, 12
+
+
+def pixels(*shape: int) -> Bounded:
+    return Bounded(0, 255, shape, dtype=torch.uint8)
+
+
+def everything() -> Composite:
+    """Every kind of key at once."""
+    return Composite(
+        {
+            "scalar": Unbounded(()),
+            "vector": Unbounded((3,)),
+            "matrix": Unbounded((2, 3)),
+            "sensors": Composite(compass=Categorical(4), touch=OneHot(3)),
+            "bag": MultiCategorical([2, 5]),
+            "tools": MultiOneHot([2, 3]),
+            "lamps": Binary(2),
+            "health": Bounded(1, 3, (2,), dtype=torch.int64),
+            "front": pixels(48, 48, 3),
+            "wrist": pixels(1, 48, 48),
+        }
+    )
+
+
+SPACES = spaces_from_spec(everything(), "observation")
+every_key = pytest.mark.parametrize("key", SPACES, ids=map(key_name, SPACES))
+
+
+def draw(spaces: dict[NestedKey, Space], *batch: int) -> dict[NestedKey, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {key: space.random(batch, generator) for key, space in spaces.items()}
+
+
+def decoder(spaces: dict[NestedKey, Space], **options: int) -> Decoder:
+    return Decoder(spaces, BELIEF, STATE, **{"units": 8, "depth": 2, **options})
+
+
+# Encoder.
+
+
+def test_vectors_come_first_in_the_order_of_their_keys_then_the_image() -> None:
+    encoder = Encoder(SPACES, units=8, depth=2)
+    values = draw(SPACES, 2, 5)
+    encoded = encoder(*values.values())
+    assert encoded.shape == (2, 5, encoder.out_features)
+    one_hot = torch.nn.functional.one_hot
+    flat = [
+        one_hot(values["bag"][..., 0], 2),
+        one_hot(values["bag"][..., 1], 5),
+        one_hot(values["health"] - 1, 3).flatten(2),
+        one_hot(values["lamps"].long(), 2).flatten(2),
+        values["matrix"].flatten(2).sign() * values["matrix"].flatten(2).abs().log1p(),
+        values["scalar"].unsqueeze(-1).sign() * values["scalar"].unsqueeze(-1).abs().log1p(),
+        one_hot(values["sensors", "compass"], 4),
+        values["sensors", "touch"],
+        values["tools"],
+        values["vector"].sign() * values["vector"].abs().log1p(),
+    ]
+    assert_close(encoded[..., :8], encoder.vector(torch.cat([part.float() for part in flat], -1)))
+    image = torch.cat([values["front"], values["wrist"].movedim(-3, -1)], -1).float() / 255 - 0.5
+    features = encoder.image(image.flatten(0, 1))  # [10, 3, 3, 8]
+    assert features.shape == (10, 3, 3, 8)
+    assert_close(encoded[..., 8:], features.reshape(2, 5, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_each_stage_of_an_image_is_conv_then_pool_then_norm_then_silu() -> None:
+    encoder = Encoder({"image": Image(48, 48, 3)}, depth=2).double()
+    expected = torch.rand(2, 48, 48, 3, dtype=torch.float64) - 0.5
+    given = expected.clone()
+    for stage, width in zip(encoder.image, (4, 6, 8, 8), strict=True):
+        assert stage.conv.weight.shape[0] == width
+        maps = torch.nn.functional.conv2d(expected.movedim(-1, 1), stage.conv.weight, stage.conv.bias, padding=2)
+        maps = torch.nn.functional.max_pool2d(maps, 2).movedim(1, -1)
+        maps = maps / (maps.square().mean(-1, keepdim=True) + 1e-4).sqrt()
+        expected = maps * maps.sigmoid()
+    assert_close(encoder.image(given), expected)
+
+
+@every_key
+def test_each_key_reaches_the_encoding(key: NestedKey) -> None:
+    encoder = Encoder(SPACES, units=8, depth=2)
+    values, other = draw(SPACES, 2), SPACES[key].random((2,), torch.Generator().manual_seed(1))
+    before = encoder(*values.values())
+    assert not encoder(*{**values, key: other}.values()).allclose(before)
+
+
+@every_key
+def test_each_key_works_alone(key: NestedKey) -> None:
+    spaces = {key: SPACES[key]}
+    encoder = Encoder(spaces, units=8, depth=2)
+    assert encoder(*draw(spaces, 2, 5).values()).shape == (2, 5, encoder.out_features)
+    prediction = decoder(spaces)(torch.randn(2, 5, BELIEF + STATE))
+    loss = reconstruction_loss(spaces[key], prediction, draw(spaces, 2, 5)[key])
+    assert loss.shape == (2, 5)
+
+
+def test_batch_axes_do_not_matter() -> None:
+    encoder, decode = Encoder(SPACES, units=8, depth=2), decoder(SPACES)
+    values, features = draw(SPACES, 2, 3), torch.randn(2, 3, BELIEF + STATE)
+    encoded, predictions = encoder(*values.values()), decode(features)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    assert_close(encoder(*[value[1] for value in values.values()]), encoded[1], **close)
+    assert_close(encoder(*[value[1, 2] for value in values.values()]), encoded[1, 2], **close)
+    assert_close(decode(features[1]), tuple(prediction[1] for prediction in predictions), **close)
+    assert_close(decode(features[1, 2]), tuple(prediction[1, 2] for prediction in predictions), **close)
+
+
+def test_nothing_to_encode_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        Encoder({})
+
+
+# Images of any layout and size.
+
+
+def test_channels_first_and_last_are_the_same_picture() -> None:
+    last, first = {"image": Image(64, 48, 3)}, {"image": Image(64, 48, 3, channels_first=True)}
+    torch.manual_seed(0)
+    encoder_last, decoder_last = Encoder(last, depth=2), decoder(last)
+    encoder_first, decoder_first = Encoder(first, depth=2), decoder(first)
+    encoder_first.load_state_dict(encoder_last.state_dict())
+    decoder_first.load_state_dict(decoder_last.state_dict())
+    image, features = draw(last, 2)["image"], torch.randn(2, BELIEF + STATE)
+    moved = image.movedim(-1, -3)
+    assert_close(encoder_first(moved), encoder_last(image), rtol=0, atol=0)
+    assert_close(decoder_first(features), decoder_last(features).movedim(-1, -3), rtol=0, atol=0)
+    losses = [
+        reconstruction_loss(space["image"], decode(features), observed)
+        for space, decode, observed in ((last, decoder_last, image), (first, decoder_first, moved))
+    ]
+    assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("sides", [(48, 48), (64, 64), (96, 48), (48, 80)])
+def test_images_of_other_sides(sides: tuple[int, int]) -> None:
+    spaces = {"image": Image(*sides, 3)}
+    encoder, image = Encoder(spaces, depth=2), draw(spaces, 2)["image"]
+    encoded = encoder(image)
+    assert encoded.shape == (2, (sides[0] // 16) * (sides[1] // 16) * 8) == (2, encoder.out_features)
+    prediction = decoder(spaces)(torch.randn(2, BELIEF + STATE))
+    assert prediction.shape == image.shape
+    assert ((prediction > 0) & (prediction < 1)).all()
+
+
+@pytest.mark.parametrize("build", [lambda s: Encoder(s, depth=2), decoder], ids=["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("spaces", "words"),
+    [
+        ({("eye", "left"): Image(60, 64, 3)}, r"'eye/left'.*height 60.*multiple of 16 between 48 and 256"),
+        ({"image": Image(64, 60, 3)}, r"'image'.*width 60.*multiple of 16 between 48 and 256"),
+        ({"image": Image(32, 32, 3)}, r"'image'.*height 32.*between 3 and 16.*multiple of 16 between 48 and 256"),
+        ({"image": Image(272, 64, 3)}, r"'image'.*height 272.*multiple of 16 between 48 and 256"),
+        ({"a": Image(64, 64, 3), "b": Image(64, 48, 3)}, r"'a' 64 x 64, 'b' 64 x 48.*one size"),
+    ],
+    ids=["height_60", "width_60", "side_32", "side_272", "different_sides"],
+)
+def test_sides_that_do_not_work_are_named_with_those_that_do(
+    spaces: dict[NestedKey, Space], words: str, build: Callable[..., object]
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        build(spaces)
+
+
+# Decoder.
+
+
+def test_there_is_one_prediction_per_key_in_the_order_of_the_keys() -> None:
+    decode = decoder(SPACES)
+    predictions = decode(torch.randn(2, 5, BELIEF + STATE))
+    assert decode.out_keys[0] == ("reconstruction", "bag")
+    assert ("reconstruction", "sensors", "compass") in decode.out_keys
+    for space, prediction in zip(SPACES.values(), predictions, strict=True):
+        shape = space.shape if isinstance(space, Image) else (space.size,)
+        assert prediction.shape == (2, 5, *shape)
+        assert prediction.dtype is torch.float32
+
+
+def test_the_smallest_picture_is_filled_block_by_block_of_channels() -> None:
+    decode = Decoder({"image": Image(48, 64, 3)}, BELIEF, STATE, units=8, depth=4).double()
+    image = decode.image
+    features = torch.randn(2, BELIEF + STATE, dtype=torch.float64)
+    maps = image.from_belief(features[:, :BELIEF])
+    expected = torch.empty(2, 3, 4, 16, dtype=torch.float64)
+    for block in range(8):  # of two channels each, in an order (block, height, width, channel of the block)
+        part = maps[:, block * 24 : (block + 1) * 24].reshape(2, 3, 4, 2)
+        expected[..., 2 * block : 2 * block + 2] = part
+    expected = image.norm(expected + image.from_state(features[:, BELIEF:]).reshape(2, 3, 4, 16))
+    for stage, width in zip(image.stages, (16, 12, 8), strict=True):
+        expected = stage.norm(stage.conv(expected.repeat_interleave(2, 1).repeat_interleave(2, 2)))
+        assert expected.shape[-1] == width
+    expected = image.out(expected.repeat_interleave(2, 1).repeat_interleave(2, 2)).sigmoid()
+    assert_close(decode(features), expected)
+
+
+def test_belief_and_state_both_reach_every_prediction() -> None:
+    decode, features = decoder(SPACES), torch.randn(1, BELIEF + STATE, requires_grad=True)
+    for prediction in decode(features):
+        (gradient,) = torch.autograd.grad(prediction.sum(), features, retain_graph=True)
+        assert gradient[:, :BELIEF].any()
+        assert gradient[:, BELIEF:].any()
+
+
+def test_the_rows_of_a_batch_do_not_mix() -> None:
+    decode, features = decoder({"image": Image(64, 64, 3)}), torch.randn(2, BELIEF + STATE)
+    changed = torch.cat([features[:1], torch.randn(1, BELIEF + STATE)])
+    assert_close(decode(changed)[0], decode(features)[0])
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_depth_whose_channels_do_not_split_into_blocks_is_refused(depth: int) -> None:
+    # 4 x 3 channels in 8 blocks: the number of pixels happens to fit, and the rows of a batch would mix in silence.
+    with pytest.raises(ValueError, match=f"depth.*{depth}"):
+        decoder({"image": Image(64, 64, 3)}, depth=depth)
+
+
+@pytest.mark.parametrize("name", ["items", "keys", "type", "values", "training", "joint.angle"])
+def test_a_key_may_have_any_name(name: str) -> None:
+    spaces = {name: Continuous((3,))}
+    assert decoder(spaces)(torch.randn(2, BELIEF + STATE)).shape == (2, 3)
+
+
+# Cost of a reconstruction.
+
+
+def test_symlog_squared_error_is_official(golden: dict[str, Tensor]) -> None:
+    loss = reconstruction_loss(Continuous((5,)), golden["symlog_mse/pred"], golden["symlog_mse/target"])
+    assert_close(loss, golden["symlog_mse/loss"], rtol=1e-5, atol=1e-5)
+
+
+def test_floats_cost_the_squared_error_of_their_symlog() -> None:
+    prediction, observation = torch.randn(2, 6), torch.randn(2, 2, 3) * 10
+    expected = torch.zeros(2)
+    for row in range(2):
+        for p, x in zip(prediction[row], observation[row].flatten(), strict=True):
+            expected[row] += (p - x.sign() * torch.log(1 + x.abs())) ** 2
+    assert_close(reconstruction_loss(Continuous((2, 3)), prediction, observation), expected)
+
+
+def test_pixels_cost_the_squared_error_in_units_of_255() -> None:
+    space = Image(48, 48, 3)
+    prediction, observation = torch.rand(2, 48, 48, 3), draw({"image": space}, 2)["image"]
+    expected = (prediction.double() - observation.double() / 255).pow(2).flatten(1).sum(1).float()
+    assert_close(reconstruction_loss(space, prediction, observation), expected)
+
+
+def test_classes_cost_their_cross_entropy() -> None:
+    space = Discrete((2, 5), (2,))
+    prediction, observation = torch.randn(4, 7), torch.tensor([[0, 4], [1, 0], [1, 2], [0, 3]])
+    first = torch.nn.functional.cross_entropy(prediction[:, :2], observation[:, 0], reduction="none")
+    second = torch.nn.functional.cross_entropy(prediction[:, 2:], observation[:, 1], reduction="none")
+    assert_close(reconstruction_loss(space, prediction, observation), first + second)
+
+
+def perfect(space: Space, observation: Tensor) -> Tensor:
+    """The prediction that costs nothing."""
+    if isinstance(space, Image):
+        return observation / 255
+    flat = space.flatten(observation)
+    return flat.sign() * flat.abs().log1p() if isinstance(space, Continuous) else 100 * flat
+
+
+@every_key
+def test_a_perfect_prediction_costs_nothing_and_is_the_observation(key: NestedKey) -> None:
+    space, observation = SPACES[key], draw(SPACES, 2, 5)[key]
+    prediction = perfect(space, observation)
+    assert_close(reconstruction_loss(space, prediction, observation), torch.zeros(2, 5))
+    back = observation_from(space, prediction)
+    if isinstance(space, Image):  # pixels stay in 0 to 1
+        back = (back * 255).round().to(torch.uint8)
+    assert_close(back, observation)  # dtype included
+
+
+@every_key
+def test_a_worse_prediction_costs_more(key: NestedKey) -> None:
+    space, observation = SPACES[key], draw(SPACES, 2, 5)[key]
+    assert (reconstruction_loss(space, -perfect(space, observation), observation) > 0).all()
+
+
+def test_an_observation_from_any_prediction_fits_the_spec() -> None:
+    predictions = decoder(SPACES)(torch.randn(BELIEF + STATE)[None])
+    for (key, space), prediction in zip(SPACES.items(), predictions, strict=True):
+        if not isinstance(space, Image):
+            assert everything()[key].is_in(observation_from(space, prediction)[0])
+
+
+# Precision and faces.
+
+
+def test_bfloat16_goes_through_and_losses_stay_float32() -> None:
+    encoder = Encoder(SPACES, units=8, depth=2, dtype=torch.bfloat16)
+    decode, values = decoder(SPACES), draw(SPACES, 2, 5)
+    encoded = encoder(*values.values())
+    assert encoded.dtype is torch.bfloat16
+    exact = Encoder(SPACES, units=8, depth=2)
+    exact.load_state_dict(encoder.state_dict())
+    assert_close(encoded.float(), exact(*values.values()), rtol=0.1, atol=0.1)
+    features = torch.randn(2, 5, BELIEF + STATE)
+    low, high = decode(features.bfloat16()), decode(features)
+    for (key, space), prediction, wanted in zip(SPACES.items(), low, high, strict=True):
+        assert prediction.dtype is torch.float32
+        assert_close(prediction, wanted, rtol=0.1, atol=0.1)
+        assert reconstruction_loss(space, prediction, values[key]).dtype is torch.float32
+
+
+def test_faces(check_faces: Callable[..., None]) -> None:
+    values = draw(SPACES, 2, 5)
+    encoder = Encoder(SPACES, units=8, depth=2)
+    assert encoder.in_keys == list(SPACES)
+    check_faces(encoder, *values.values())
+    check_faces(decoder(SPACES), torch.randn(2, 5, BELIEF + STATE))

@@ -1,0 +1,465 @@
+"""Heads predict, and the actor acts in any action spec: continuous, discrete, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import tanh
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule
+from torch import Tensor, nn
+from torch import distributions as td
+from torch.testing import assert_close
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from dreamer_torchrl.modules import ActionDistribution, ActionSpace, Actor, ContinueHead, TwoHotHead, symexp
+from dreamer_torchrl.modules.spaces import Continuous
+
+few = settings(max_examples=20, derandomize=True, deadline=None)
+
+SPECS: dict[str, TensorSpec] = {
+    "continuous": Bounded(-1, 1, (3,)),
+    "continuous_matrix": Bounded(-1, 1, (2, 3)),
+    "continuous_float64": Bounded(-1, 1, (3,), dtype=torch.float64),
+    "unbounded": Unbounded((3,)),
+    "one_hot": OneHot(4),
+    "categorical": Categorical(4),
+    "categorical_with_axis": Categorical(4, shape=(1,)),
+    "categorical_int32": Categorical(4, shape=(2,), dtype=torch.int32),
+    "multi_categorical_alike": MultiCategorical([3, 3]),
+    "multi_categorical": MultiCategorical([2, 5, 3]),
+    "multi_one_hot_alike": MultiOneHot([3, 3]),
+    "multi_one_hot": MultiOneHot([2, 5, 3]),
+    "binary": Binary(3),
+    "bounded_integers": Bounded(-1, 2, (2,), dtype=torch.int64),
+    "composite": Composite(
+        steer=Bounded(-1, 1, (2,)),
+        gear=Categorical(3),
+        arm=Composite(joints=Bounded(-1, 1, (2, 2)), grip=OneHot(2), tool=MultiCategorical([2, 4])),
+        buttons=Binary(2),
+    ),
+}
+# What the variables of each spec are, in the order of the flat action: 0 for a float, else its number of classes.
+VARIABLES = {
+    "continuous": [0, 0, 0],
+    "continuous_matrix": [0] * 6,
+    "continuous_float64": [0, 0, 0],
+    "unbounded": [0, 0, 0],
+    "one_hot": [4],
+    "categorical": [4],
+    "categorical_with_axis": [4],
+    "categorical_int32": [4, 4],
+    "multi_categorical_alike": [3, 3],
+    "multi_categorical": [2, 5, 3],
+    "multi_one_hot_alike": [3, 3],
+    "multi_one_hot": [2, 5, 3],
+    "binary": [2, 2, 2],
+    "bounded_integers": [4, 4],
+    "composite": [2, 0, 0, 0, 0, 2, 4, 2, 2, 3, 0, 0],  # arm/grip, arm/joints, arm/tool, buttons, gear, steer
+}
+every_spec = pytest.mark.parametrize("name", SPECS)
+
+
+def actor_for(name: str, **options: float) -> Actor:
+    """An actor in float64 whose outputs are far from 0."""
+    torch.manual_seed(0)
+    actor = Actor(6, ActionSpace(SPECS[name]), units=8, **options).double()
+    for parameter in actor.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return actor
+
+
+def policy_for(name: str, *batch: int, **options: float) -> ActionDistribution:
+    actor = actor_for(name, **options)
+    return actor.distribution(actor(torch.randn(*batch, 6, dtype=torch.float64)))
+
+
+def runs(variables: list[int]) -> list[tuple[int, int]]:
+    """Pairs (classes, length) of neighbouring floats, and of each class variable alone."""
+    found: list[tuple[int, int]] = []
+    for classes in variables:
+        if classes == 0 and found and found[-1][0] == 0:
+            found[-1] = (0, found[-1][1] + 1)
+        else:
+            found.append((classes, 1))
+    return found
+
+
+def torch_distributions(parameters: Tensor, name: str) -> list[td.Distribution]:
+    """Torch's own distribution for each run of variables, in the order of the flat action."""
+    result = []
+    for classes, length in runs(VARIABLES[name]):
+        size = classes or 2 * length
+        now, parameters = parameters[..., :size], parameters[..., size:]
+        if classes:
+            result.append(td.OneHotCategorical(logits=now))
+        else:
+            mean, std = now.chunk(2, -1)
+            result.append(td.Independent(td.Normal(mean.tanh(), 0.9 * torch.sigmoid(std + 2) + 0.1), 1))
+    assert parameters.shape[-1] == 0
+    return result
+
+
+# Action spaces.
+
+
+@every_spec
+def test_sizes_follow_the_spec(name: str) -> None:
+    space, variables = ActionSpace(SPECS[name]), VARIABLES[name]
+    assert space.size == sum(classes or 1 for classes in variables)
+    assert space.noise_size == len(variables)
+    assert space.parameter_size == sum(classes or 2 for classes in variables)
+
+
+def as_action(name: str, values: dict[NestedKey, Tensor]) -> Tensor | TensorDict:
+    return TensorDict(values) if isinstance(SPECS[name], Composite) else values["action"]
+
+
+@every_spec
+def test_an_action_survives_flatten_and_restore(name: str) -> None:
+    space = ActionSpace(SPECS[name])
+    drawn = SPECS[name].rand()
+    values = {key: drawn[key] for key in space.keys} if isinstance(SPECS[name], Composite) else {"action": drawn}
+    flat = space.flatten(values)
+    assert flat.shape == (space.size,)
+    back = space.restore(flat)
+    assert list(back) == space.keys
+    for key, value in values.items():
+        assert_close(back[key], value, rtol=0, atol=0)  # dtype and shape included
+    assert SPECS[name].is_in(as_action(name, back))
+
+
+@every_spec
+def test_what_the_actor_draws_and_its_mode_fit_the_spec(name: str) -> None:
+    space = ActionSpace(SPECS[name])
+    actor = Actor(6, space, units=8)
+    policy = actor.distribution(actor(torch.randn(6)))
+    for flat in (policy.sample(), policy.mode.detach()):
+        flat = torch.where(continuous_part(space), flat.clamp(-1, 1), flat)  # the environment clips
+        assert flat.dtype is torch.float32
+        action = as_action(name, space.restore(flat))
+        assert SPECS[name].is_in(action)
+        again = space.flatten(action if isinstance(action, TensorDict) else {"action": action})
+        assert_close(again.float(), flat)
+
+
+def continuous_part(space: ActionSpace) -> Tensor:
+    """Where the flat action holds floats."""
+    parts = [torch.full((part.size,), isinstance(part, Continuous)) for part in space.spaces.values()]
+    return torch.cat(parts)
+
+
+def test_keys_are_nested_and_sorted() -> None:
+    space = ActionSpace(SPECS["composite"])
+    assert space.keys == [("arm", "grip"), ("arm", "joints"), ("arm", "tool"), "buttons", "gear", "steer"]
+    assert ActionSpace(OneHot(3)).keys == ["action"]
+    flat = torch.tensor([0, 1, 0.25, 0.5, 0.75, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 1, 0, 0, 1, -0.5, 0.5])
+    assert {key: value.tolist() for key, value in space.restore(flat).items()} == {
+        ("arm", "grip"): [False, True],
+        ("arm", "joints"): [[0.25, 0.5], [0.75, 1.0]],
+        ("arm", "tool"): [0, 3],
+        "buttons": [0, 1],
+        "gear": 2,
+        "steer": [-0.5, 0.5],
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (Bounded(-2, 2, (3,)), r"'action'.*-2.0 to 2.0.*ActionScaling"),
+        (Composite(arm=Composite(joint=Bounded(0, 1, (3,)))), r"'arm/joint'.*0.0 to 1.0.*ActionScaling"),
+        (
+            Bounded(torch.tensor([-1.0, 0.0]), torch.ones(2)),
+            r"'action'.*-1.0 to 1.0, 0.0 to 1.0.*ActionScaling",
+        ),
+        (Bounded(0, 255, (64, 64, 3), dtype=torch.uint8), r"'action'.*image.*Bounded, OneHot or Categorical"),
+        (Unbounded((3,), dtype=torch.int64), r"'action'.*int64.*Categorical or OneHot"),
+    ],
+    ids=["bounds", "nested_bounds", "different_bounds", "image", "integers"],
+)
+def test_a_spec_that_the_actor_cannot_act_in_is_refused_with_a_remedy(spec: TensorSpec, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ActionSpace(spec)
+
+
+# Noise.
+
+
+@every_spec
+def test_noise_is_uniform_for_classes_and_normal_for_floats(name: str) -> None:
+    space = ActionSpace(SPECS[name])
+    noise = space.noise(20, 50, generator=torch.Generator().manual_seed(0))
+    assert noise.shape == (20, 50, space.noise_size)
+    assert noise.equal(space.noise(20, 50, generator=torch.Generator().manual_seed(0)))
+    for column, classes in zip(noise.flatten(0, 1).unbind(-1), VARIABLES[name], strict=True):
+        if classes:
+            assert 0 <= column.min() < 0.02 and 0.98 < column.max() < 1
+        else:
+            assert column.mean().abs() < 0.15 and (column.std() - 1).abs() < 0.1
+
+
+@every_spec
+def test_an_action_is_a_function_of_parameters_and_noise(name: str) -> None:
+    policy = policy_for(name, 7)
+    noise, other_noise = policy.space.noise(2, 7)
+    assert policy.sample(noise).equal(policy_for(name, 7).sample(noise))
+    assert_close(policy.sample(noise), policy.rsample(noise).detach())
+    assert not policy.sample(noise).equal(policy.sample(other_noise))
+    assert policy.sample().shape == (7, policy.space.size)
+    assert policy.sample((4,)).shape == (4, 7, policy.space.size)
+    torch.manual_seed(1)
+    first = policy.sample()
+    torch.manual_seed(1)
+    assert policy.sample().equal(first)
+
+
+@every_spec
+def test_each_variable_reads_its_own_noise(name: str) -> None:
+    policy = policy_for(name)
+    noise = torch.full((policy.space.noise_size,), 0.5, dtype=torch.float64)
+    first = policy.sample(noise).split([classes or 1 for classes in VARIABLES[name]], -1)
+    for i, classes in enumerate(VARIABLES[name]):
+        changed = noise.clone()
+        changed[i] = 0.0
+        lowest = policy.sample(changed).split([classes or 1 for classes in VARIABLES[name]], -1)
+        assert [j for j in range(len(first)) if j != i and not lowest[j].equal(first[j])] == []
+        if classes:
+            assert lowest[i].argmax() == 0
+        else:
+            assert not lowest[i].equal(first[i])
+
+
+# Distributions.
+
+
+@every_spec
+def test_log_prob_entropy_and_kl_agree_with_torch(name: str) -> None:
+    policy, other = policy_for(name, 2, 7), policy_for(name, 2, 7)
+    other = ActionDistribution(other.parameters.flip(0) * 0.5, other.space)
+    value = policy.sample()
+    theirs = torch_distributions(policy.parameters, name)
+    chunks = value.split([dist.event_shape.numel() for dist in theirs], -1)
+    assert_close(policy.log_prob(value), sum(d.log_prob(x) for d, x in zip(theirs, chunks, strict=True)))
+    assert_close(policy.entropy(), sum(d.entropy() for d in theirs))
+    assert_close(policy.mean, torch.cat([d.mean for d in theirs], -1))
+    modes = [d.mean if isinstance(d, td.Independent) else d.mode for d in theirs]
+    assert_close(policy.mode, torch.cat(modes, -1))
+    pairs = zip(theirs, torch_distributions(other.parameters, name), strict=True)
+    assert_close(policy.kl(other), sum(td.kl_divergence(a, b) for a, b in pairs))
+    assert_close(policy.kl(policy), torch.zeros(2, 7, dtype=torch.float64))
+    assert (policy.batch_shape, policy.event_shape) == ((2, 7), (policy.space.size,))
+
+
+@every_spec
+def test_gradients_reach_every_parameter(name: str) -> None:
+    actor = actor_for(name)
+    policy = actor.distribution(actor(torch.randn(7, 6, dtype=torch.float64)))
+    (policy.log_prob(policy.sample()) + policy.entropy()).sum().backward()
+    for key, parameter in actor.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), key
+
+
+def test_drawing_first_does_not_stop_the_gradient() -> None:
+    for unimix in (0.0, 0.01):
+        gradients = []
+        for draw in (False, True):
+            actor = actor_for("composite", unimix=unimix)
+            torch.manual_seed(1)
+            policy = actor.distribution(actor(torch.randn(7, 6, dtype=torch.float64)))
+            value = policy_for("composite", 7).sample()
+            if draw:
+                policy.sample()
+            (policy.log_prob(value) + policy.entropy()).sum().backward()
+            gradients.append([parameter.grad for parameter in actor.parameters()])
+        assert_close(gradients[1], gradients[0])
+
+
+@few
+@given(st.lists(st.floats(-200, 200), min_size=4, max_size=4), st.floats(0, 1 - 2**-24, width=32))
+def test_a_discrete_action_is_one_hot_whatever_logits_and_noise(logits: list[float], uniform: float) -> None:
+    policy = ActionDistribution(torch.tensor(logits), ActionSpace(OneHot(4)))
+    action = policy.sample(torch.tensor([uniform]))
+    assert sorted(action.tolist()) == [0.0, 0.0, 0.0, 1.0]
+    assert policy.log_prob(action).isfinite()
+    assert policy.entropy() >= -1e-6
+
+
+def test_unimix_and_limits_of_the_deviation_are_options() -> None:
+    space = ActionSpace(Composite(a=Bounded(-1, 1, (1,)), b=OneHot(2)))
+    parameters = torch.tensor([0.5, -99.0, 99.0, -99.0])
+    policy = ActionDistribution(parameters, space, unimix=0.1, min_std=0.3, max_std=2.0)
+    assert policy.mean.tolist() == pytest.approx([tanh(0.5), 0.95, 0.05])
+    assert policy.sample(torch.tensor([1.0, 0.0]))[0].item() == pytest.approx(tanh(0.5) + 0.3)
+    plain = ActionDistribution(parameters, space)
+    assert plain.mean.tolist() == pytest.approx([tanh(0.5), 1.0, 0.0])
+    assert plain.sample(torch.tensor([1.0, 0.0]))[0].item() == pytest.approx(tanh(0.5) + 0.1)
+
+
+def test_the_actor_computes_in_bfloat16_and_its_distribution_in_float32() -> None:
+    actor = Actor(6, ActionSpace(SPECS["composite"]), units=8)
+    parameters = actor(torch.randn(7, 6).bfloat16())
+    assert parameters.dtype is torch.bfloat16
+    policy = actor.distribution(parameters)
+    value = policy.sample()
+    assert {x.dtype for x in (value, policy.mode, policy.log_prob(value), policy.entropy())} == {torch.float32}
+
+
+def test_the_actor_starts_undecided() -> None:
+    actor = Actor(64, ActionSpace(SPECS["composite"]), units=64)
+    policy = actor.distribution(actor(torch.randn(7, 64)))
+    assert policy.parameters.abs().max() < 0.1
+
+
+def test_the_heads_called_mean_and_stddev_are_that() -> None:
+    actor = Actor(6, ActionSpace(Bounded(-1, 1, (2,))), units=8)
+    biases = {"mean": torch.tensor([-9.0, 9.0]), "stddev": torch.tensor([99.0, -99.0])}
+    for name, parameter in actor.named_parameters():
+        for key, bias in biases.items():
+            if name.endswith(f"{key}.bias"):
+                nn.init.zeros_(parameter).data += bias
+    policy = actor.distribution(actor(torch.randn(6)))
+    assert_close(policy.mean.sign(), torch.tensor([-1.0, 1.0]))
+    spread = policy.sample(torch.ones(2)) - policy.mean
+    assert_close(spread.detach(), torch.tensor([1.0, 0.1]), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["items", "keys", "type", "joint.angle"])
+def test_an_action_key_may_have_any_name(name: str) -> None:
+    actor = Actor(6, ActionSpace(Composite({name: OneHot(3)})), units=8)
+    assert actor(torch.randn(2, 6)).shape == (2, 3)
+
+
+# TorchRL's ways of asking.
+
+
+@every_spec
+def test_torchrl_draws_scores_and_takes_the_mode(name: str) -> None:
+    space = ActionSpace(SPECS[name])
+    module = ProbabilisticTensorDictModule(
+        in_keys={"parameters": "action_parameters"},
+        out_keys=["action"],
+        distribution_class=ActionDistribution,
+        distribution_kwargs={"space": space},
+        return_log_prob=True,
+        log_prob_key="log_prob",
+    )
+    parameters = policy_for(name, 7).parameters.detach()
+    data, expected = TensorDict(action_parameters=parameters, batch_size=[7]), ActionDistribution(parameters, space)
+    with set_exploration_type(ExplorationType.RANDOM):
+        torch.manual_seed(1)
+        drawn = module(data.clone())
+    torch.manual_seed(1)
+    assert_close(drawn["action"], expected.sample())
+    assert_close(drawn["log_prob"], expected.log_prob(drawn["action"]))
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert_close(module(data.clone())["action"], expected.mode)
+
+
+@every_spec
+def test_the_probabilistic_actor_draws_and_tells_its_distribution(name: str) -> None:
+    actor = actor_for(name)
+    module = actor.probabilistic_module()
+    data = TensorDict(features=torch.randn(7, 6, dtype=torch.float64), batch_size=[7])
+    policy = module.get_dist(data.clone())
+    assert isinstance(policy, ActionDistribution)
+    assert_close(policy.parameters, actor(data["features"]))
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert_close(module(data.clone())["action"], policy.mode)
+    with set_exploration_type(ExplorationType.RANDOM):
+        first, second = module(data.clone())["action"], module(data.clone())["action"]
+    assert not first.equal(second)
+    assert first.requires_grad
+
+
+def test_the_probabilistic_actor_takes_other_keys_and_features_in_parts() -> None:
+    actor = actor_for("one_hot")
+    belief, state = torch.randn(7, 2, dtype=torch.float64), torch.randn(7, 2, 2, dtype=torch.float64)
+    module = actor.probabilistic_module(in_keys=("belief", "state"), action_key=("agent", "move"))
+    result = module(TensorDict(belief=belief, state=state, batch_size=[7]))
+    assert result["agent", "move"].shape == (7, 4)
+    expected = actor(torch.cat([belief, state.flatten(1)], -1))
+    assert_close(result["action_parameters"], expected)
+
+
+# Heads.
+
+
+def scrambled(head: nn.Module) -> nn.Module:
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return head
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_two_hot_head_predicts_the_mean_of_its_bins(layers: int) -> None:
+    head, features = TwoHotHead(6, units=8, layers=layers), torch.randn(2, 5, 6)
+    assert head(features)[1].equal(torch.zeros(2, 5, 1))
+    assert len([key for key, _ in head.named_parameters()]) == 3 * layers + 2
+    logits, prediction = scrambled(head).double()(features.double())
+    assert (logits.shape, prediction.shape) == ((2, 5, 255), (2, 5, 1))
+    half = symexp(torch.linspace(-20, 0, 128).double())
+    bins = torch.cat([half, -half[:-1].flip(0)])
+    assert_close(prediction, (logits.softmax(-1) * bins).sum(-1, keepdim=True), rtol=1e-5, atol=1e-3)
+
+
+def test_a_continue_head_gives_a_logit_and_its_probability() -> None:
+    logits, probability = ContinueHead(6, units=8)(torch.randn(2, 5, 6))
+    assert (logits.shape, probability.shape) == ((2, 5, 1), (2, 5, 1))
+    assert_close(probability, logits.sigmoid())
+
+
+@pytest.mark.parametrize("head", [TwoHotHead(6, units=8, layers=1), ContinueHead(6, units=8)], ids=["number", "yes_no"])
+def test_heads_compute_in_bfloat16_and_give_float32(head: nn.Module) -> None:
+    features = torch.randn(7, 6)
+    low, high = scrambled(head)(features.bfloat16()), head(features)
+    assert {x.dtype for x in low} == {torch.float32}
+    assert_close(low[0], high[0], rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        TwoHotHead(6, units=8, layers=1),
+        ContinueHead(6, units=8),
+        Actor(6, ActionSpace(SPECS["composite"]), units=8),
+    ],
+    ids=["number", "yes_no", "actor"],
+)
+def test_features_may_come_in_parts(module: nn.Module) -> None:
+    belief, state = torch.randn(2, 5, 2), torch.randn(2, 5, 2, 2)
+    whole = scrambled(module)(torch.cat([belief, state.flatten(2)], -1))
+    assert_close(module(belief, state), whole, rtol=0, atol=0)
+    mixed = module(belief.bfloat16(), state)  # the first part sets the precision
+    assert (mixed[0] if isinstance(mixed, tuple) else mixed).shape[:2] == (2, 5)
+
+
+def test_faces(check_faces: Callable[..., TensorDict]) -> None:
+    features = torch.randn(2, 5, 6)
+    value = check_faces(scrambled(TwoHotHead(6, units=8, layers=1)), features)
+    assert value["state_value"].shape == (2, 5, 1)
+    check_faces(ContinueHead(6, units=8), features)
+    check_faces(Actor(6, ActionSpace(SPECS["composite"]), units=8), features)
+
+
+def test_a_head_under_other_keys_takes_parts() -> None:
+    head = scrambled(TwoHotHead(6, units=8, layers=1))
+    module = head.tensordict_module(["belief", "state"], ["reward_logits", "predicted_reward"])
+    data = TensorDict(belief=torch.randn(7, 2), state=torch.randn(7, 2, 2), batch_size=[7])
+    result = module(data)
+    assert_close(result["predicted_reward"], head(data["belief"], data["state"])[1])

@@ -1,0 +1,155 @@
+"""Layers give the official numbers, in every precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dreamer_torchrl.modules.decoder import upsample
+from dreamer_torchrl.modules.encoder import max_pool
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, NormSilu, RMSNorm, full_precision, rms_norm
+
+Table = dict[str, Tensor]
+
+
+def load(layer: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    return layer
+
+
+def scrambled(module: nn.Module) -> nn.Module:
+    """Random numbers in all parameters, so that no bias is 0 and no scale is 1."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+def test_linear_is_official(golden: Table) -> None:
+    layer = load(Linear(7, 5), golden["linear/kernel"].t(), golden["linear/bias"])
+    assert_close(layer(golden["linear/x"]), golden["linear/y"], rtol=1e-5, atol=1e-5)
+
+
+def test_block_linear_is_official(golden: Table) -> None:
+    layer = load(BlockLinear(12, 20, blocks=4), golden["blocklinear/kernel"], golden["blocklinear/bias"])
+    assert_close(layer(golden["blocklinear/x"]), golden["blocklinear/y"], rtol=1e-5, atol=1e-5)
+
+
+def test_each_block_of_inputs_feeds_its_own_block_of_outputs() -> None:
+    jacobian = torch.autograd.functional.jacobian(BlockLinear(6, 9, blocks=3), torch.randn(1, 6)).squeeze()  # [9, 6]
+    touched = (jacobian != 0).float()
+    assert_close(touched, torch.block_diag(*[torch.ones(3, 2)] * 3))
+
+
+def test_block_linear_takes_any_batch_axes() -> None:
+    layer = BlockLinear(6, 9, blocks=3)
+    x = torch.randn(2, 4, 6)
+    assert_close(layer(x), layer(x.flatten(0, 1)).unflatten(0, (2, 4)))
+    assert_close(layer(x[0, 0]), layer(x)[0, 0])
+
+
+@pytest.mark.parametrize(("sizes", "words"), [((7, 8), "in_features=7.*4"), ((8, 7), "out_features=7.*4")])
+def test_block_linear_refuses_sizes_that_do_not_split(sizes: tuple[int, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        BlockLinear(*sizes, blocks=4)
+
+
+def test_rms_norm_is_official_down_to_the_eps_of_tiny_rows(golden: Table) -> None:
+    x, scale, y = (golden[f"rmsnorm/{key}"] for key in ("x", "scale", "y"))
+    assert x.abs().max(-1).values.min() < 1e-2  # below the eps, which is 1e-2 squared
+    norm = RMSNorm(10)
+    with torch.no_grad():
+        norm.weight.copy_(scale)
+    assert_close(norm(x), y, rtol=1e-5, atol=1e-6)
+    expected = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-4).sqrt() * scale.double()
+    assert_close(rms_norm(x.double(), scale.double()), expected)
+
+
+def test_rms_norm_rounds_once_in_bfloat16() -> None:
+    x, scale = torch.randn(5, 64).bfloat16(), torch.randn(64)
+    assert_close(rms_norm(x, scale), rms_norm(x.float(), scale).bfloat16(), rtol=0, atol=0)
+
+
+def test_the_activation_is_silu(golden: Table) -> None:
+    for x, y in zip(golden["silu/x"], golden["silu/y"], strict=True):
+        layer = NormSilu(10)
+        nn.init.constant_(layer.norm.weight, (x.square().mean() + 1e-4).sqrt().item())  # undoes the norm
+        assert_close(layer(x), y, rtol=1e-5, atol=1e-6)
+
+
+def test_conv_is_official(golden: Table) -> None:
+    layer = load(Conv(3, 4, 5), golden["conv/kernel"].permute(3, 2, 0, 1), golden["conv/bias"])
+    y = layer(golden["conv/x"])
+    assert_close(y, golden["conv/y"], rtol=1e-5, atol=2e-5)
+    assert_close(max_pool(y), golden["conv/y_maxpool2"], rtol=1e-5, atol=2e-5)
+
+
+def test_upsample_is_official(golden: Table) -> None:
+    assert_close(upsample(golden["upsample/x"]), golden["upsample/y"], rtol=0, atol=0)
+
+
+def test_max_pool_shares_its_gradient_among_equal_pixels() -> None:
+    x = torch.tensor([[3.0, 3.0, 1.0, 2.0], [0.0, 3.0, 0.0, 0.0]]).reshape(1, 2, 4, 1).requires_grad_()
+    max_pool(x).sum().backward()
+    assert_close(x.grad.reshape(2, 4), torch.tensor([[1 / 3, 1 / 3, 0, 1], [0, 1 / 3, 0, 0]]))
+
+
+def test_mlp_is_linear_then_norm_then_silu() -> None:
+    mlp = scrambled(MLP(3, 16, layers=2)).double()
+    x = expected = torch.randn(5, 3, dtype=torch.float64)
+    linears = [module for module in mlp.modules() if isinstance(module, Linear)]
+    norms = [module for module in mlp.modules() if isinstance(module, RMSNorm)]
+    for linear, norm in zip(linears, norms, strict=True):
+        hidden = expected @ linear.weight.t() + linear.bias
+        hidden = hidden / (hidden.square().mean(-1, keepdim=True) + 1e-4).sqrt() * norm.weight
+        expected = hidden * torch.sigmoid(hidden)
+    assert len(linears) == 2
+    assert_close(mlp(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Linear(4, 6), (2, 4)),
+        (BlockLinear(4, 6, 2), (2, 4)),
+        (MLP(4, 8, 2), (2, 4)),
+        (Conv(3, 4, 5), (2, 6, 4, 3)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_input_sets_the_precision_and_the_weights_stay_float32(
+    layer: nn.Module, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = torch.randn(shape)
+    y = layer(x.to(dtype))
+    assert y.dtype is dtype
+    assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+    y.float().sum().backward()
+    assert {(parameter.dtype, parameter.grad.dtype) for parameter in layer.parameters()} == {(torch.float32,) * 2}
+
+
+def test_full_precision_is_float32_or_more() -> None:
+    for dtype, expected in (
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
+        assert full_precision(torch.ones(1, dtype=dtype)).dtype is expected
+
+
+def test_conv_pads_with_zeros_and_keeps_the_sides() -> None:
+    conv = scrambled(Conv(2, 3, 5))
+    x = torch.randn(1, 6, 4, 2)
+    padded = F.pad(x, (0, 0, 2, 2, 2, 2))
+    expected = torch.zeros(1, 6, 4, 3)
+    for i in range(6):
+        for j in range(4):
+            patch = padded[0, i : i + 5, j : j + 5].permute(2, 0, 1)  # cross-correlation: nothing is flipped
+            expected[0, i, j] = (conv.weight * patch).sum((1, 2, 3)) + conv.bias
+    assert_close(conv(x), expected, rtol=1e-5, atol=1e-5)

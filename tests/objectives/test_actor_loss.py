@@ -1,0 +1,402 @@
+"""The actor's loss: official numbers, every argument's effect, and that it teaches nobody but the actor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.objectives import SoftUpdate
+
+from dreamer_torchrl.agent import Agent, Size
+from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
+from dreamer_torchrl.modules.distributions import TwoHot
+from dreamer_torchrl.modules.sequence import ImagineRollout
+from dreamer_torchrl.objectives import ActorLoss, ValueLoss
+from dreamer_torchrl.objectives.actor import reinforce_loss
+from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
+from dreamer_torchrl.objectives.value import two_hot_loss
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+RETURNS = {"rtol": 1e-4, "atol": 0.1}  # the table's critic predicts millions: numbers near 0 are what is left of those
+TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+KINDS: dict[str, TensorSpec] = {"disc": OneHot(4), "cont": Bounded(-1, 1, (3,))}
+CASES = [
+    pytest.param(kind, contdisc, slowtar, id=f"{kind}_contdisc{contdisc:d}_slowtar{slowtar:d}")
+    for kind in KINDS
+    for contdisc, slowtar in ((True, False), (False, False), (True, True))
+]
+ROWS, LENGTH = 6, 4
+
+
+# --- Recorded dreams --------------------------------------------------------------------------------------------------
+
+
+class RecordedCritic(nn.Module):
+    """Answers from a table of logits; the features are row numbers."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits.flatten(0, -2).clone())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits[features.squeeze(-1).long()]
+        return logits, TwoHot(logits).mean
+
+
+class Recorded:
+    """Modules that answer as the official ones did when the tables were made, and a loss made of them."""
+
+    def __init__(self, kind: str = "disc", slow_target: bool = False, **options: Any):
+        with np.load(GOLDEN / "tables_losses.npz", allow_pickle=False) as file:
+            self.table = {key: torch.from_numpy(file[key]) for key in file.files if key.startswith("imag_loss/")}
+        t = {key.removeprefix("imag_loss/in/"): value for key, value in self.table.items()}
+        self.inputs = t
+        self.space = ActionSpace(KINDS[kind])
+        self.action = self.space.flatten({"action": t[f"act_{kind}"]}) if kind == "cont" else one_hot(t["act_disc"])
+        outputs = ("pol_logits",) if kind == "disc" else ("pol_mean", "pol_std")
+        self.policy = {name: t[name].clone().requires_grad_() for name in outputs}
+        self.reward, self.continuation = t["rew"].clone(), t["con"].clone()
+        self.critic = RecordedCritic(t["value_logits"])
+        value = TensorDictModule(self.critic, ["features"], ["state_value_logits", "state_value"])
+        self.value_loss = ValueLoss(value, replay_scale=0)
+        SoftUpdate(self.value_loss, tau=0.02)
+        slow = self.value_loss.target_value_params["module", "logits"]
+        slow.data.copy_(t["slowvalue_logits"].flatten(0, -2))
+        self.features = torch.arange(ROWS * (LENGTH + 1)).view(ROWS, LENGTH + 1, 1).float()
+        self.loss = ActorLoss(
+            TensorDictModule(lambda *_: (self.features, self.action), ["belief", "state"], ["features", "action"]),
+            self.actor(),
+            TensorDictModule(lambda _: self.reward.unsqueeze(-1), ["features"], ["predicted_reward"]),
+            TensorDictModule(lambda _: self.continuation.unsqueeze(-1), ["features"], ["continuation"]),
+            value,
+            slow_value=self.value_loss.slow_value() if slow_target else None,
+            **options,
+        )
+        self.loss.normalizer.low.copy_(t["retnorm_lo_hi"][0])
+        self.loss.normalizer.high.copy_(t["retnorm_lo_hi"][1])
+
+    def actor(self) -> ProbabilisticTensorDictSequential:
+        return ProbabilisticTensorDictSequential(
+            TensorDictModule(lambda _: self.parameters(), ["features"], ["action_parameters"]),
+            ProbabilisticTensorDictModule(
+                in_keys={"parameters": "action_parameters"},
+                out_keys=["action"],
+                distribution_class=ActionDistribution,
+                distribution_kwargs={"space": self.space},
+            ),
+        )
+
+    def parameters(self) -> Tensor:
+        """What the actor's network must have said for its distribution to have the recorded parameters."""
+        if "pol_logits" in self.policy:
+            return self.policy["pol_logits"]
+        return torch.cat([self.policy["pol_mean"].atanh(), ((self.policy["pol_std"] - 0.1) / 0.9).logit() - 2], -1)
+
+    def run(self) -> tuple[TensorDict, TensorDict]:
+        return self.loss(TensorDict({"belief": torch.zeros(ROWS, 1), "state": torch.zeros(ROWS, 1, 1)}, [ROWS]))
+
+
+def one_hot(index: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(index.long(), 4).float()
+
+
+def loss_of(**options: Any) -> Tensor:
+    return Recorded(**options).run()[0]["loss_actor"]
+
+
+@pytest.mark.parametrize(("kind", "contdisc", "slowtar"), CASES)
+def test_official_imagination_losses(kind: str, contdisc: bool, slowtar: bool) -> None:
+    """Both losses, returns, normalizer and gradients, from the loss modules."""
+    recorded = Recorded(kind, slowtar, discount_in_continue=contdisc)
+    expected = part(recorded.table, f"imag_loss/{kind}_contdisc{contdisc:d}_slowtar{slowtar:d}/")
+    losses, data = recorded.run()
+    losses.update(recorded.value_loss(data)[0])
+    dream, normalizer = data["imagination"], recorded.loss.normalizer
+    assert_close(dream["lambda_target"][:, :-1, 0], expected["ret"], **RETURNS)
+    assert_close(data["bootstrap"], expected["ret"][:, :1], **RETURNS)
+    found = torch.stack([normalizer.low, normalizer.high])
+    assert_close(found, expected["retnorm_lo_hi_after"], **RETURNS)
+    assert_close(losses["loss_actor"], expected["policy"].mean(), rtol=1e-4, atol=1e-5)
+    assert_close(losses["loss_value"], expected["value"].mean(), rtol=1e-4, atol=1e-5)
+    (losses["loss_actor"] + losses["loss_value"]).backward()
+    for name, output in recorded.policy.items():
+        if f"grad_{name}" in expected:
+            assert_close(output.grad, expected[f"grad_{name}"], rtol=1e-4, atol=1e-5)
+    if "grad_value_logits_row0" in expected:
+        gradient = recorded.critic.logits.grad[: LENGTH + 1]
+        assert_close(gradient, expected["grad_value_logits_row0"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "contdisc", "slowtar"), CASES)
+def test_official_imagination_losses_step_by_step(kind: str, contdisc: bool, slowtar: bool) -> None:
+    """The same from the pure functions, which give one number per imagined step."""
+    recorded = Recorded(kind, slowtar)
+    expected = part(recorded.table, f"imag_loss/{kind}_contdisc{contdisc:d}_slowtar{slowtar:d}/")
+    t, normalizer, bins = recorded.inputs, recorded.loss.normalizer, recorded.value_loss.bins
+    value, slow = TwoHot(t["value_logits"]).mean.squeeze(-1), TwoHot(t["slowvalue_logits"]).mean
+    baseline = slow.squeeze(-1) if slowtar else value
+    discount = 1.0 if contdisc else 1 - 1 / 333
+    returns = lambda_return(t["rew"][:, 1:], baseline[:, 1:], discount * t["con"][:, 1:], 0.95)
+    assert_close(returns, expected["ret"], **RETURNS)
+    normalizer.update(expected["ret"])
+    advantage = (expected["ret"] - baseline[:, :-1]) / normalizer.scale
+    weight = ((discount * t["con"]).cumprod(-1) / discount)[:, :-1]
+    policy = ActionDistribution(recorded.parameters(), recorded.space)
+    log_prob, entropy = policy.log_prob(recorded.action)[:, :-1], policy.entropy()[:, :-1]
+    assert_close(reinforce_loss(log_prob, advantage, entropy, weight, 3e-4), expected["policy"], rtol=1e-4, atol=1e-5)
+    target = expected["ret"].unsqueeze(-1)
+    value_loss = weight * two_hot_loss(t["value_logits"][:, :-1], bins, target, slow[:, :-1], slow_scale=1.0)
+    assert_close(value_loss, expected["value"], rtol=1e-4, atol=1e-5)
+
+
+def part(table: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+
+
+# --- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def test_discount_and_horizon_count_only_outside_of_the_continue_head() -> None:
+    assert loss_of(horizon=10) == loss_of(horizon=333)
+    assert loss_of(horizon=10, discount_in_continue=False) != loss_of(horizon=333, discount_in_continue=False)
+    assert_close(loss_of(horizon=1e9, discount_in_continue=False), loss_of(), rtol=1e-5, atol=1e-6)
+
+
+def test_discount_shortens_returns_and_weights() -> None:
+    """With a continue head that is always sure, all that fades is the discount; the first step counts whole."""
+    recorded = Recorded(discount_in_continue=False, horizon=4, return_lambda=1.0)
+    recorded.continuation.fill_(1.0)
+    dream = recorded.run()[1]["imagination"]
+    assert_close(dream["discount_weight"][0, :, 0], 0.75 ** torch.arange(LENGTH + 1))
+    reward, value = recorded.reward, dream["state_value"][..., 0]
+    last = reward[:, -1] + 0.75 * value[:, -1]
+    assert_close(dream["lambda_target"][:, -3, 0], reward[:, -2] + 0.75 * last, rtol=1e-5, atol=1e-2)
+
+
+def test_weight_is_the_chance_to_be_still_alive() -> None:
+    """The start's own continue probability is in it."""
+    recorded = Recorded()
+    recorded.continuation = torch.tensor([0.5, 1.0, 0.5, 1.0, 0.0]).repeat(ROWS, 1)
+    weight = recorded.run()[1]["imagination", "discount_weight"]
+    assert weight[0, :, 0].tolist() == [0.5, 0.5, 0.25, 0.25, 0.0]
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
+def test_return_lambda_is_the_mix_of_the_imagined_returns(mix: float) -> None:
+    recorded = Recorded(return_lambda=mix)
+    dream = recorded.run()[1]["imagination"]
+    value = dream["state_value"].detach()[:, 1:, 0]
+    expected = lambda_return(recorded.reward[:, 1:], value, recorded.continuation[:, 1:], mix)
+    assert_close(dream["lambda_target"][:, :-1, 0], expected)
+
+
+def test_entropy_scale_rewards_entropy() -> None:
+    """Twice the scale, twice the entropy's share of the loss."""
+    recorded = Recorded(entropy_scale=0.0)
+    without, data = recorded.run()
+    entropy = ActionDistribution(recorded.parameters(), recorded.space).entropy()
+    weight = data["imagination", "discount_weight"][..., 0]
+    bonus = (weight * entropy)[:, :-1].mean()
+    for scale in (1.0, 2.0):
+        assert_close(without["loss_actor"] - scale * bonus, loss_of(entropy_scale=scale))
+
+
+def test_scale_scales_the_loss() -> None:
+    assert_close(loss_of(scale=2.5), 2.5 * loss_of())
+    assert loss_of(scale=0.0) == 0
+
+
+def test_slow_value_takes_the_place_of_the_value() -> None:
+    """In returns and in the baseline, not in what the critic is trained on."""
+    fast, slow = Recorded().run()[1], Recorded(slow_target=True).run()[1]
+    assert not slow["bootstrap"].allclose(fast["bootstrap"])
+    assert slow["imagination", "state_value"].equal(fast["imagination", "state_value"])
+
+
+def test_normalizer_is_the_one_given() -> None:
+    """Its scale divides the advantages, its state belongs to the loss."""
+    normalizer = ReturnNormalizer(percentiles=(10, 90), rate=0.5, limit=1e9)
+    recorded = Recorded(normalizer=normalizer, entropy_scale=0.0)
+    losses, data = recorded.run()
+    assert recorded.loss.normalizer is normalizer
+    assert losses["return_scale"] == 1e9
+    returns, value = data["imagination", "lambda_target"], data["imagination", "state_value"].detach()
+    assert_close(data["imagination", "advantage"][:, :-1], (returns - value)[:, :-1] / 1e9)
+    assert {"normalizer.low", "normalizer.high"} <= recorded.loss.state_dict().keys()
+
+
+def test_default_normalizer_is_the_official_one() -> None:
+    normalizer = Recorded().loss.normalizer
+    assert (normalizer.percentiles, normalizer.rate, normalizer.limit) == ((5.0, 95.0), 0.01, 1.0)
+
+
+def test_eval_does_not_move_the_normalizer() -> None:
+    """Looking at a loss must not change what is learned."""
+    recorded = Recorded()
+    normalizer, before = recorded.loss.normalizer, recorded.loss.normalizer.high.clone()
+    recorded.loss.eval()
+    recorded.run()
+    assert normalizer.high == before
+    recorded.loss.train()
+    recorded.run()
+    assert normalizer.high != before
+
+
+# --- As a LossModule --------------------------------------------------------------------------------------------------
+
+
+def tiny_learner(**hyperparameters: Any) -> Learner:
+    """A learner whose every weight, also of the heads that start at zero, says something."""
+    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return Learner(agent, Hyperparameters(imagination_length=3, **hyperparameters))
+
+
+def latents_of(learner: Learner) -> TensorDict:
+    """Data with latents that hang on the world model's graph, and noise, as the actor's loss gets it."""
+    batch = example_batch(learner.agent, batch=2, length=4)
+    return learner.world_model_loss(batch.set("noise", learner.draw_noise(2, 5)))[1]
+
+
+def taught_by(loss: Tensor, agent: Agent) -> set[str]:
+    """The parts of an agent that a loss has a gradient for."""
+    agent.zero_grad()
+    loss.backward()
+    return {
+        name
+        for name, module in agent.named_children()
+        for parameter in module.parameters()
+        if parameter.grad is not None and parameter.grad.count_nonzero()
+    }
+
+
+def test_keys() -> None:
+    loss = tiny_learner().actor_loss
+    assert loss.in_keys == ["belief", "state"]
+    assert loss.out_keys == ["loss_actor"]
+
+
+def test_only_the_actor_is_taught() -> None:
+    """Through latents that hang on the world model's graph no gradient flows back."""
+    learner = tiny_learner()
+    data = latents_of(learner)
+    assert data["belief"].requires_grad
+    losses, _ = learner.actor_loss(data)
+    assert taught_by(losses["loss_actor"], learner.agent) == {"actor"}
+    assert all(parameter.grad.count_nonzero() for parameter in learner.agent.actor.parameters())
+
+
+def test_parameters_are_the_actors() -> None:
+    """An optimizer made for this loss alone trains the actor alone."""
+    learner = tiny_learner()
+    assert set(learner.actor_loss.parameters()) == set(learner.agent.actor.parameters())
+
+
+def test_metrics_are_detached_and_the_loss_is_not() -> None:
+    losses, _ = Recorded().run()
+    assert [key for key, value in losses.items() if value.requires_grad] == ["loss_actor"]
+    assert all(value.shape == () for value in losses.values())
+
+
+def test_only_values_carry_a_graph_to_the_value_loss() -> None:
+    dream = Recorded().run()[1]["imagination"]
+    assert {key for key, value in dream.items() if value.requires_grad} == {"state_value", "state_value_logits"}
+
+
+def test_data_is_left_as_it_was() -> None:
+    learner = tiny_learner()
+    data = latents_of(learner)
+    before = set(data.keys(True, True))
+    _, with_dreams = learner.actor_loss(data)
+    assert set(data.keys(True, True)) == before
+    assert with_dreams["imagination"].shape == (2, 4, 4)
+    assert with_dreams["bootstrap"].shape == (2, 4, 1)
+
+
+def test_takes_any_batch() -> None:
+    """A plain list of starts as well as ``[B, T]``."""
+    learner = tiny_learner()
+    data = latents_of(learner)
+    loss = learner.actor_loss.eval()
+    nested, flat = loss(data)[0], loss(data.flatten(0, 1))[0]
+    assert_close(nested["loss_actor"], flat["loss_actor"])
+
+
+def test_dreams_explore() -> None:
+    """A LossModule turns exploration off while it runs; dreams that took modes only would teach nothing."""
+    learner = tiny_learner()
+    data = latents_of(learner).exclude("noise")
+    first, second = (learner.actor_loss(data)[1]["imagination"] for _ in range(2))
+    assert first["features"][..., 0, :].equal(second["features"][..., 0, :])
+    assert not first["action"][..., 0, :].equal(second["action"][..., 0, :])
+
+
+def test_given_noise_makes_dreams_repeat() -> None:
+    learner = tiny_learner()
+    data = latents_of(learner)
+    first, second = (learner.actor_loss(data)[1]["imagination"] for _ in range(2))
+    assert first["action"].equal(second["action"])
+    assert first["features"].equal(second["features"])
+
+
+RENAMED: dict[str, NestedKey] = {
+    field.name: ("renamed", "deeper", field.name) for field in fields(ActorLoss.default_keys)
+}
+
+
+def test_all_keys_may_be_others() -> None:
+    """Modules made for nested keys and `set_keys` give the same loss, and nothing lands under an old name."""
+    learner = tiny_learner()
+    agent, usual, key = learner.agent, learner.actor_loss.eval(), RENAMED
+    renamed = ActorLoss(
+        ImagineRollout(agent.rssm, agent.actor, 3).tensordict_module(
+            [key["belief"], key["state"], ("noise", "prior"), ("noise", "action")], [key["features"], key["action"]]
+        ),
+        agent.actor.probabilistic_module((key["features"],), key["action"]),
+        agent.reward.tensordict_module([key["features"]], ["reward_logits", key["predicted_reward"]]),
+        agent.continuation.tensordict_module([key["features"]], ["continue_logits", key["continuation"]]),
+        agent.value.tensordict_module([key["features"]], ["state_value_logits", key["state_value"]]),
+    ).eval()
+    renamed.set_keys(**key)
+    assert renamed.in_keys == [key["belief"], key["state"]]
+    data = latents_of(learner)
+    expected, usual_data = usual(data)
+    moved = data.select("noise").set(key["belief"], data["belief"]).set(key["state"], data["state"])
+    found, moved_data = renamed(moved)
+    assert_close(found["loss_actor"], expected["loss_actor"])
+    assert moved_data[key["bootstrap"]].equal(usual_data["bootstrap"])
+    dream, usual_dream = moved_data[key["imagination"]], usual_data["imagination"]
+    for name in ("lambda_target", "discount_weight", "action_log_prob", "advantage", "state_value"):
+        assert dream[key[name]].equal(usual_dream[name])
+    assert set(moved_data.keys()) == {"noise", "renamed"}
+    assert set(dream.keys()) == {"renamed", "reward_logits", "continue_logits", "state_value_logits"}
+
+
+def test_state_comes_back() -> None:
+    """Actor and normalizer; the judges are saved where they are trained."""
+    learner, other = tiny_learner(), tiny_learner()
+    learner.actor_loss(latents_of(learner))
+    state = learner.actor_loss.state_dict()
+    assert {key.partition(".")[0] for key in state} == {"actor", "normalizer"}
+    other.actor_loss.load_state_dict(state)
+    assert other.actor_loss.normalizer.high == learner.actor_loss.normalizer.high != 0
+    for found, expected in zip(other.agent.actor.parameters(), learner.agent.actor.parameters(), strict=True):
+        assert found.equal(expected)
+
+
+def test_missing_latents_are_named() -> None:
+    with pytest.raises(KeyError, match="ActorLoss needs state, but the data holds belief"):
+        Recorded().loss(TensorDict({"belief": torch.zeros(ROWS, 1)}, [ROWS]))

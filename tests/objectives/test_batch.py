@@ -1,0 +1,200 @@
+"""A batch that is not fit for learning is refused with words; a fit one gives away its context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.data import Bounded, Composite, OneHot, Unbounded
+
+from dreamer_torchrl.modules.actor import ActionSpace
+from dreamer_torchrl.modules.spaces import Continuous, Image
+from dreamer_torchrl.objectives.batch import FLAG, check_keys, check_steps, split_context
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FLOATS = ActionSpace(Unbounded((2,)))
+
+
+def numbered(batch: int = 2, steps: int = 5) -> TensorDict:
+    """Steps whose every entry is the number of the step."""
+    number = torch.arange(steps).float().expand(batch, steps)
+    entries = {key: number.unsqueeze(-1).repeat(1, 1, 2) for key in ("observation", "action", "belief", "state")}
+    return TensorDict(entries, batch_size=[batch, steps])
+
+
+def split(batch: TensorDict, context: int) -> TensorDict:
+    return split_context(batch, context, FLOATS, "belief", "state")
+
+
+def first_numbers(value: Tensor) -> list[float]:
+    return value[0, :, 0].tolist()
+
+
+# --- Context ----------------------------------------------------------------------------------------------------------
+
+
+def test_official_replay_context() -> None:
+    """All entries lose the context; latents and action of the step before come along.
+
+    The official function keeps a running carry in rows that follow on from the last batch. Here every row starts from
+    what is stored, as the official code does in rows with ``consec`` 0.
+    """
+    with np.load(GOLDEN / "tables_replay_context.npz", allow_pickle=False) as file:
+        table = {key: torch.from_numpy(file[key]) for key in file.files}
+    batch = TensorDict({key: table[f"in/data/{key}"] for key in ("vector", "reward", "is_first", "action")}, [3, 5])
+    batch["belief"], batch["state"] = table["in/data/dyn/deter"], table["in/data/dyn/stoch"]
+    data = split(batch, context=1)
+    for key in ("vector", "reward", "is_first"):
+        assert data[key].equal(table[f"out/obs/{key}"])
+    assert data["previous_action"].equal(table["out/prevact/action"])
+    stored = table["in/data/consec"][:, 0] == 0
+    assert stored.any()
+    for ours, theirs in (("belief", "deter"), ("state", "stoch")):
+        assert data["previous", ours][stored, 0].equal(table[f"out/carry/{theirs}"][stored])
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+def test_previous_is_one_step_before(context: int) -> None:
+    data = split(numbered(), context)
+    now = [float(step) for step in range(context, 5)]
+    before = [step - 1 for step in now]
+    assert first_numbers(data["observation"]) == now
+    assert first_numbers(data["previous_action"]) == before
+    assert first_numbers(data["previous", "belief"]) == before
+    assert first_numbers(data["previous", "state"]) == before
+
+
+def test_without_context_the_first_step_follows_on_nothing() -> None:
+    data = split(numbered().exclude("belief", "state"), context=0)
+    assert first_numbers(data["observation"]) == [0, 1, 2, 3, 4]
+    assert first_numbers(data["previous_action"]) == [0, 0, 1, 2, 3]
+    assert "previous" not in data
+
+
+def test_previous_action_is_the_flat_one() -> None:
+    """Keys in sorted order, classes one-hot."""
+    space = ActionSpace(Composite(steer=Bounded(-1, 1, (2,)), gear=OneHot(3)))
+    gear = torch.nn.functional.one_hot(torch.tensor([[2, 0, 1]]), 3)
+    batch = TensorDict({"steer": torch.tensor([[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]]), "gear": gear}, [1, 3])
+    data = split_context(batch, 0, space, "belief", "state")
+    expected = torch.tensor([[[0, 0, 0, 0, 0], [0, 0, 1, 0.1, 0.2], [1, 0, 0, 0.3, 0.4]]])
+    assert data["previous_action"].equal(expected)
+
+
+def test_latents_may_lie_deeper() -> None:
+    batch = numbered()
+    batch["latent", "belief"], batch["latent", "state"] = batch.pop("belief"), batch.pop("state")
+    data = split_context(batch, 1, FLOATS, ("latent", "belief"), ("latent", "state"))
+    assert first_numbers(data["previous", "belief"]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("context", [0, 1])
+def test_batch_is_left_as_it_was(context: int) -> None:
+    batch = numbered()
+    before = batch.clone()
+    split(batch, context)
+    assert set(batch.keys(True)) == set(before.keys(True))
+    assert (batch == before).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "context"), [((5,), 1), ((2, 5, 1), 1), ((2, 2), 1), ((2, 3), 2), ((2, 1), 0)], ids=str
+)
+def test_wrong_batch_dimensions(shape: tuple[int, ...], context: int) -> None:
+    """One dimension, three, or too few steps to have a return."""
+    batch = TensorDict({key: torch.zeros(*shape, 2) for key in ("action", "belief", "state")}, shape)
+    with pytest.raises(ValueError, match=r"must be \[B, context \+ T\]") as error:
+        split(batch, context)
+    assert str(list(shape)) in str(error.value)
+    assert f"context {context} and T of at least 2" in str(error.value)
+
+
+def test_two_steps_after_the_context_are_enough() -> None:
+    assert split(numbered(steps=3), context=1).shape == (2, 2)
+
+
+# --- Checks -----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_key_is_named_with_those_that_are_there() -> None:
+    data = TensorDict({"reward": torch.zeros(2), "latent": {"belief": torch.zeros(2)}}, [2])
+    with pytest.raises(KeyError) as error:
+        check_keys(data, ["reward", ("agent", "state"), "done"], "SomeLoss")
+    message = str(error.value)
+    assert "SomeLoss needs agent/state, done, but the data holds latent/belief, reward" in message
+    assert "set_keys()" in message
+
+
+@pytest.mark.parametrize("key", ["reward", ("reward",), ("latent", "belief"), ("latent", ("belief",))], ids=str)
+def test_present_keys_are_found_however_they_are_written(key: str | tuple) -> None:
+    check_keys(TensorDict({"reward": torch.zeros(2), "latent": {"belief": torch.zeros(2)}}, [2]), [key], "SomeLoss")
+
+
+SPACES = {"observation": Continuous((2,)), ("camera", "pixels"): Image(48, 48, 3), "done": FLAG}
+
+
+def steps() -> TensorDict:
+    pixels, done = torch.zeros(2, 5, 48, 48, 3, dtype=torch.uint8), torch.zeros(2, 5, 1, dtype=torch.bool)
+    return TensorDict({"observation": torch.zeros(2, 5, 2), "camera": {"pixels": pixels}, "done": done}, [2, 5])
+
+
+def test_fit_steps_pass() -> None:
+    check_steps(steps(), SPACES)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("observation", torch.zeros(2, 5, 3), "'observation' has shape [3] per step, but the agent was built for [2]"),
+        (
+            ("camera", "pixels"),
+            torch.zeros(2, 5, 64, 64, 3, dtype=torch.uint8),
+            "'camera/pixels' has shape [64, 64, 3] per step, but the agent was built for [48, 48, 3]",
+        ),
+        ("done", torch.zeros(2, 5, dtype=torch.bool), "'done' has shape [] per step, but the agent was built for [1]"),
+    ],
+    ids=["vector", "image", "flag"],
+)
+def test_wrong_shape_is_named(key: str | tuple, value: Tensor, words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        check_steps(steps().set(key, value), SPACES)
+    assert words in str(error.value)
+    assert "spec" in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_number_that_is_not_finite_is_located(bad: float) -> None:
+    batch = steps()
+    batch["observation"][1, 3, 0] = bad
+    with pytest.raises(ValueError, match="'observation' is not finite at row 1, step 3"):
+        check_steps(batch, SPACES)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_flag_that_is_no_bool_is_named(dtype: torch.dtype) -> None:
+    """Turned around, a byte of 1 is 254: every step would count as going on."""
+    batch = steps()
+    with pytest.raises(ValueError, match=f"'done' has dtype {dtype}, but says yes or no"):
+        check_steps(batch.set("done", batch["done"].to(dtype)), SPACES)
+
+
+@pytest.mark.parametrize("shape", [(10,), (2, 5, 1)], ids=str)
+def test_steps_of_wrong_batch_dimensions(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must be \[B, context \+ T\]") as error:
+        check_steps(steps().reshape(shape), SPACES)
+    assert str(list(shape)) in str(error.value)
+
+
+def test_only_needed_entries_are_checked() -> None:
+    """What nobody reads may be anything."""
+    batch = steps().set("diary", torch.full((2, 5, 1), torch.nan))
+    check_steps(batch, SPACES)
+
+
+def test_missing_observation_is_named() -> None:
+    with pytest.raises(KeyError, match="The learner needs observation, but the data holds camera/pixels, done"):
+        check_steps(steps().exclude("observation"), SPACES)

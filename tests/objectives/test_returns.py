@@ -1,0 +1,175 @@
+"""Returns agree with the official numbers and with slow loops; their scale stays inside its bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentile
+from dreamer_torchrl.objectives.value import replay_return
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+number = st.floats(-10, 10)
+share = st.floats(0, 1)
+many = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
+percents = st.floats(0, 100)
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    with np.load(GOLDEN / name, allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def mixed_n_step_returns(steps: list[tuple[float, float, float, float]]) -> list[float]:
+    """The definition: a mix of all n-step returns, of which the longest gets what the others leave."""
+    returns = []
+    for start in range(len(steps)):
+        collected, alive, trust, mixture = 0.0, 1.0, 1.0, 0.0
+        for n, (reward, value, live, mix) in enumerate(steps[start:], start):
+            collected += alive * reward
+            alive *= live
+            share = 1.0 if n == len(steps) - 1 else 1 - mix
+            mixture += trust * share * (collected + alive * value)
+            trust *= mix
+        returns.append(mixture)
+    return returns
+
+
+# --- Lambda return ----------------------------------------------------------------------------------------------------
+
+
+def test_official_lambda_return() -> None:
+    """A recorded sequence, with terminal and merely last steps in it."""
+    t = {key.removeprefix("lambda_return/"): value for key, value in golden("tables_losses.npz").items()}
+    returns = replay_return(t["rew"], t["boot"], t["term"].float(), t["last"].float(), 1 - 1 / 333, 0.95)
+    assert_close(returns, t["ret_disc0.997_lam0.95"], rtol=1e-6, atol=1e-6)
+
+
+@given(st.lists(st.tuples(number, number, share, share), min_size=1, max_size=8))
+def test_lambda_return_is_the_mix_of_n_step_returns(steps: list[tuple[float, float, float, float]]) -> None:
+    reward, value, live, mix = torch.tensor(steps, dtype=torch.float64).unbind(-1)
+    expected = torch.tensor(mixed_n_step_returns(steps), dtype=torch.float64)
+    assert_close(lambda_return(reward, value, live, mix), expected)
+
+
+@given(st.lists(st.tuples(number, number, share), min_size=1, max_size=8), share)
+def test_one_lambda_for_all_steps(steps: list[tuple[float, float, float]], mix: float) -> None:
+    reward, value, live = torch.tensor(steps, dtype=torch.float64).unbind(-1)
+    expected = mixed_n_step_returns([(*step, mix) for step in steps])
+    assert_close(lambda_return(reward, value, live, mix), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_lambda_return_takes_any_batch() -> None:
+    """Each row is on its own."""
+    reward, value, live = torch.rand(3, 2, 4, 5)
+    returns = lambda_return(reward, value, live, 0.9)
+    assert returns.shape == (2, 4, 5)
+    assert_close(returns[1, 2], lambda_return(reward[1, 2], value[1, 2], live[1, 2], 0.9))
+
+
+def test_lambda_0_looks_one_step_ahead_and_lambda_1_to_the_end() -> None:
+    reward, value, live = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [0.5, 0.5, 0.5]])
+    assert lambda_return(reward, value, live, 0.0).tolist() == [6.0, 12.0, 18.0]
+    assert lambda_return(reward, value, live, 1.0).tolist() == [1 + 0.5 * (2 + 0.5 * 18), 2 + 0.5 * 18, 18.0]
+
+
+def test_a_break_in_a_recording_is_bridged_by_its_value_and_an_end_is_not() -> None:
+    """A truncated episode goes on in its bootstrap, a terminated one is worth nothing from there."""
+    reward, bootstrap = torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[0.0, 10.0, 20.0, 30.0]])
+    never, here = torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 1.0, 0.0]])
+    truncated = replay_return(reward, bootstrap, never, here, discount=0.5, return_lambda=1.0)
+    assert truncated.tolist() == [[1 + 0.5 * (2 + 0.5 * 20), 2 + 0.5 * 20, 3 + 0.5 * 30]]
+    terminated = replay_return(reward, bootstrap, here, here, discount=0.5, return_lambda=1.0)
+    assert terminated.tolist() == [[1 + 0.5 * 2, 2, 3 + 0.5 * 30]]
+
+
+# --- Percentile -------------------------------------------------------------------------------------------------------
+
+
+@given(many, percents)
+def test_percentile_is_that_of_numpy_and_torch(values: list[float], percent: float) -> None:
+    found = percentile(torch.tensor(values, dtype=torch.float64), percent)
+    close = {"rtol": 1e-9, "atol": 1e-6}
+    assert_close(found, torch.tensor(np.percentile(values, percent)), **close)
+    assert_close(found, torch.quantile(torch.tensor(values, dtype=torch.float64), percent / 100), **close)
+
+
+def test_percentile_looks_at_all_values_together() -> None:
+    values = torch.randn(3, 4, 5)
+    assert percentile(values, 30) == percentile(values.flatten().flip(0), 30)
+
+
+# --- Normalizer -------------------------------------------------------------------------------------------------------
+
+
+def test_official_normalizer() -> None:
+    """Four updates in a row."""
+    table, normalizer = golden("tables_retnorm.npz"), ReturnNormalizer()
+    for i in range(4):
+        normalizer.update(table[f"retnorm/x{i}"])
+        assert_close(torch.stack([normalizer.low, normalizer.high]), table[f"retnorm/lo_hi{i}"], rtol=1e-5, atol=1e-6)
+        assert_close(
+            torch.stack([normalizer.low, normalizer.scale]), table[f"retnorm/offset_scale{i}"], rtol=1e-5, atol=1e-6
+        )
+
+
+@given(st.lists(many, min_size=1, max_size=5), share, st.floats(1e-3, 1e3))
+def test_normalizer_stays_inside_what_it_saw(batches: list[list[float]], rate: float, limit: float) -> None:
+    """Never divides by less than the limit, never looks wider than the returns and the zeros it started from."""
+    normalizer = ReturnNormalizer(rate=rate, limit=limit)
+    for batch in batches:
+        normalizer.update(torch.tensor(batch))
+    seen = [0.0, *(value for batch in batches for value in batch)]
+    slack = 1e-3 + 1e-6 * max(map(abs, seen))
+    assert min(seen) - slack <= normalizer.low <= normalizer.high + slack
+    assert normalizer.high <= max(seen) + slack
+    assert torch.tensor(limit) <= normalizer.scale <= max(limit, max(seen) - min(seen) + 2 * slack)
+
+
+@given(many, percents, percents)
+def test_percentiles_are_those_asked_for(values: list[float], low: float, high: float) -> None:
+    assume(low <= high)
+    normalizer = ReturnNormalizer(percentiles=(low, high), rate=1.0)
+    normalizer.update(torch.tensor(values))
+    expected = torch.tensor(np.percentile(np.float32(values), [low, high]), dtype=torch.float32)
+    assert_close(torch.stack([normalizer.low, normalizer.high]), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_rate_is_the_share_of_the_newest_batch() -> None:
+    normalizer = ReturnNormalizer(percentiles=(0, 100), rate=0.25)
+    normalizer.update(torch.tensor([-4.0, 8.0]))
+    assert (normalizer.low, normalizer.high) == (-1, 2)
+    normalizer.update(torch.tensor([-4.0, 8.0]))
+    assert (normalizer.low, normalizer.high) == (-1.75, 3.5)
+
+
+def test_small_returns_are_not_blown_up() -> None:
+    normalizer = ReturnNormalizer(percentiles=(0, 100), rate=1.0, limit=0.5)
+    normalizer.update(torch.tensor([0.0, 0.25]))
+    assert normalizer.scale == 0.5
+    normalizer.update(torch.tensor([0.0, 4.0]))
+    assert normalizer.scale == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_normalizer_is_float32_and_outside_of_every_graph(dtype: torch.dtype) -> None:
+    normalizer = ReturnNormalizer()
+    normalizer.update(torch.randn(3, 4, dtype=dtype, requires_grad=True))
+    assert normalizer.low.dtype == normalizer.high.dtype == torch.float32
+    assert not normalizer.scale.requires_grad
+
+
+def test_normalizer_state_comes_back() -> None:
+    normalizer, other = ReturnNormalizer(), ReturnNormalizer()
+    normalizer.update(torch.randn(100) * 1000)
+    assert normalizer.scale > 1
+    other.load_state_dict(normalizer.state_dict())
+    assert (other.low, other.high) == (normalizer.low, normalizer.high)

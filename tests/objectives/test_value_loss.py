@@ -1,0 +1,410 @@
+"""The critic's loss: official numbers, every argument's effect, its slow copy, and whom it teaches."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensordict import NestedKey, TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.data import Composite, OneHot, Unbounded
+from torchrl.objectives import SoftUpdate
+
+from dreamer_torchrl.agent import Agent, Size
+from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.modules.distributions import TwoHot, two_hot_bins
+from dreamer_torchrl.modules.heads import TwoHotHead
+from dreamer_torchrl.objectives import ValueLoss
+from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+
+
+# --- Official numbers -------------------------------------------------------------------------------------------------
+
+
+class RecordedCritic(nn.Module):
+    """Answers from a table of logits; the features are row numbers."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits.flatten(0, -2).clone())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits[features.squeeze(-1).long()]
+        return logits, TwoHot(logits).mean
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Tensor]:
+    with np.load(GOLDEN / "tables_losses.npz", allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files if key.startswith("repl_loss/")}
+
+
+def test_official_replay_loss_step_by_step(table: dict[str, Tensor]) -> None:
+    t = {key.removeprefix("repl_loss/in/"): value for key, value in table.items()}
+    returns = replay_return(t["rew"], t["boot"], t["term"].float(), t["last"].float(), 1 - 1 / 333, 0.95)
+    assert_close(returns, table["repl_loss/ret"], rtol=1e-5, atol=1e-5)
+    slow = TwoHot(t["slowvalue_logits"]).mean[:, :-1]
+    loss = two_hot_loss(t["value_logits"][:, :-1], two_hot_bins(), returns.unsqueeze(-1), slow, slow_scale=1.0)
+    assert_close((~t["last"][:, :-1]) * loss, table["repl_loss/repval"], rtol=1e-4, atol=1e-5)
+
+
+def test_official_replay_loss(table: dict[str, Tensor]) -> None:
+    """The same from the loss module."""
+    t = {key.removeprefix("repl_loss/in/"): value for key, value in table.items()}
+    shape = t["rew"].shape
+    value = TensorDictModule(RecordedCritic(t["value_logits"]), ["features"], ["state_value_logits", "state_value"])
+    loss = ValueLoss(value, replay_scale=1.0)
+    SoftUpdate(loss, tau=0.02)
+    loss.target_value_params["module", "logits"].data.copy_(t["slowvalue_logits"].flatten(0, -2))
+    steps = {"reward": t["rew"], "bootstrap": t["boot"], "terminated": t["term"], "done": t["last"]}
+    data = TensorDict({key: step.unsqueeze(-1) for key, step in steps.items()}, shape)
+    data["features"] = torch.arange(shape.numel()).view(*shape, 1).float()
+    data["imagination"] = dream(features=torch.zeros(*shape, 3, 1))
+    assert_close(loss(data)[0]["loss_replay_value"], table["repl_loss/repval"].mean(), rtol=1e-5, atol=1e-5)
+
+
+# --- Arguments --------------------------------------------------------------------------------------------------------
+
+
+def dream(features: Tensor, **given: Tensor) -> TensorDict:
+    """An imagination ``[..., H + 1]`` with random returns and weights."""
+    batch = features.shape[:-1]
+    generator = torch.Generator().manual_seed(1)
+    target, weight = torch.rand(2, *batch, 1, generator=generator)
+    entries = {"lambda_target": 4 * target - 2, "discount_weight": weight}
+    return TensorDict({"features": features, **entries, **given}, batch)
+
+
+def example() -> TensorDict:
+    """Data ``[3, 4]`` with dreams of two steps, of which one episode is truncated and one terminated."""
+    generator = torch.Generator().manual_seed(0)
+    data = TensorDict({"features": torch.randn(3, 4, 6, generator=generator)}, [3, 4])
+    data["reward"], data["bootstrap"] = torch.randn(2, 3, 4, 1, generator=generator)
+    data["terminated"], data["done"] = torch.zeros(2, 3, 4, 1, dtype=torch.bool)
+    data["done"][0, 1] = data["done"][1, 2] = data["terminated"][1, 2] = True
+    data["imagination"] = dream(torch.randn(3, 4, 3, 6, generator=generator))
+    return data
+
+
+def critic(bins: int = 255) -> TwoHotHead:
+    head = TwoHotHead(6, units=8, layers=1, bins=bins)
+    nn.init.normal_(head.logits.weight)
+    return head
+
+
+def value_loss(head: TwoHotHead | None = None, **options: Any) -> ValueLoss:
+    """A loss with a slow critic that is not the critic."""
+    loss = ValueLoss((head or critic(options.get("bins", 255))).tensordict_module(), **options)
+    SoftUpdate(loss, tau=0.02)
+    shift(loss)
+    return loss
+
+
+def shift(loss: ValueLoss) -> None:
+    """Move the slow critic, its bins excepted."""
+    for key, parameter in loss.target_value_params.items(True, True):
+        if key[-1] != "bins":
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+
+
+@torch.no_grad()
+def logits_of(loss: ValueLoss, data: TensorDict) -> Tensor:
+    """What the critic itself says."""
+    return loss.value(data.select("features"))["state_value_logits"]
+
+
+def losses(data: TensorDict | None = None, **options: Any) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return value_loss(**options)(example() if data is None else data)[0].to_dict()
+
+
+def test_two_hot_loss_is_two_cross_entropies() -> None:
+    logits, bins = torch.randn(5, 255), two_hot_bins()
+    target, slow = torch.randn(2, 5, 1)
+    to_target, to_slow = (-TwoHot(logits, bins).log_prob(value) for value in (target, slow))
+    assert_close(two_hot_loss(logits, bins, target, slow, slow_scale=0.5), to_target + 0.5 * to_slow)
+
+
+def test_imagined_loss_is_weighted_and_leaves_out_the_last_step() -> None:
+    """The last imagined state has a value, but no return."""
+    loss, data = value_loss(replay_scale=0), example()
+    imagined = data["imagination"]
+    found = loss(data)[0]["loss_value"]
+    logits = logits_of(loss, imagined)
+    slow = loss.predict_slow(imagined["features"])
+    steps = two_hot_loss(logits, loss.bins, imagined["lambda_target"], slow, 1.0) * imagined["discount_weight"][..., 0]
+    assert_close(found, steps[..., :-1].mean())
+    imagined["lambda_target"][..., -1, :] = imagined["discount_weight"][..., -1, :] = 1e6
+    assert loss(data)[0]["loss_value"] == found
+
+
+@pytest.mark.parametrize("slow_scale", [0.0, 2.0])
+def test_slow_scale_weighs_the_slow_critics_word(slow_scale: float) -> None:
+    """In both terms."""
+    none, one, found = (losses(slow_scale=scale) for scale in (0.0, 1.0, slow_scale))
+    for key in ("loss_value", "loss_replay_value"):
+        assert one[key] > none[key]
+        assert_close(found[key], none[key] + slow_scale * (one[key] - none[key]))
+
+
+@pytest.mark.parametrize(("horizon", "return_lambda"), [(333, 0.95), (5, 0.95), (333, 0.5)])
+def test_horizon_and_lambda_shape_the_replay_return(horizon: float, return_lambda: float) -> None:
+    """And nothing else: imagined returns come ready-made."""
+    loss, data = value_loss(horizon=horizon, return_lambda=return_lambda, slow_scale=0.0, replay_scale=1.0), example()
+    steps = [data[key][..., 0].float() for key in ("reward", "bootstrap", "terminated", "done")]
+    returns = replay_return(*steps, 1 - 1 / horizon, return_lambda)
+    steps = -TwoHot(logits_of(loss, data)[:, :-1]).log_prob(returns.unsqueeze(-1)) * ~data["done"][:, :-1, 0]
+    assert_close(loss(data)[0]["loss_replay_value"], steps.mean())
+    assert losses(horizon=horizon, return_lambda=return_lambda)["loss_value"] == losses()["loss_value"]
+
+
+def test_default_horizon_and_lambda_are_the_official_ones() -> None:
+    assert losses() == losses(horizon=333, return_lambda=0.95, slow_scale=1.0, scale=1.0, replay_scale=0.3)
+
+
+def test_last_steps_are_not_trained() -> None:
+    """What follows a recorded end is another episode: its return says nothing about the step before."""
+    loss, data = value_loss(), example()
+    loss(data.clone().set("features", data["features"].requires_grad_()))[0]["loss_replay_value"].backward()
+    taught = data["features"].grad.abs().sum(-1) > 0
+    assert taught.equal(~data["done"][..., 0] & torch.tensor([True, True, True, False]))
+
+
+def test_scales_scale_the_losses() -> None:
+    usual, found = losses(), losses(scale=2.0, replay_scale=0.6)
+    for key, value in usual.items():
+        assert_close(found[key], 2 * value)
+
+
+def test_without_replay_scale_no_replay_is_needed() -> None:
+    loss = value_loss(replay_scale=0)
+    assert loss.out_keys == ["loss_value"]
+    assert all(key[0] == "imagination" for key in loss.in_keys)
+    found, _ = loss(example().select("imagination"))
+    assert list(found.keys()) == ["loss_value"]
+    assert found["loss_value"] == losses()["loss_value"]
+
+
+def test_bins_are_those_of_the_head() -> None:
+    loss, data = value_loss(bins=5, slow_scale=0.0, replay_scale=0), example()
+    assert_close(loss.bins, two_hot_bins(5))
+    steps = -TwoHot(logits_of(loss, data["imagination"]), two_hot_bins(5)).log_prob(
+        data["imagination", "lambda_target"]
+    )
+    weighted = (steps * data["imagination", "discount_weight"][..., 0])[..., :-1]
+    assert_close(loss(data)[0]["loss_value"], weighted.mean())
+
+
+# --- Slow critic ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tau", [0.02, 0.25, 0.5])
+def test_slow_critic_follows_by_tau_and_the_critic_stays(tau: float) -> None:
+    head = critic()
+    loss = ValueLoss(head.tensordict_module())
+    update = SoftUpdate(loss, tau=tau)
+    slow_before = {key: value.clone() for key, value in loss.target_value_params.items(True, True)}
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    fast = {key: value.detach().clone() for key, value in loss.value_params.items(True, True)}
+    update.step()
+    for key, value in fast.items():
+        assert loss.value_params[key].equal(value)
+        assert_close(loss.target_value_params[key], slow_before[key].lerp(value, tau), rtol=0, atol=0)
+
+
+def test_slow_critic_starts_as_a_copy() -> None:
+    head = critic()
+    loss = ValueLoss(head.tensordict_module())
+    SoftUpdate(loss, tau=0.02)
+    features = torch.randn(5, 6)
+    logits, value = head(features)
+    assert loss.predict_slow(features).equal(value)
+    assert loss.slow_logits(features).equal(logits)
+
+
+def test_slow_critic_is_a_module_that_learns_nothing() -> None:
+    """It answers with the slow weights, follows them, and owns none."""
+    loss = value_loss()
+    slow = loss.slow_value()
+    data = TensorDict({"features": torch.randn(5, 6, requires_grad=True)}, [5])
+    found = slow(data)["state_value"]
+    assert found.equal(loss.predict_slow(data["features"]))
+    assert not found.requires_grad
+    assert not list(slow.parameters()) and not slow.state_dict()
+    shift(loss)
+    assert not slow(data)["state_value"].equal(found)
+
+
+# --- Gradients --------------------------------------------------------------------------------------------------------
+
+
+def tiny_learner(**hyperparameters: Any) -> Learner:
+    """A learner whose every weight, also of the heads that start at zero, says something."""
+    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return Learner(agent, Hyperparameters(imagination_length=3, **hyperparameters))
+
+
+def value_losses(learner: Learner) -> TensorDict:
+    batch = example_batch(learner.agent, batch=2, length=4)
+    _, data = learner.world_model_loss(batch.set("noise", learner.draw_noise(2, 5)))
+    return learner.value_loss(learner.actor_loss(data)[1])[0]
+
+
+def taught_by(loss: Tensor, agent: Agent) -> set[str]:
+    """The parts of an agent that a loss has a gradient for."""
+    agent.zero_grad()
+    loss.backward()
+    return {
+        name
+        for name, module in agent.named_children()
+        for parameter in module.parameters()
+        if parameter.grad is not None and parameter.grad.count_nonzero()
+    }
+
+
+def test_imagined_value_teaches_the_critic_alone() -> None:
+    learner = tiny_learner()
+    assert taught_by(value_losses(learner)["loss_value"], learner.agent) == {"value"}
+
+
+def test_replay_value_teaches_critic_and_world_model() -> None:
+    """Encoder and dynamics, but neither decoder nor heads nor actor."""
+    learner = tiny_learner()
+    assert taught_by(value_losses(learner)["loss_replay_value"], learner.agent) == {"value", "encoder", "rssm"}
+
+
+def test_replay_value_teaches_the_critic_alone_without_replay_grad() -> None:
+    learner = tiny_learner(replay_value_grad=False)
+    assert taught_by(value_losses(learner)["loss_replay_value"], learner.agent) == {"value"}
+
+
+@pytest.mark.parametrize(
+    "key", ["reward", "bootstrap", ("imagination", "lambda_target"), ("imagination", "discount_weight")]
+)
+def test_targets_and_weights_learn_nothing(key: NestedKey) -> None:
+    data = example()
+    given = data[key].requires_grad_()
+    sum(value_loss()(data)[0].values()).backward()
+    assert given.grad is None
+
+
+def test_imagined_features_learn_nothing() -> None:
+    """Also those of somebody else's imagination, which may come with a graph."""
+    data = example()
+    features = data["imagination", "features"].requires_grad_()
+    value_loss()(data)[0]["loss_value"].backward()
+    assert features.grad is None
+
+
+def test_slow_critic_learns_nothing() -> None:
+    """Not even after it was used: an updater made later would refuse weights that are part of a graph."""
+    loss = value_loss()
+    sum(loss(example())[0].values()).backward()
+    slow = list(loss.target_value_params.values(True, True))
+    assert all(parameter.grad is None for parameter in slow)
+    assert not any(parameter.requires_grad for parameter in slow)
+    SoftUpdate(loss, tau=0.02)
+
+
+# --- As a LossModule --------------------------------------------------------------------------------------------------
+
+
+def test_keys() -> None:
+    loss = value_loss()
+    dreamt = [("imagination", key) for key in ("features", "lambda_target", "discount_weight")]
+    assert loss.in_keys == [*dreamt, "features", "reward", "terminated", "done", "bootstrap"]
+    assert loss.out_keys == ["loss_value", "loss_replay_value"]
+
+
+def test_gives_its_losses_and_the_data_as_it_was() -> None:
+    data = example()
+    before = data.clone()
+    found, after = value_loss()(data)
+    assert list(found.keys()) == ["loss_value", "loss_replay_value"]
+    assert all(value.shape == () and value.requires_grad for value in found.values())
+    assert set(after.keys(True)) == set(before.keys(True))
+    assert (after == before).all()
+
+
+def test_parameters_are_those_of_the_head() -> None:
+    """The very ones, so that one optimizer serves all losses; the slow ones are no parameters of anything."""
+    head = critic()
+    assert set(ValueLoss(head.tensordict_module()).parameters()) == set(head.parameters())
+
+
+def test_logits_in_the_dream_save_work_and_change_nothing() -> None:
+    """`ActorLoss` leaves them there, with their graph."""
+    loss, data = value_loss(head := critic(), replay_scale=0), example()
+    loss(data)[0]["loss_value"].backward()
+    expected = [parameter.grad.clone() for parameter in head.parameters()]
+    head.zero_grad()
+    head.tensordict_module()(data["imagination"])
+    loss(data)[0]["loss_value"].backward()
+    for parameter, gradient in zip(head.parameters(), expected, strict=True):
+        assert_close(parameter.grad, gradient)
+
+
+def test_all_keys_may_be_others() -> None:
+    """A head made for nested keys and `set_keys` give the same losses."""
+    key: dict[str, NestedKey] = {field.name: ("renamed", field.name) for field in fields(ValueLoss.default_keys)}
+    head = critic()
+    usual = ValueLoss(head.tensordict_module())
+    outputs = (key["state_value_logits"], key["state_value"])
+    renamed = ValueLoss(head.tensordict_module([key["features"]], outputs))
+    renamed.set_keys(**key)
+    for loss in (usual, renamed):
+        SoftUpdate(loss, tau=0.02)
+    data = example()
+    moved = TensorDict({key[name]: data[name] for name in data.exclude("imagination").to_dict()}, data.shape)
+    imagined = data["imagination"]
+    moved[key["imagination"]] = TensorDict({key[name]: imagined[name] for name in imagined.to_dict()}, imagined.shape)
+    assert renamed.in_keys[0] == ("renamed", "imagination", "renamed", "features")
+    found, expected = renamed(moved)[0], usual(data)[0]
+    assert found["loss_value"] == expected["loss_value"]
+    assert found["loss_replay_value"] == expected["loss_replay_value"]
+    slow = renamed.slow_value()(TensorDict({key["features"]: data["features"]}, data.shape))
+    assert slow[key["state_value"]].equal(usual.predict_slow(data["features"]))
+
+
+def test_state_comes_back() -> None:
+    """Critic and slow critic."""
+    loss, other = value_loss(), value_loss()
+    expected = loss(example())[0]
+    assert other(example())[0]["loss_value"] != expected["loss_value"]
+    other.load_state_dict(loss.state_dict())
+    found = other(example())[0]
+    assert found["loss_value"] == expected["loss_value"]
+    assert found["loss_replay_value"] == expected["loss_replay_value"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [("bootstrap", "bootstrap"), ("imagination", "imagination/features, imagination/lambda_target")],
+)
+def test_missing_entry_is_named(missing: str, named: str) -> None:
+    with pytest.raises(KeyError, match=f"ValueLoss needs {named}"):
+        value_loss()(example().exclude(missing))
+
+
+@pytest.mark.parametrize(
+    "data", [example()[0], example()[:, :1], example().unsqueeze(0)], ids=["no_time", "one_step", "three_dimensions"]
+)
+def test_replay_needs_a_sequence(data: TensorDict) -> None:
+    """Of at least two steps, or there is no return; with one more dimension, time would be looked for in another."""
+    with pytest.raises(ValueError, match=r"\[B, T\]"):
+        value_loss()(data)
+    value_loss(replay_scale=0)(data)

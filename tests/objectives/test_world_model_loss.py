@@ -1,0 +1,397 @@
+"""The world model's loss: what each argument does, whom it teaches, and what it says about bad input.
+
+Its numbers are held against the official ones by `dreamer_torchrl.interop.verify`, on whole recordings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import NestedKey, TensorDict
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.data import Composite, OneHot, Unbounded
+
+from dreamer_torchrl.agent import Agent, Size
+from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.modules.distributions import OneHot as OneHotDistribution
+from dreamer_torchrl.modules.distributions import TwoHot, symlog, two_hot_bins
+from dreamer_torchrl.modules.heads import TwoHotHead
+from dreamer_torchrl.modules.sequence import ObserveSequence
+from dreamer_torchrl.objectives import WorldModelLoss
+from dreamer_torchrl.objectives.world_model import SCALES, entropy, kl
+
+TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+
+
+def tiny_agent(*keys: str) -> Agent:
+    """An agent whose every weight, also of the heads that start at zero, says something."""
+    torch.manual_seed(0)
+    observations = {key: Unbounded((3,)) for key in keys or ("observation",)}
+    agent = Agent(Composite(observations), OneHot(2), TINY)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return agent
+
+
+def loss_for(agent: Agent, **options: Any) -> WorldModelLoss:
+    return WorldModelLoss(
+        agent.encoder.tensordict_module(),
+        ObserveSequence(agent.rssm).tensordict_module(),
+        agent.decoder.tensordict_module(),
+        agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward")),
+        agent.continuation.tensordict_module(),
+        agent.spaces,
+        agent.action_space,
+        **options,
+    )
+
+
+def batch_for(agent: Agent, length: int = 4) -> TensorDict:
+    """Steps ``[3, 1 + length]`` in which something ends, with the noise that makes them repeat."""
+    batch = example_batch(agent, batch=3, length=length)
+    batch["is_init"].zero_()
+    batch["terminated"].zero_()
+    batch["terminated"][1, 2] = batch["done"][1, 2] = batch["is_init"][1, 3] = True
+    batch["noise", "posterior"] = torch.rand(3, 1 + length, 4)
+    return batch
+
+
+def run(**options: Any) -> tuple[dict[str, Tensor], TensorDict]:
+    """Losses and data of the same agent and batch under other options."""
+    agent = tiny_agent()
+    losses, data = loss_for(agent, **options)(batch_for(agent))
+    return losses.to_dict(), data
+
+
+def taught_by(loss: Tensor, agent: Agent) -> set[str]:
+    """The parts of an agent that a loss has a gradient for."""
+    agent.zero_grad()
+    loss.backward()
+    return {
+        name
+        for name, module in agent.named_children()
+        for parameter in module.parameters()
+        if parameter.grad is not None and parameter.grad.count_nonzero()
+    }
+
+
+# --- KL ---------------------------------------------------------------------------------------------------------------
+
+logit_lists = st.lists(st.floats(-8, 8), min_size=6, max_size=6)
+
+
+def states(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(1, 2, 3)
+
+
+@given(logit_lists, logit_lists, st.floats(0, 5), st.sampled_from([0.0, 0.01, 0.5]))
+def test_kl_never_falls_below_the_free_nats(a: list[float], b: list[float], free_nats: float, unimix: float) -> None:
+    """Both sides have the same value, which is the KL itself where that is larger."""
+    dynamics, representation = kl(states(a), states(b), free_nats, unimix)
+    free = OneHotDistribution(states(a), unimix).kl(OneHotDistribution(states(b), unimix))
+    assert free >= -1e-9
+    assert (dynamics >= free_nats).all()
+    assert_close(dynamics, free.clamp_min(free_nats))
+    assert_close(representation, dynamics)
+
+
+@given(logit_lists, st.floats(0.1, 5))
+def test_kl_of_equals_is_free(a: list[float], free_nats: float) -> None:
+    assert kl(states(a), states(a), free_nats, 0.01)[0].tolist() == [free_nats]
+
+
+def test_entropy_is_that_of_the_distribution() -> None:
+    logits = torch.randn(5, 4, 3)
+    assert_close(entropy(logits, 0.01), OneHotDistribution(logits, 0.01).entropy())
+    assert_close(entropy(torch.zeros(4, 3), 0.01), 4 * torch.tensor(3.0).log())
+
+
+# --- Arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("term", SCALES)
+def test_scale_scales_its_own_loss(term: str) -> None:
+    usual, found = run()[0], run(scales={term: 2.5 * SCALES[term]})[0]
+    for other in SCALES:
+        factor = 2.5 if other == term else 1
+        assert_close(found[f"loss_{other}"], factor * usual[f"loss_{other}"])
+
+
+def test_default_scales_are_the_official_ones() -> None:
+    official = {"reconstruction": 1.0, "reward": 1.0, "continue": 1.0, "dynamics": 1.0, "representation": 0.1}
+    assert run(scales=official)[0] == run()[0]
+
+
+@pytest.mark.parametrize("free_nats", [0.0, 1.0, 1e6])
+def test_free_nats_are_the_floor_of_both_kls(free_nats: float) -> None:
+    losses, data = run(free_nats=free_nats, scales={"representation": 1.0})
+    expected = kl(data["posterior_logits"], data["prior_logits"], free_nats, 0.01)[0].mean()
+    assert_close(losses["loss_dynamics"], expected)
+    assert_close(losses["loss_representation"], expected)
+    assert free_nats < 1e6 or expected == 1e6
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
+def test_unimix_softens_both_distributions(unimix: float) -> None:
+    losses, data = run(unimix=unimix, free_nats=0.0)
+    posterior, prior = (OneHotDistribution(data[f"{name}_logits"], unimix) for name in ("posterior", "prior"))
+    assert_close(losses["loss_dynamics"], posterior.kl(prior).mean())
+    assert_close(losses["posterior_entropy"], posterior.entropy().mean())
+    assert_close(losses["prior_entropy"], prior.entropy().mean())
+
+
+@pytest.mark.parametrize(
+    ("options", "alive"),
+    [({}, 1 - 1 / 333), ({"horizon": 10}, 0.9), ({"horizon": 10, "discount_in_continue": False}, 1.0)],
+    ids=["official", "short", "discount_elsewhere"],
+)
+def test_horizon_is_the_continue_target(options: dict[str, Any], alive: float) -> None:
+    """Terminal steps are 0, all others, also truncated ones, what is left after the discount."""
+    losses, data = run(**options)
+    target = torch.where(data["terminated"], 0.0, alive)
+    expected = nn.functional.binary_cross_entropy_with_logits(data["continue_logits"], target)
+    assert data["terminated"].any()
+    assert_close(losses["loss_continue"], expected)
+
+
+def test_reward_is_the_one_that_came_with_the_observation() -> None:
+    losses, data = run()
+    expected = -TwoHot(data["reward_logits"], two_hot_bins()).log_prob(data["reward"]).mean()
+    assert_close(losses["loss_reward"], expected)
+
+
+def test_bins_are_those_of_the_reward_head() -> None:
+    agent = tiny_agent()
+    agent.reward = TwoHotHead(agent.rssm.feature_size, units=8, layers=1, bins=5)
+    nn.init.normal_(agent.reward.logits.weight)
+    losses, data = loss_for(agent, bins=5)(batch_for(agent))
+    expected = -TwoHot(data["reward_logits"], two_hot_bins(5)).log_prob(data["reward"]).mean()
+    assert_close(losses["loss_reward"], expected)
+
+
+def test_reconstruction_is_the_sum_over_all_keys() -> None:
+    """Each summed over its own numbers, and reported by itself."""
+    agent = tiny_agent("first", "second")
+    losses, data = loss_for(agent, scales={"reconstruction": 0.5})(batch_for(agent))
+    for key in ("first", "second"):
+        expected = (data["reconstruction", key] - symlog(data[key])).square().sum(-1).mean()
+        assert_close(losses[f"reconstruction/{key}"], expected)
+    both = losses["reconstruction/first"] + losses["reconstruction/second"]
+    assert_close(losses["loss_reconstruction"], 0.5 * both)
+
+
+def test_reward_grad() -> None:
+    """The reward's error teaches the latents, or only its own head."""
+    for reward_grad, taught in ((True, {"reward", "rssm", "encoder"}), (False, {"reward"})):
+        agent = tiny_agent()
+        losses, data = loss_for(agent, reward_grad=reward_grad)(batch_for(agent))
+        assert taught_by(losses["loss_reward"], agent) == taught
+        assert data["features"].requires_grad
+
+
+def test_reward_grad_changes_no_value() -> None:
+    assert run(reward_grad=False)[0] == run()[0]
+
+
+def prefixed(batch: TensorDict) -> TensorDict:
+    """The batch with one more step before it."""
+    return torch.cat([torch.zeros_like(batch[:, :1]), batch], 1)
+
+
+def test_context_gives_the_start_latent() -> None:
+    """The first trained step follows on the stored latent of the step before, and on no other."""
+    agent = tiny_agent()
+    loss, batch = loss_for(agent, context=1), batch_for(agent)
+    usual = loss(batch)[1]["belief"]
+    for step, counts in ((0, True), (1, False), (2, False)):
+        for key, other in (("belief", 0.5), ("state", (batch["state"] + 1) % 3)):
+            changed = batch.clone()
+            changed[key][:, step] = other if key == "belief" else other[:, step]
+            assert loss(changed)[1]["belief"].equal(usual) != counts, (key, step)
+
+
+def test_longer_context_is_only_skipped() -> None:
+    """Two steps of context say no more than the last of them."""
+    agent = tiny_agent()
+    batch = batch_for(agent)
+    found, expected = loss_for(agent, context=2)(prefixed(batch))[0], loss_for(agent, context=1)(batch)[0]
+    assert found["loss_dynamics"] == expected["loss_dynamics"]
+    assert found["loss_reconstruction"] == expected["loss_reconstruction"]
+
+
+def test_without_context_the_first_step_starts_from_nothing() -> None:
+    """As if an episode began there. No stored latents are asked for, and all steps are trained."""
+    agent = tiny_agent()
+    batch = batch_for(agent)
+    loss = loss_for(agent, context=0)
+    found, data = loss(batch.exclude("belief", "state"))
+    assert data.shape == batch.shape
+    batch["is_init"][:, 0] = True
+    expected, _ = loss_for(agent, context=1)(prefixed(batch))
+    assert {"belief", "state"}.isdisjoint(loss.in_keys)
+    assert found["loss_dynamics"] == expected["loss_dynamics"]
+    assert found["loss_reward"] == expected["loss_reward"]
+
+
+def test_spaces_and_action_space_name_the_inputs() -> None:
+    loss = loss_for(tiny_agent("first", "second"))
+    assert loss.in_keys == ["first", "second", "action", "is_init", "reward", "terminated", "belief", "state"]
+    assert loss.out_keys == [f"loss_{term}" for term in SCALES]
+
+
+# --- As a LossModule --------------------------------------------------------------------------------------------------
+
+
+def test_all_of_the_world_model_is_taught_and_nobody_else() -> None:
+    agent = tiny_agent()
+    losses, _ = loss_for(agent)(batch_for(agent))
+    objective = sum(value for key, value in losses.items() if key.startswith("loss_"))
+    assert taught_by(objective, agent) == {"encoder", "rssm", "decoder", "reward", "continuation"}
+
+
+@pytest.mark.parametrize(
+    ("term", "taught"),
+    [
+        ("reconstruction", {"encoder", "rssm", "decoder"}),
+        ("continue", {"encoder", "rssm", "continuation"}),
+        ("dynamics", {"encoder", "rssm"}),
+        ("representation", {"encoder", "rssm"}),
+    ],
+)
+def test_each_term_teaches_its_head_and_the_latents(term: str, taught: set[str]) -> None:
+    agent = tiny_agent()
+    losses, _ = loss_for(agent, free_nats=0.0)(batch_for(agent))
+    assert taught_by(losses[f"loss_{term}"], agent) == taught
+
+
+def test_parameters_are_those_of_the_world_model() -> None:
+    """An optimizer made for this loss alone trains the world model alone."""
+    agent = tiny_agent()
+    parts = (agent.encoder, agent.rssm, agent.decoder, agent.reward, agent.continuation)
+    assert set(loss_for(agent).parameters()) == {parameter for part in parts for parameter in part.parameters()}
+
+
+def test_metrics_are_detached_and_losses_are_not() -> None:
+    losses, _ = run()
+    assert {key for key, value in losses.items() if value.requires_grad} == {f"loss_{term}" for term in SCALES}
+    assert all(value.shape == () for value in losses.values())
+
+
+def test_batch_is_left_as_it_was() -> None:
+    agent = tiny_agent()
+    batch = batch_for(agent)
+    before = batch.clone()
+    loss_for(agent)(batch)
+    assert set(batch.keys(True)) == set(before.keys(True))
+    assert (batch == before).all()
+
+
+def test_data_is_what_the_other_losses_go_on_with() -> None:
+    """Latents and features with their graph, next to the real reward; predictions have names of their own."""
+    agent = tiny_agent()
+    batch = batch_for(agent)
+    _, data = loss_for(agent)(batch)
+    assert data.shape == (3, 4)
+    assert all(data[key].requires_grad for key in ("belief", "state", "features"))
+    assert data["features"].shape[-1] == agent.rssm.feature_size
+    assert data["reward"].equal(batch["reward"][:, 1:])
+    assert data["previous_action"].equal(batch["action"][:, :-1].float())
+
+
+NAMES = {field.name: ("renamed", field.name) for field in fields(WorldModelLoss.default_keys)}
+
+
+def renamed_loss(agent: Agent, key: Mapping[str, NestedKey]) -> WorldModelLoss:
+    before = [("previous", "belief"), ("previous", "state"), ("noise", "posterior")]
+    latents = [key[name] for name in ("belief", "state", "posterior_logits", "prior_logits", "features")]
+    loss = WorldModelLoss(
+        agent.encoder.tensordict_module(),
+        ObserveSequence(agent.rssm).tensordict_module(
+            ["encoded_latents", "previous_action", key["is_init"], *before], latents
+        ),
+        agent.decoder.tensordict_module([key["features"]]),
+        agent.reward.tensordict_module([key["features"]], [key["reward_logits"], "predicted_reward"]),
+        agent.continuation.tensordict_module([key["features"]], [key["continue_logits"], "continuation"]),
+        agent.spaces,
+        agent.action_space,
+    )
+    loss.set_keys(**key)
+    return loss
+
+
+def test_all_keys_may_be_others() -> None:
+    """Modules made for nested keys and `set_keys` give the same losses, and nothing lands under an old name."""
+    agent = tiny_agent()
+    batch = batch_for(agent)
+    expected, _ = loss_for(agent)(batch)
+    moved = batch.select("observation", "action", ("noise", "posterior"))
+    for name in ("reward", "terminated", "is_init", "belief", "state"):
+        moved[NAMES[name]] = batch[name]
+    loss = renamed_loss(agent, NAMES)
+    found, data = loss(moved)
+    for key, value in expected.items():
+        assert_close(found[key], value)
+    assert loss.in_keys[2:] == [NAMES[name] for name in ("is_init", "reward", "terminated", "belief", "state")]
+    assert {field.name for field in fields(loss.default_keys)}.isdisjoint(data.keys())
+
+
+def test_keys_reset_to_the_usual_ones() -> None:
+    loss = loss_for(tiny_agent())
+    loss.set_keys(reward=("agent", "reward"))
+    assert ("agent", "reward") in loss.in_keys
+    loss.set_keys(reward=None)
+    assert "reward" in loss.in_keys
+
+
+def test_unknown_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="rewad"):
+        loss_for(tiny_agent()).set_keys(rewad="reward")
+
+
+def test_state_comes_back() -> None:
+    agent, other = tiny_agent(), tiny_agent()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    batch = batch_for(agent)
+    expected = loss_for(agent)(batch)[0]
+    assert loss_for(other)(batch)[0]["loss_reward"] != expected["loss_reward"]
+    loss_for(other).load_state_dict(loss_for(agent).state_dict())
+    found = loss_for(other)(batch)[0]
+    assert all(found[key] == value for key, value in expected.items())
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["observation", "action", "is_init", "reward", "terminated", "belief"])
+def test_missing_entry_is_named(key: str) -> None:
+    agent = tiny_agent()
+    with pytest.raises(KeyError, match=f"WorldModelLoss needs {key}, but the data holds"):
+        loss_for(agent)(batch_for(agent).exclude(key))
+
+
+def test_unknown_scale_is_named_with_those_that_exist() -> None:
+    with pytest.raises(ValueError, match=r"Unknown loss scales \['rewards'\]: there are reconstruction, reward, "):
+        loss_for(tiny_agent(), scales={"rewards": 1.0})
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_too_few_steps_are_refused(length: int) -> None:
+    agent = tiny_agent()
+    with pytest.raises(ValueError, match="T of at least 2 steps"):
+        loss_for(agent)(batch_for(agent, length=4)[:, : 1 + length])
+
+
+def test_batch_without_a_time_dimension_is_refused() -> None:
+    agent = tiny_agent()
+    with pytest.raises(ValueError, match=r"must be \[B, context \+ T\]"):
+        loss_for(agent)(batch_for(agent)[0])

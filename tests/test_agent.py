@@ -1,0 +1,293 @@
+"""An agent is built from specs and a size, and what cannot be built is refused with a mend."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import (
+    Binary,
+    Bounded,
+    Categorical,
+    Composite,
+    MultiCategorical,
+    MultiOneHot,
+    OneHot,
+    TensorSpec,
+    Unbounded,
+)
+from torchrl.envs import (
+    ActionScaling,
+    Compose,
+    EnvBase,
+    GymEnv,
+    InitTracker,
+    RenameTransform,
+    RewardSum,
+    SerialEnv,
+    TransformedEnv,
+    check_env_specs,
+)
+
+from dreamer_torchrl import Agent, Size, build_agent
+from dreamer_torchrl.modules import Continuous, Discrete, Image
+
+VECTOR = Composite(observation=Unbounded((24,)))
+IMAGE = Composite(pixels=Bounded(0, 255, (64, 64, 3), dtype=torch.uint8))
+MOVE = Bounded(-1, 1, (6,))
+PRESS = OneHot(6)
+TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+OFFICIAL = {  # belief, hidden, classes, depth, units
+    "size1m": (512, 64, 4, 4, 64),
+    "size12m": (2048, 256, 16, 16, 256),
+    "size25m": (3072, 384, 24, 24, 384),
+    "size50m": (4096, 512, 32, 32, 512),
+    "size100m": (6144, 768, 48, 48, 768),
+    "size200m": (8192, 1024, 64, 64, 1024),
+    "size400m": (12288, 1536, 96, 96, 1536),
+}
+
+
+class Drone(EnvBase):
+    """Sees a ``state``, which is the agent's own word too, and perhaps an ``observation`` beside it."""
+
+    def __init__(self, **observed: TensorSpec):
+        super().__init__()
+        self.observation_spec = Composite(state=Unbounded((3,)), **observed)
+        self.action_spec = Bounded(-1, 1, (2,))
+        self.reward_spec = Unbounded((1,))
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        return self.observation_spec.rand()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return self.observation_spec.rand().update({"reward": torch.ones(1), "done": torch.zeros(1, dtype=torch.bool)})
+
+    def _set_seed(self, seed: int | None) -> None:
+        torch.manual_seed(0 if seed is None else seed)
+
+
+def count(agent: Agent) -> int:
+    return sum(parameter.numel() for parameter in agent.parameters())
+
+
+@pytest.mark.parametrize(
+    ("observed", "action", "size", "parameters"),
+    [
+        (VECTOR, MOVE, "size1m", 640_867),
+        (IMAGE, PRESS, "size1m", 686_456),
+        (IMAGE, PRESS, "size12m", 10_492_616),
+    ],
+)
+def test_parameter_counts_are_the_official_ones(
+    observed: Composite, action: TensorSpec, size: str, parameters: int
+) -> None:
+    assert count(build_agent(observed, action, size)) == parameters
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_named_sizes_are_the_official_ones(name: str) -> None:
+    belief, hidden, classes, depth, units = OFFICIAL[name]
+    assert Size.named(name) == Size(belief, hidden, stochastic=32, classes=classes, blocks=8, depth=depth, units=units)
+
+
+def test_nano_is_smaller_than_the_smallest_official_size() -> None:
+    assert count(build_agent(VECTOR, MOVE, "nano")) < count(build_agent(VECTOR, MOVE, "size1m"))
+
+
+def test_unknown_size_is_told_which_there_are() -> None:
+    with pytest.raises(ValueError, match=re.escape("Unknown size 'size2m': there are nano, size1m, size12m")):
+        build_agent(VECTOR, MOVE, "size2m")
+
+
+def test_a_size_may_be_ones_own() -> None:
+    agent = build_agent(VECTOR, MOVE, TINY)
+    assert agent.size is TINY
+    assert {key: tuple(spec.shape) for key, spec in agent.latent_spec.items()} == {
+        "belief": (16,),
+        "state": (4, 3),
+        "previous_action": (6,),
+    }
+
+
+def test_a_belief_that_does_not_split_into_its_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="does not split into 4 blocks"):
+        build_agent(VECTOR, MOVE, Size(belief=18, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8))
+
+
+def test_slow_critic_and_statistics_are_not_the_agents() -> None:
+    """So a count of the agent's parameters, or a policy's checkpoint, is what the paper counts."""
+    agent = build_agent(VECTOR, MOVE, TINY)
+    assert {name.split(".")[0] for name in agent.state_dict()} == {
+        "encoder",
+        "rssm",
+        "decoder",
+        "reward",
+        "continuation",
+        "actor",
+        "value",
+    }
+
+
+# Specs
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "expected"),
+    [
+        (Unbounded((3, 2)), Continuous, {"shape": (3, 2)}),
+        (Unbounded((3,), dtype=torch.float64), Continuous, {"shape": (3,)}),
+        (Bounded(0, 255, (48, 64, 3), dtype=torch.uint8), Image, {"height": 48, "width": 64, "channels": 3}),
+        (Bounded(0, 255, (1, 48, 64), dtype=torch.uint8), Image, {"channels": 1, "channels_first": True}),
+        (OneHot(5), Discrete, {"classes": (5,), "shape": (5,), "one_hot": True}),
+        (Categorical(5), Discrete, {"classes": (5,), "shape": (), "one_hot": False}),
+        (Categorical(5, shape=(1,)), Discrete, {"classes": (5,), "shape": (1,)}),
+        (MultiCategorical([2, 3]), Discrete, {"classes": (2, 3), "shape": (2,), "one_hot": False}),
+        (MultiOneHot([2, 3]), Discrete, {"classes": (2, 3), "shape": (5,), "one_hot": True}),
+        (Binary(4), Discrete, {"classes": (2, 2, 2, 2), "shape": (4,), "one_hot": False}),
+        (Bounded(-1, 2, (2,), dtype=torch.int64), Discrete, {"classes": (4, 4), "shape": (2,), "low": -1}),
+    ],
+)
+def test_an_observation_is_what_its_spec_says(spec: TensorSpec, kind: type, expected: dict[str, Any]) -> None:
+    space = build_agent(Composite(seen=spec), MOVE, TINY).spaces["seen"]
+    assert type(space) is kind
+    assert {name: getattr(space, name) for name in expected} == expected
+
+
+def test_nested_keys_come_in_the_order_of_their_names() -> None:
+    spec = Composite(robot=Composite(wheel=Unbounded(2), arm=Unbounded(3)), goal=Unbounded(1))
+    assert list(build_agent(spec, MOVE, TINY).spaces) == ["goal", ("robot", "arm"), ("robot", "wheel")]
+
+
+@pytest.mark.parametrize("key", ["keys", "type", "observation.image", "training"])
+def test_a_key_may_have_any_name(key: str) -> None:
+    """Also one that means something to ``torch.nn.ModuleDict``, or that has a dot as in LeRobot's data."""
+    agent = build_agent(Composite({key: Unbounded((3,))}), Composite({key: Bounded(-1, 1, (2,))}), TINY)
+    assert (list(agent.spaces), list(agent.action_space.spaces)) == ([key], [key])
+
+
+def test_a_key_that_is_left_out_of_the_spec_is_not_seen() -> None:
+    env = TransformedEnv(GymEnv("CartPole-v1"), Compose(InitTracker(), RewardSum()))
+    agent = build_agent(Composite(observation=env.observation_spec["observation"]), env.action_spec, TINY)
+    assert list(agent.spaces) == ["observation"]
+    assert env.rollout(3, agent.policy)["episode_reward"].any()
+
+
+def test_what_is_no_observation_is_left_out() -> None:
+    spec = Composite(
+        observation=Unbounded((3,)),
+        reward=Unbounded((1,)),
+        is_init=Binary(1),
+        done=Binary(1),
+        terminated=Binary(1),
+        truncated=Binary(1),
+        action=Unbounded((2,)),
+    )
+    assert list(build_agent(spec, MOVE, TINY).spaces) == ["observation"]
+
+
+@pytest.mark.parametrize(
+    ("observed", "action", "message"),
+    [
+        (Composite(count=Unbounded((), dtype=torch.int64)), MOVE, "'count' has unsupported spec.*cast it to float32"),
+        (Composite(steps=Bounded(0, 2**63 - 1, (1,), dtype=torch.int64)), MOVE, "'steps'.*cast it to float32"),
+        (Composite(grey=Bounded(0, 255, (64, 64), dtype=torch.uint8)), MOVE, "'grey'.*channel axis"),
+        (
+            Composite(eye=Bounded(0, 255, (50, 64, 3), dtype=torch.uint8)),
+            MOVE,
+            "'eye' has height 50.*between 48 and 256",
+        ),
+        (Composite(is_init=Binary(1)), MOVE, "no observation key"),
+        (VECTOR, Bounded(-2, 2, (1,)), "'action' has bounds -2.0 to 2.0.*ActionScaling"),
+        (VECTOR, Composite(turn=Bounded(0, 1, (1,))), "'turn' has bounds 0.0 to 1.0.*ActionScaling"),
+        (VECTOR, Bounded(0, 255, (64, 64, 3), dtype=torch.uint8), "'action' has an image spec"),
+        (VECTOR, Unbounded((1,), dtype=torch.int64), "'action' has unsupported spec.*Categorical or OneHot"),
+    ],
+)
+def test_an_unsupported_spec_is_named_with_a_mend(observed: Composite, action: TensorSpec, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_agent(observed, action, TINY)
+
+
+def test_an_observation_leaf_is_not_enough() -> None:
+    with pytest.raises(TypeError, match=r"UnboundedContinuous: give the whole Composite"):
+        build_agent(Unbounded((3,)), MOVE, TINY)
+
+
+@pytest.mark.parametrize("observed", [{}, {"observation": Unbounded((2,))}], ids=["alone", "beside_observation"])
+def test_an_observation_named_state_is_refused_and_the_mend_works(observed: dict[str, TensorSpec]) -> None:
+    env = Drone(**observed)
+    with pytest.raises(ValueError, match=r"an observation 'state'.*append RenameTransform") as refused:
+        build_agent(env.observation_spec, env.action_spec, TINY)
+    (mend,) = re.findall(r"RenameTransform\(.*\)", str(refused.value))
+
+    env = TransformedEnv(env, Compose(eval(mend, {"RenameTransform": RenameTransform}), InitTracker()))
+    check_env_specs(env)
+    agent = build_agent(env.observation_spec, env.action_spec, TINY)
+    assert len(agent.spaces) == 1 + len(observed)
+    steps = env.rollout(3, agent.policy)
+    assert steps["state"].shape == (3, TINY.stochastic, TINY.classes)
+
+
+def test_an_environment_with_the_agents_own_primer_is_no_collision() -> None:
+    env = TransformedEnv(GymEnv("CartPole-v1"), InitTracker())
+    agent = build_agent(env.observation_spec, env.action_spec, TINY)
+    env.append_transform(agent.primer())
+    assert list(build_agent(env.observation_spec, env.action_spec, TINY).spaces) == ["observation"]
+
+
+@pytest.mark.parametrize("form", ["one", "unbatched", "batched"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_one_environment_and_several_give_the_same_agent(name: str, form: str) -> None:
+    transform = ActionScaling if name == "Pendulum-v1" else InitTracker
+    one = TransformedEnv(GymEnv(name), transform())
+    several = TransformedEnv(SerialEnv(3, lambda: GymEnv(name)), transform())
+    specs = {
+        "one": (one.observation_spec, one.action_spec),
+        "unbatched": (several.observation_spec_unbatched, several.action_spec_unbatched),
+        "batched": (several.observation_spec, several.action_spec),
+    }
+    agent, same = build_agent(*specs["one"], TINY), build_agent(*specs[form], TINY)
+    assert (same.spaces, same.action_space.spaces) == (agent.spaces, agent.action_space.spaces)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [OneHot(3), Categorical(3), MultiCategorical([2, 3]), MultiOneHot([2, 3]), Binary(2), Bounded(-1, 1, (2,))],
+    ids=lambda leaf: type(leaf).__name__,
+)
+def test_batched_composites_give_the_same_agent(leaf: TensorSpec) -> None:
+    spec = Composite(key=leaf)
+    batched = spec.expand(4)
+    assert build_agent(batched, batched, TINY).spaces == build_agent(spec, spec, TINY).spaces
+    assert build_agent(batched, batched, TINY).action_space.spaces == build_agent(spec, spec, TINY).action_space.spaces
+
+
+# Options
+
+
+@pytest.mark.parametrize(("unimix", "least"), [(0.0, 0.0), (0.01, 0.01 / 6)])
+def test_actor_unimix_is_the_least_that_each_action_gets(unimix: float, least: float) -> None:
+    agent = build_agent(VECTOR, PRESS, TINY, actor_unimix=unimix)
+    certain = torch.tensor([200.0, 0, 0, 0, 0, 0])
+    probs = agent.actor.distribution(certain).mean
+    assert probs.min().item() == pytest.approx(least)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parameters_are_float32_whatever_is_computed_in(dtype: torch.dtype) -> None:
+    agent = build_agent(VECTOR, MOVE, TINY, dtype=dtype)
+    assert {parameter.dtype for parameter in agent.parameters()} == {torch.float32}
+    assert agent.encoder(torch.zeros(1, 24)).dtype is dtype
+
+
+def test_the_same_torch_seed_gives_the_same_agent() -> None:
+    agents = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        agents.append(TensorDict(dict(build_agent(VECTOR, MOVE, TINY).named_parameters())))
+    assert (agents[0] == agents[1]).all()
+    assert not (agents[0] == agents[2]).all()
