@@ -47,7 +47,7 @@ def load_official(
         >>> from dreamer_torchrl.agent import build_agent
         >>> agent = build_agent(Composite(vector=Unbounded((3,))), OneHot(2), "size1m")
         >>> arrays = save_official_params(Learner(agent))
-        >>> torch.equal(load_official(arrays).agent.actor.mlp[0].weight, agent.actor.mlp[0].weight)
+        >>> torch.equal(load_official(arrays).agent.actor.mlp[0].linear.weight, agent.actor.mlp[0].linear.weight)
         True
     """
     arrays = _read(source)

@@ -279,10 +279,10 @@ class ImagineRollout(nn.Module, Face):
     def forward(
         self, belief: Tensor, state: Tensor, noise: Tensor | None = None, action_noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Take starts ``[..., D]`` and ``[..., S, K]``, noise ``[..., H, S]`` and ``[..., H, noise_size]``.
+        """Dream from beliefs ``[..., D]`` and states ``[..., S, K]`` or class indices ``[..., S]``.
 
-        Returns features ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``; nothing follows the last step, so its
-        action is zero.
+        Noise is ``[..., H, S]`` for the states and ``[..., H, noise_size]`` for the actions. Returns features
+        ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``; nothing follows the last step, so its action is zero.
         """
         batch = belief.shape[:-1]
         rows = batch.numel()
@@ -293,7 +293,7 @@ class ImagineRollout(nn.Module, Face):
         features, actions = imagine(
             self.rssm,
             belief.detach().reshape(rows, -1),
-            state.detach().reshape(rows, *state.shape[-2:]),
+            self.rssm.one_hot(state.detach()).reshape(rows, self.rssm.stochastic, -1),
             self._act,
             noise.reshape(rows, self.length, -1),
             action_noise.reshape(rows, self.length, -1),

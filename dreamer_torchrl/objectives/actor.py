@@ -39,6 +39,7 @@ class ActorLoss(LossModule):
         horizon: discounts here only if it is not already folded into the continue head (``discount_in_continue``).
         return_lambda: mix of n-step returns.
         entropy_scale: weight of the actor's entropy.
+        scale: weight of the loss.
         normalizer: running scale of the returns.
     """
 

@@ -27,15 +27,16 @@ def two_hot_loss(logits: Tensor, bins: Tensor, target: Tensor, slow: Tensor, slo
 class ValueLoss(LossModule):
     """Train the critic on imagination and on replay; keeps the slow critic as target parameters.
 
-    Step a ``torchrl.objectives.SoftUpdate(value_loss, tau=0.02)`` after each update. The replay term is there when
-    the data is a sequence ``[B, T]`` with rewards and ``bootstrap``; its gradient reaches the world model.
+    Step a ``torchrl.objectives.SoftUpdate(value_loss, tau=0.02)`` after each update. The replay term needs sequences
+    ``[B, T]`` with rewards and ``bootstrap``; its gradient reaches the world model.
 
     Args:
         value: head on ``features``.
         slow_scale: weight of the slow critic's word (``slowreg``).
         horizon, return_lambda: of the replay return.
         replay_grad: whether the replay term teaches the latents (``repval_grad``).
-        scales: of ``value`` and ``replay_value``; a scale of 0 leaves the term out.
+        scale, replay_scale: of the two terms; a ``replay_scale`` of 0 leaves the replay term out.
+        bins: of the value head.
     """
 
     @dataclass
@@ -161,8 +162,14 @@ class SlowValue(TensorDictModuleBase):
     def __init__(self, value_loss: ValueLoss):
         super().__init__()
         self.__dict__["value_loss"] = value_loss  # its parameters stay the loss's
-        self.in_keys = [value_loss.tensor_keys.features]
-        self.out_keys = [value_loss.tensor_keys.state_value]
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        return [self.value_loss.tensor_keys.features]
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        return [self.value_loss.tensor_keys.state_value]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the slow critic's value next to the features."""

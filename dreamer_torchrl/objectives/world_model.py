@@ -59,6 +59,7 @@ class WorldModelLoss(LossModule):
         horizon: folded into the continue target if ``discount_in_continue`` (official ``contdisc``).
         reward_grad: whether the reward's error teaches the latents.
         scales: of ``reconstruction``, ``reward``, ``continue``, ``dynamics``, ``representation``.
+        bins: of the reward head.
     """
 
     @dataclass
@@ -73,7 +74,6 @@ class WorldModelLoss(LossModule):
         posterior_logits: NestedKey = "posterior_logits"
         reward_logits: NestedKey = "reward_logits"
         continue_logits: NestedKey = "continue_logits"
-        posterior_noise: NestedKey = ("noise", "posterior")
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -130,7 +130,7 @@ class WorldModelLoss(LossModule):
         self.dynamics(data)
         self.decoder(data)
         heads = data if self.reward_grad else data.copy().set(keys.features, data.get(keys.features).detach())
-        data.set(keys.reward_logits, self.reward(heads).get(keys.reward_logits))
+        data.update(self.reward(heads).select(*self.reward.out_keys))
         self.continuation(data)
 
         posterior, prior = data.get(keys.posterior_logits), data.get(keys.prior_logits)

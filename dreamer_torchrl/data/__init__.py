@@ -1,0 +1,1 @@
+"""From environments to steps, from steps to batches."""
