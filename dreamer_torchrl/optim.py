@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+NORM_PART = 2**17
+"""How many numbers of a tensor are summed up in one go."""
+
 
 class LaProp(torch.optim.Optimizer):
     """Normalise each gradient by its second moment, then average it: Adam's two steps, the other way round.
@@ -131,8 +134,29 @@ def adaptive_clip(param: Tensor, grad: Tensor, clip: float = 0.3, floor: float =
     >>> adaptive_clip(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 6.0]))
     tensor([0.0000, 1.5000])
     """
-    limit = clip * torch.linalg.vector_norm(param).clamp(min=floor)
-    return grad / (torch.linalg.vector_norm(grad) / limit).clamp(min=1)
+    limit = clip * _norm(param).clamp(min=floor)
+    return grad / (_norm(grad) / limit).clamp(min=1)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """Norm of a whole tensor; of a large one in two stages.
+
+    On a CPU, torch's own norm is 1e-4 off for two million float32 and 1e-3 for twenty million.
+    """
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in _parts(tensor)]))
+
+
+def _foreach_norm(tensors: list[Tensor]) -> Tensor:
+    """Their norms, [P]."""
+    parts = [_parts(tensor) for tensor in tensors]
+    norms = torch.stack(torch._foreach_norm([part for split in parts for part in split]))
+    if len(norms) == len(tensors):
+        return norms
+    return torch.stack(torch._foreach_norm(norms.split([len(split) for split in parts])))
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.reshape(-1).split(NORM_PART) if tensor.numel() > NORM_PART else (tensor,)
 
 
 def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -164,8 +188,8 @@ def _update_foreach(params: list[Tensor], states: list[dict[str, Tensor]], group
     torch._foreach_add_(steps, 1)
     nu_factors, mu_factors = _factors(torch.stack(steps), params[0], group)  # [P], [P]
 
-    limits = group["clip"] * torch.stack(torch._foreach_norm(params)).clamp(min=group["clip_floor"])  # [P]
-    excess = (torch.stack(torch._foreach_norm(grads)) / limits).clamp(min=1)  # [P]
+    limits = group["clip"] * _foreach_norm(params).clamp(min=group["clip_floor"])  # [P]
+    excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
     updates = torch._foreach_div(grads, excess.unbind())
 
     torch._foreach_mul_(nus, beta2)

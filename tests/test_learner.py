@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -72,17 +73,20 @@ def test_a_tiny_agent_overfits_one_batch(dtype: torch.dtype) -> None:
     assert all(parameter.isfinite().all() for parameter in learner.agent.parameters())
 
     first, last = history[0], history[-20:].mean()
-    for name in ("dynamics", "representation", "reward", "continue", "replay_value"):
+    for name in ("reward", "continue", "replay_value"):
         assert last[f"loss_{name}"] < 0.7 * first[f"loss_{name}"], name
-    assert last["reconstruction/goal"] < 0.2 * first["reconstruction/goal"]
-    assert last["reconstruction/hook/position"] < 0.2 * first["reconstruction/hook/position"]
-    assert last["reconstruction/pixels"] < 48 * 48 / 12  # the variance of the noise: more than the mean is known
+    for name in ("dynamics", "representation"):  # only down to the free nats
+        assert last[f"loss_{name}"] < first[f"loss_{name}"], name
+    assert last["reconstruction/goal"] < 0.4 * first["reconstruction/goal"]
+    assert last["reconstruction/hook/position"] < 0.4 * first["reconstruction/hook/position"]
+    assert last["reconstruction/pixels"] < 0.95 * first["reconstruction/pixels"]  # down to the noise's variance, 192
     assert last["loss_value"] / last["discount_weight"] < 0.7 * first["loss_value"] / first["discount_weight"]
     assert last["objective"] < first["objective"]
 
 
 def test_every_parameter_learns() -> None:
-    learner = Learner(build_agent(SEEN, DONE, TINY), FAST)
+    options = replace(FAST, free_nats=0)  # below the free nats, the prior learns nothing
+    learner = Learner(build_agent(SEEN, DONE, TINY), options)
     before = weights(learner.agent)
     for seed in range(3):  # reward and value start at exactly zero and let gradients through from the second step on
         learner.update(example_batch(learner.agent, batch=2, length=4, seed=seed))

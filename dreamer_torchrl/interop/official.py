@@ -60,7 +60,7 @@ def load_official(
 
 
 def load_into(learner: Learner, arrays: Arrays) -> None:
-    """Fill a learner with official arrays; slow critic, normalizer and optimizer only if they are among them."""
+    """Fill a learner with official arrays; normalizer and optimizer only if they are among them."""
     found = links(learner.agent)
     unknown = {name for name in arrays if _is_trained(name)} - {link.name for link in found}
     if unknown:
@@ -68,14 +68,13 @@ def load_into(learner: Learner, arrays: Arrays) -> None:
     with torch.no_grad():
         for link in found:
             link.parameter.copy_(link.from_official(_get(arrays, link.name)))
-        slow = _slow_links(learner)
-        if f"slow{slow[0].name}" in arrays:
-            for link in slow:
-                link.parameter.copy_(link.from_official(_get(arrays, f"slow{link.name}")))
-        if "retnorm/lo/value" in arrays:
+        slow = "slow" if _holds(arrays, "slowval/") else ""  # without one, it starts as a copy of the fast one
+        for link in _slow_links(learner):
+            link.parameter.copy_(link.from_official(_get(arrays, f"{slow}{link.name}")))
+        if _holds(arrays, "retnorm/"):
             learner.actor_loss.normalizer.low.fill_(float(_get(arrays, "retnorm/lo/value")))
             learner.actor_loss.normalizer.high.fill_(float(_get(arrays, "retnorm/hi/value")))
-        if f"{MOMENTUM}/{found[0].name}" in arrays:
+        if _holds(arrays, "opt/state/"):
             steps = int(_get(arrays, "opt/step/value"))
             for link in found:
                 state = learner.optimizer.state[link.parameter]
@@ -173,6 +172,10 @@ def _slow_links(learner: Learner) -> list[Link]:
         for link in links(learner.agent)
         if link.name.startswith("val/")
     ]
+
+
+def _holds(arrays: Arrays, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in arrays)
 
 
 def _is_trained(name: str) -> bool:

@@ -298,8 +298,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         rows = verify(Recording(options.folder, options.case))
-    except FileNotFoundError as error:
-        parser.error(str(error))
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        parser.error(f"{options.case} cannot be compared: {error}")
     print(f"{'quantity':44} {'absolute':>10} {'relative':>10} {'tolerance':>10}")
     print("\n".join(str(row) for row in rows))
     wrong = [row for row in rows if not row.ok]

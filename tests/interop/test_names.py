@@ -158,6 +158,16 @@ def test_the_official_decoder_reads_the_state_first(agent: Agent, by_name: dict[
     assert_close(layer(torch.cat([belief, state], -1)), torch.cat([state, belief], -1) @ kernel + bias)
 
 
+def test_the_official_decoder_writes_images_in_the_order_of_the_environment() -> None:
+    ego, top = (Bounded(0, 255, (48, 48, channels), dtype=torch.uint8) for channels in (3, 1))
+    agent = build_agent(Composite(top=top, ego=ego), OneHot(2), TINY)  # ours are sorted: ego, top
+    _, kernel, bias = layer_of(agent, {link.name: link for link in links(agent)}, "dec/imgout")
+    out = agent.decoder.image.out
+    ours = out.weight.permute(2, 3, 1, 0)  # [5, 5, in, out]
+    assert torch.equal(kernel, ours[..., [3, 0, 1, 2]])
+    assert torch.equal(bias, out.bias[[3, 0, 1, 2]])
+
+
 def test_another_shape_is_refused(by_name: dict[str, Link]) -> None:
     for name, shape in (("dyn/obs0/kernel", (6, 6)), ("dyn/obs0/bias", (1, 6)), ("enc/cnn0/kernel", (4, 4, 5, 5))):
         with pytest.raises(ValueError, match=f"'{name}' has shape .*needs .*build the agent from the specs and size"):
@@ -178,7 +188,7 @@ def layer_of(agent: Agent, by_name: dict[str, Link], name: str) -> tuple[nn.Modu
 
 def test_keys_that_are_ours_go_one_level_down() -> None:
     assert keys_of(["image", "vector"]) == {"image": "image", "vector": "vector"}
-    for name in ("state", "belief", "previous_action", "action", "reward", "done", "is_init"):
+    for name in ("state", "belief", "previous_action", "action", "reward", "done", "is_init", "features", "noise"):
         keys = keys_of(["image", name])
         assert keys == {"image": ("observation", "image"), name: ("observation", name)}
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamer_torchrl.interop.recording import Recording, uniform_for
+from dreamer_torchrl.interop.recording import Recording, part_of, uniform_for
 from dreamer_torchrl.interop.verify import Row, compare, main, verify
 from dreamer_torchrl.learner import Hyperparameters
 from dreamer_torchrl.modules.distributions import sample_one_hot
@@ -246,19 +246,80 @@ def test_an_unknown_case_is_named(capsys: pytest.CaptureFixture[str], tmp_path: 
         ("dyn.rssm.obslayers", 2, r"dyn\.rssm\.obslayers=2; this agent only knows 1"),
         ("value.bins", 41, r"value\.bins=41; this agent only knows 255"),
         ("enc.simple.symlog", False, r"enc\.simple\.symlog=False; this agent only knows True"),
+        ("policy.act", "gelu", r"policy\.act=gelu; this agent only knows silu"),
+        ("advnorm.impl", "perc", r"advnorm\.impl=perc; this agent only knows none"),
+        ("imag_last", 3, r" imag_last=3; this agent only knows 0"),
+        ("repl_loss.slowreg", 0.5, r"repl_loss\.slowreg=0\.5; this agent only knows 1\.0"),
     ],
 )
 def test_a_structure_that_we_do_not_have_is_named(folder: Path, place: str, value: object, message: str) -> None:
-    file = folder / "proprio_cont_config.json"
-    config = json.loads(file.read_text())
+    recording = Recording(folder, "proprio_cont")
     *path, last = place.split(".")
-    section = config["agent"]
+    section = recording.config["agent"]
     for name in path:
         section = section[name]
     section[last] = value
-    file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
-        Recording(folder, "proprio_cont").agent()
+        recording.agent()
+
+
+def test_a_recording_that_lacks_something_is_no_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(folder / "proprio_cont_step1.npz") as file:
+        arrays = dict(file)
+    del arrays["img/adv"]
+    np.savez(folder / "proprio_cont_step1.npz", **arrays)
+    with pytest.raises(SystemExit) as stopped:
+        main([str(folder), "--case", "proprio_cont"])
+    assert stopped.value.code == 2
+    assert "proprio_cont cannot be compared: 'img/adv'" in capsys.readouterr().err
+
+
+# What other recordings may hold
+
+
+def test_the_agent_has_the_recorded_share_of_the_uniform_distribution() -> None:
+    recording = Recording(GOLDEN, "proprio_cont")
+    assert recording.agent().rssm.unimix == 0.01
+    recording.config["agent"]["dyn"]["rssm"]["unimix"] = 0.05
+    assert recording.agent().rssm.unimix == 0.05
+
+
+def test_classes_of_an_observation_follow_from_its_logits() -> None:
+    recording = Recording(GOLDEN, "proprio_cont")
+    recording.config["obs"] |= {"item": ["int32", []], "slots": ["uint8", [3, 2]]}
+    with pytest.raises(ValueError, match="'item' of dtype int32"):
+        recording.agent()
+    shapes = {"dec/vec/item/logits/bias": [7], "dec/vec/slots/logits/bias": [24]}
+    recording.config["param_shapes"] |= shapes
+    spaces = recording.agent().spaces
+    assert spaces["item"].classes == (7,) and spaces["item"].shape == ()
+    assert spaces["slots"].classes == (4,) * 6 and spaces["slots"].shape == (3, 2)
+
+
+def test_actions_of_several_keys_are_drawn_again() -> None:
+    recording = Recording(GOLDEN, "proprio_cont")
+    recording.config["act"] = {
+        "steer": {"dtype": "float32", "shape": [2], "discrete": False, "classes": None},
+        "gear": {"dtype": "int32", "shape": [], "discrete": True, "classes": 3},
+        "buttons": {"dtype": "int32", "shape": [2, 2], "discrete": True, "classes": [[4, 4], [4, 4]]},
+    }
+    agent = recording.agent()
+    assert list(agent.action_space.spaces) == recording.action_keys == ["buttons", "gear", "steer"]
+    policy = agent.actor.distribution(3 * torch.randn(5, 6, agent.action_space.parameter_size))
+    drawn = policy.sample()
+    tensors = {f"img/act/{key}": value for key, value in agent.action_space.restore(drawn).items()}
+    buttons, gear, steer = policy.parts
+    tensors["img/pol/buttons/logits"] = buttons.logits.unflatten(-2, (2, 2))
+    tensors["img/pol/gear/logits"] = gear.logits.squeeze(-2)
+    tensors["img/pol/steer/mean"], tensors["img/pol/steer/stddev"] = steer.mean, steer.stddev
+    noise = recording.action_noise(agent, tensors, "img/act", "img/pol")
+    assert noise.shape == (5, 6, agent.action_space.noise_size)
+    torch.testing.assert_close(policy.sample(noise), drawn)
+    # One key may be written without its name.
+    tensors = {"out/act": torch.arange(3), "pol/gear/logits": torch.randn(3, 3)}
+    assert part_of(tensors, "out/act", "gear") is tensors["out/act"]
+    assert part_of(tensors, "pol", "gear", "/logits") is tensors["pol/gear/logits"]
+    assert part_of(tensors, "pol", "gear", "/mean") is None
 
 
 # Its tools
@@ -271,6 +332,9 @@ def test_the_relative_error_is_relative_to_the_largest() -> None:
     assert compare("it", torch.zeros(2), np.zeros(2), 0.01).ok
     assert not compare("it", torch.tensor([0.02, 0.0]), np.zeros(2), 0.01).ok
     assert not Row("it", np.nan, np.nan, 0.01).ok
+    # What may cancel is not held to what is left of it.
+    assert not compare("it", torch.tensor([0.001]), np.array([0.002]), 0.01).ok
+    assert compare("it", torch.tensor([0.001]), np.array([0.002]), 0.01, least=0.1).ok
     with pytest.raises(ValueError, match=r"it: \[3\] against recorded \[2\]"):
         compare("it", torch.zeros(3), np.zeros(2), 0.01)
 
