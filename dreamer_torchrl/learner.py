@@ -12,7 +12,7 @@ from torchrl.objectives import SoftUpdate
 
 from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence
-from dreamer_torchrl.modules.spaces import Continuous, Space
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Space
 from dreamer_torchrl.objectives.actor import ActorLoss
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
@@ -176,7 +176,8 @@ class Learner:
             state = batch.get("state", None)
             one_hot = state is not None and state.is_floating_point()
             shape = (rssm.stochastic, rssm.classes) if one_hot else (rssm.stochastic,)
-            spaces |= {"belief": Continuous((rssm.belief_size,)), "state": Continuous(shape)}
+            stored = Discrete((rssm.classes,) * rssm.stochastic, shape, torch.uint8, one_hot)
+            spaces |= {"belief": Continuous((rssm.belief_size,)), "state": stored}
         return spaces
 
     def losses(self, batch: TensorDictBase, noise: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:

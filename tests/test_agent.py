@@ -266,6 +266,13 @@ def test_batched_composites_give_the_same_agent(leaf: TensorSpec) -> None:
     assert build_agent(batched, batched, TINY).action_space.spaces == build_agent(spec, spec, TINY).action_space.spaces
 
 
+def test_an_action_as_long_as_the_batch_stays_an_action() -> None:
+    """Three environments with three numbers each, the action's spec given without the batch."""
+    observed = Composite(key=Unbounded((2,))).expand(3)
+    assert build_agent(observed, Bounded(-1, 1, (3,)), TINY).action_space.size == 3
+    assert build_agent(observed, Bounded(-1, 1, (3, 3)), TINY).action_space.size == 3
+
+
 # Options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -37,13 +38,17 @@ every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], 
 
 
 def learner_for(
-    seed: int = 0, dtype: torch.dtype = torch.float32, observed: Composite | None = None, **options: Any
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    observed: Composite | None = None,
+    compile: bool = False,
+    **options: Any,
 ) -> Learner:
     """A tiny one whose agent is the same at each call."""
     torch.manual_seed(0)
     observed = Composite(observation=Unbounded((3,))) if observed is None else observed
     agent = build_agent(observed, OneHot(2), TINY, dtype=dtype)
-    return Learner(agent, Hyperparameters(**{"imagination_length": 3, "warmup": 0, **options}), seed)
+    return Learner(agent, Hyperparameters(**{"imagination_length": 3, "warmup": 0, **options}), seed, compile)
 
 
 def weights(agent: Agent) -> TensorDict:
@@ -362,6 +367,14 @@ def test_a_missing_entry_is_named_with_what_is_there(key: str) -> None:
         learner.update(batch.exclude(key))
 
 
+def test_a_stored_state_that_is_no_class_is_named_with_its_place() -> None:
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    batch["state"][1, 2, 0] = TINY.classes
+    with pytest.raises(ValueError, match=r"'state' is outside its classes.* at row 1, step 2"):
+        learner.update(batch)
+
+
 @pytest.mark.parametrize("key", ["observation", "reward", "belief"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_not_finite_is_named_with_its_place(key: str, value: float) -> None:
@@ -421,3 +434,14 @@ def test_an_observation_may_not_have_a_name_that_the_update_writes(key: str) -> 
     """Or else it is overwritten on the way."""
     with pytest.raises(ValueError, match=f"observation {key!r}.*RenameTransform"):
         build_agent(Composite({key: Unbounded((3,))}), OneHot(2), TINY)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_update_gives_the_same_numbers() -> None:
+    """Compiled are the networks and one step of each loop; only the rounding may differ."""
+    learners = [learner_for(compile=compiled) for compiled in (False, True)]
+    batch = example_batch(learners[0].agent, batch=2, length=4)
+    for _ in range(2):
+        eager, compiled = (learner.update(batch) for learner in learners)
+        torch.testing.assert_close(compiled[0].to_dict(), eager[0].to_dict(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(compiled[1].to_dict(), eager[1].to_dict(), rtol=1e-4, atol=1e-5)

@@ -177,7 +177,9 @@ def spaces_from_spec(
         [('a', 'x'), 'b']
     """
     if not isinstance(spec, Composite):
-        batched = bool(batch) and tuple(spec.shape[: len(batch)]) == batch
+        # Floats of just the batch's shape are taken for one environment's own: an action [3] beside 3 environments.
+        own = spec.ndim > len(batch) or isinstance(spec, Categorical)
+        batched = bool(batch) and tuple(spec.shape[: len(batch)]) == batch and own
         return {name: space_from_spec(spec, name, len(batch) if batched else 0)}
     leaves = {unravel_key(key): leaf for key, leaf in spec.items(True, True) if unravel_key(key) not in exclude}
     batch_dims = len(spec.shape)

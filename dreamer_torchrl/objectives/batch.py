@@ -29,7 +29,7 @@ FLAG = Discrete((2,), (1,), torch.bool)
 
 
 def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> None:
-    """Raise an error that names the first entry which is missing, has another shape, is no flag, or is not finite.
+    """Raise an error that names the first entry which is missing, misshapen, no flag, not finite or no class.
 
     Values are looked at only in batches that lie in the CPU's memory: reading a GPU's would wait for it.
     """
@@ -46,11 +46,21 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
             )
         if space is FLAG and value.dtype is not torch.bool:  # "not" of a byte is another byte
             raise ValueError(f"{key_name(key)!r} has dtype {value.dtype}, but says yes or no: turn it into a bool.")
-        if value.device.type == "cpu" and value.is_floating_point() and not value.isfinite().all():
-            row, step = (~value.isfinite()).flatten(2).any(-1).nonzero()[0].tolist()
+        if value.device.type != "cpu":
+            continue
+        if value.is_floating_point():
+            wrong, words = ~value.isfinite(), "not finite"
+        elif isinstance(space, Discrete) and not space.one_hot and space is not FLAG:
+            classes = torch.tensor(space.classes).reshape(space.shape)
+            wrong = (value.long() < space.low) | (value.long() >= space.low + classes)
+            words = f"outside its classes, of which it has {max(space.classes)},"
+        else:
+            continue
+        if wrong.any():
+            row, step = wrong.flatten(2).any(-1).nonzero()[0].tolist()
             raise ValueError(
-                f"{key_name(key)!r} is not finite at row {row}, step {step} of the batch: "
-                "find the environment that gave it, one such value would spoil all weights."
+                f"{key_name(key)!r} is {words} at row {row}, step {step} of the batch: "
+                "find what gave it, one such value would spoil all weights."
             )
 
 

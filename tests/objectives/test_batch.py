@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 from dreamer_torchrl.modules.actor import ActionSpace
-from dreamer_torchrl.modules.spaces import Continuous, Image
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
 from dreamer_torchrl.objectives.batch import FLAG, check_keys, check_steps, split_context
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -198,3 +198,13 @@ def test_only_needed_entries_are_checked() -> None:
 def test_missing_observation_is_named() -> None:
     with pytest.raises(KeyError, match="The learner needs observation, but the data holds camera/pixels, done"):
         check_steps(steps().exclude("observation"), SPACES)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_class_that_does_not_exist_is_located(wrong: int) -> None:
+    spaces = {"gear": Discrete((2, 4), (2,))}
+    batch = TensorDict({"gear": torch.ones(2, 5, 2, dtype=torch.long)}, [2, 5])
+    check_steps(batch, spaces)
+    batch["gear"][1, 3, 1] = wrong
+    with pytest.raises(ValueError, match=r"'gear' is outside its classes.* at row 1, step 3"):
+        check_steps(batch, spaces)
