@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import Binary, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 FLAGS = ("is_init", "terminated", "done")
@@ -17,6 +17,8 @@ class StreamEnv(EnvBase):
     ``terminated`` (the task itself ended here) and ``done`` (last step of the episode, for any reason). The terminal
     observation is a step of its own; whatever is done there starts the next episode. To TorchRL all of these are
     observations of an environment that never ends: its own reward and done stand, unused, under ``stream``.
+
+    Float actions are clipped to their bounds at this door, while the step keeps what the policy chose.
 
     Args:
         env: one environment, without batch dimensions.
@@ -49,6 +51,11 @@ class StreamEnv(EnvBase):
             observation_spec[key] = _flag(env.device)
         self.observation_spec = observation_spec
         self.action_spec = env.full_action_spec.clone()
+        self._bounds = {
+            key: (leaf.space.low, leaf.space.high)
+            for key, leaf in env.full_action_spec.items(True, True)
+            if isinstance(leaf, Bounded) and leaf.dtype.is_floating_point
+        }
         self.reward_spec = Composite(stream=Composite(reward=Unbounded((1,), device=env.device)))
         self.done_spec = Composite(stream=Composite(done=_flag(env.device), terminated=_flag(env.device)))
         self._arrived: TensorDictBase | None = None  # what the inner environment showed last
@@ -61,6 +68,8 @@ class StreamEnv(EnvBase):
             step = self._begin()
         else:
             action = tensordict.select(*self.env.action_keys)
+            for key, (low, high) in self._bounds.items():
+                action[key] = action[key].clamp(low, high)
             self._arrived = self.env.step(self._arrived.copy().update(action))["next"]
             step = self._seen(self._arrived["reward"], first=False)
         never = self._never().set("reward", torch.zeros_like(step["reward"]))

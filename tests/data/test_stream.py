@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.data import Composite, OneHot, Unbounded
+from torchrl.data import Bounded, Composite, OneHot, Unbounded
 from torchrl.envs import EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
 
@@ -86,6 +86,25 @@ def test_a_collector_runs_streams_with_the_agents_policy() -> None:
         steps["previous_action"][:, t - 1] * ~fresh[:, t, None],
     )
     torch.testing.assert_close(steps["belief"][:, t], expected)
+
+
+class Echo(Staircase):
+    """Shows the action that reached it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_spec = Bounded(-1, 1, (2,))
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        return super()._step(tensordict).set("where", tensordict["action"])
+
+
+def test_float_actions_are_clipped_at_the_door_and_kept_in_the_step() -> None:
+    env = StreamEnv(Echo())
+    step = env.reset().set("action", torch.tensor([0.5, -3.0]))
+    after = env.step(step)
+    assert after["next", "where"].tolist() == [0.5, -1.0]
+    assert after["action"].tolist() == [0.5, -3.0]
 
 
 def test_same_seed_gives_the_same_stream() -> None:
