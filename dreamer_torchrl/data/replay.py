@@ -34,6 +34,7 @@ class StreamSampler(SliceSampler):
     """
 
     def __init__(self, slice_len: int, capacity: int, streams: int, seed: int = 0):
+        # The parent wants a key of trajectories, which is never looked up here, and None for the keys it would mark.
         super().__init__(slice_len=slice_len, traj_key="done", init_key=None, truncated_key=None)
         self.capacity, self.streams = capacity, streams
         self.generator = torch.Generator().manual_seed(seed)

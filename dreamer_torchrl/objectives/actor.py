@@ -41,6 +41,24 @@ class ActorLoss(LossModule):
         entropy_scale: weight of the actor's entropy.
         scale: weight of the loss.
         normalizer: running scale of the returns.
+
+    Example:
+        >>> from dreamer_torchrl.modules import ImagineRollout
+        >>> from dreamer_torchrl.agent import build_agent
+        >>> from torchrl.data import Composite, OneHot, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
+        >>> loss = ActorLoss(
+        ...     ImagineRollout(agent.rssm, agent.actor, length=5).tensordict_module(),
+        ...     agent.actor.probabilistic_module(),
+        ...     agent.reward.tensordict_module(out_keys=["reward_logits", "predicted_reward"]),
+        ...     agent.continuation.tensordict_module(),
+        ...     agent.value.tensordict_module(),
+        ... )
+        >>> belief, state = agent.rssm.initial(2, 4)
+        >>> losses, data = loss(TensorDict(belief=belief, state=state, batch_size=[2, 4]))
+        >>> losses["loss_actor"].backward()
+        >>> data["imagination", "lambda_target"].shape
+        torch.Size([2, 4, 6, 1])
     """
 
     @dataclass

@@ -37,6 +37,20 @@ class ValueLoss(LossModule):
         replay_grad: whether the replay term teaches the latents (``repval_grad``).
         scale, replay_scale: of the two terms; a ``replay_scale`` of 0 leaves the replay term out.
         bins: of the value head.
+
+    Example:
+        >>> from dreamer_torchrl.agent import build_agent
+        >>> from torchrl.data import Composite, OneHot, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
+        >>> loss = ValueLoss(agent.value.tensordict_module(), replay_scale=0)
+        >>> dream = TensorDict(
+        ...     features=torch.zeros(2, 6, agent.rssm.feature_size),
+        ...     lambda_target=torch.ones(2, 6, 1),
+        ...     discount_weight=torch.ones(2, 6, 1),
+        ...     batch_size=[2, 6],
+        ... )
+        >>> losses, _ = loss(TensorDict(imagination=dream, batch_size=[2]))
+        >>> losses["loss_value"].backward()
     """
 
     @dataclass

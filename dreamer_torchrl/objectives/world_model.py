@@ -60,6 +60,26 @@ class WorldModelLoss(LossModule):
         reward_grad: whether the reward's error teaches the latents.
         scales: of ``reconstruction``, ``reward``, ``continue``, ``dynamics``, ``representation``.
         bins: of the reward head.
+
+    Example:
+        >>> from dreamer_torchrl.learner import example_batch
+        >>> from dreamer_torchrl.modules import ObserveSequence
+        >>> from dreamer_torchrl.agent import build_agent
+        >>> from torchrl.data import Composite, OneHot, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
+        >>> loss = WorldModelLoss(
+        ...     agent.encoder.tensordict_module(),
+        ...     ObserveSequence(agent.rssm).tensordict_module(),
+        ...     agent.decoder.tensordict_module(),
+        ...     agent.reward.tensordict_module(out_keys=["reward_logits", "predicted_reward"]),
+        ...     agent.continuation.tensordict_module(),
+        ...     agent.spaces,
+        ...     agent.action_space,
+        ... )
+        >>> losses, data = loss(example_batch(agent, batch=2, length=4))
+        >>> sum(losses[key] for key in loss.out_keys).backward()
+        >>> data.shape, data["features"].shape
+        (torch.Size([2, 4]), torch.Size([2, 4, 320]))
     """
 
     @dataclass
