@@ -14,11 +14,10 @@ from tensordict import NestedKey, TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.data import Bounded, OneHot, TensorSpec
 from torchrl.objectives import SoftUpdate
 
-from dreamer_torchrl.agent import Agent, Size
-from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.learner import Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.distributions import TwoHot
 from dreamer_torchrl.modules.sequence import ImagineRollout
@@ -26,10 +25,10 @@ from dreamer_torchrl.objectives import ActorLoss, ValueLoss
 from dreamer_torchrl.objectives.actor import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 from dreamer_torchrl.objectives.value import two_hot_loss
+from tests.objectives.examples import taught_by, tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RETURNS = {"rtol": 1e-4, "atol": 0.1}  # the table's critic predicts millions: numbers near 0 are what is left of those
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 KINDS: dict[str, TensorSpec] = {"disc": OneHot(4), "cont": Bounded(-1, 1, (3,))}
 CASES = [
     pytest.param(kind, contdisc, slowtar, id=f"{kind}_contdisc{contdisc:d}_slowtar{slowtar:d}")
@@ -256,31 +255,10 @@ def test_eval_does_not_move_the_normalizer() -> None:
 # --- As a LossModule --------------------------------------------------------------------------------------------------
 
 
-def tiny_learner(**hyperparameters: Any) -> Learner:
-    """A learner whose every weight, also of the heads that start at zero, says something."""
-    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return Learner(agent, Hyperparameters(imagination_length=3, **hyperparameters))
-
-
 def latents_of(learner: Learner) -> TensorDict:
     """Data with latents that hang on the world model's graph, and noise, as the actor's loss gets it."""
     batch = example_batch(learner.agent, batch=2, length=4)
     return learner.world_model_loss(batch.set("noise", learner.draw_noise(2, 5)))[1]
-
-
-def taught_by(loss: Tensor, agent: Agent) -> set[str]:
-    """The parts of an agent that a loss has a gradient for."""
-    agent.zero_grad()
-    loss.backward()
-    return {
-        name
-        for name, module in agent.named_children()
-        for parameter in module.parameters()
-        if parameter.grad is not None and parameter.grad.count_nonzero()
-    }
 
 
 def test_keys() -> None:

@@ -13,18 +13,16 @@ from tensordict import NestedKey, TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torchrl.data import Composite, OneHot, Unbounded
 from torchrl.objectives import SoftUpdate
 
-from dreamer_torchrl.agent import Agent, Size
-from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.learner import Learner, example_batch
 from dreamer_torchrl.modules.distributions import TwoHot, two_hot_bins
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss
 from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
+from tests.objectives.examples import taught_by, tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 
 
 # --- Official numbers -------------------------------------------------------------------------------------------------
@@ -249,31 +247,10 @@ def test_slow_critic_is_a_module_that_learns_nothing() -> None:
 # --- Gradients --------------------------------------------------------------------------------------------------------
 
 
-def tiny_learner(**hyperparameters: Any) -> Learner:
-    """A learner whose every weight, also of the heads that start at zero, says something."""
-    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return Learner(agent, Hyperparameters(imagination_length=3, **hyperparameters))
-
-
 def value_losses(learner: Learner) -> TensorDict:
     batch = example_batch(learner.agent, batch=2, length=4)
     _, data = learner.world_model_loss(batch.set("noise", learner.draw_noise(2, 5)))
     return learner.value_loss(learner.actor_loss(data)[1])[0]
-
-
-def taught_by(loss: Tensor, agent: Agent) -> set[str]:
-    """The parts of an agent that a loss has a gradient for."""
-    agent.zero_grad()
-    loss.backward()
-    return {
-        name
-        for name, module in agent.named_children()
-        for parameter in module.parameters()
-        if parameter.grad is not None and parameter.grad.count_nonzero()
-    }
 
 
 def test_imagined_value_teaches_the_critic_alone() -> None:

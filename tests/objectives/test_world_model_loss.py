@@ -26,6 +26,7 @@ from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.modules.sequence import ObserveSequence
 from dreamer_torchrl.objectives import WorldModelLoss
 from dreamer_torchrl.objectives.world_model import SCALES, entropy, kl
+from tests.objectives.examples import taught_by
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 
@@ -69,18 +70,6 @@ def run(**options: Any) -> tuple[dict[str, Tensor], TensorDict]:
     agent = tiny_agent()
     losses, data = loss_for(agent, **options)(batch_for(agent))
     return losses.to_dict(), data
-
-
-def taught_by(loss: Tensor, agent: Agent) -> set[str]:
-    """The parts of an agent that a loss has a gradient for."""
-    agent.zero_grad()
-    loss.backward()
-    return {
-        name
-        for name, module in agent.named_children()
-        for parameter in module.parameters()
-        if parameter.grad is not None and parameter.grad.count_nonzero()
-    }
 
 
 # --- KL ---------------------------------------------------------------------------------------------------------------
