@@ -18,10 +18,11 @@ from torchrl.modules import WorldModelWrapper
 from torchrl.objectives import DreamerV3ActorLoss, DreamerV3ModelLoss, DreamerV3ValueLoss, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 
-from dreamer_torchrl import ActorLoss, Agent, Size, ValueLoss, WorldModelLoss, build_agent
+from dreamer_torchrl import ActorLoss, Agent, Size, ValueLoss, build_agent
 from dreamer_torchrl.modules import ImagineRollout, ObserveSequence, PriorStep, symexp
 from dreamer_torchrl.modules.rssm import features_of
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
+from tests.objectives.examples import world_model_loss
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 DREAM = 5
@@ -150,19 +151,6 @@ def our_losses(agent: Agent, replay_scale: float = 0.3) -> tuple[ActorLoss, Valu
     return actor_loss, ValueLoss(value, replay_scale=replay_scale)
 
 
-def our_model_loss(agent: Agent, context: int) -> WorldModelLoss:
-    return WorldModelLoss(
-        agent.encoder.tensordict_module(),
-        ObserveSequence(agent.rssm).tensordict_module(),
-        agent.decoder.tensordict_module(),
-        agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward")),
-        agent.continuation.tensordict_module(),
-        agent.spaces,
-        agent.action_space,
-        context=context,
-    )
-
-
 @every_task
 def test_torchrls_environment_dreams_as_our_rollout_does(name: str) -> None:
     """Step by step in a ``DreamerEnv`` around our `PriorStep`, against `ImagineRollout` with the same noise."""
@@ -255,7 +243,7 @@ def test_torchrls_model_loss_trains_our_modules(name: str) -> None:
     steps["belief"] = torch.zeros(3, 7, TINY.belief)
     steps["state"] = torch.zeros(3, 7, TINY.stochastic, TINY.classes)
     steps["noise"] = torch.cat([noise[:, :1], noise], 1)
-    expected, _ = our_model_loss(agent, context=1)(steps)
+    expected, _ = world_model_loss(agent, context=1)(steps)
     total(expected).backward()
     ours = gradients(agent)
     agent.zero_grad()
@@ -361,7 +349,7 @@ def test_our_losses_in_a_plain_torchrl_loop(name: str, context: int) -> None:
     """Collector, replay buffer, Adam and soft update of TorchRL and torch; no `Learner`."""
     env = environment(name, 2)
     agent = agent_for(env)
-    model_loss, (actor_loss, value_loss) = our_model_loss(agent, context), our_losses(agent)
+    model_loss, (actor_loss, value_loss) = world_model_loss(agent, context=context), our_losses(agent)
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
     slow_critic = SoftUpdate(value_loss, tau=0.02)
     length = context + 6

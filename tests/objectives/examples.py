@@ -1,16 +1,31 @@
-"""A tiny learner, and which of its parts a loss teaches."""
+"""What the tests of the losses share: losses made by hand, a tiny learner, and which parts a loss teaches."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.data import Composite, OneHot, Unbounded
 
-from dreamer_torchrl import Agent, Hyperparameters, Learner, Size
+from dreamer_torchrl import Agent, Hyperparameters, Learner, Size, WorldModelLoss
+from dreamer_torchrl.modules import ObserveSequence, TwoHot
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+
+
+def world_model_loss(agent: Agent, **options: Any) -> WorldModelLoss:
+    """Made of an agent's parts, without a learner."""
+    return WorldModelLoss(
+        agent.encoder.tensordict_module(),
+        ObserveSequence(agent.rssm).tensordict_module(),
+        agent.decoder.tensordict_module(),
+        agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward")),
+        agent.continuation.tensordict_module(),
+        agent.spaces,
+        agent.action_space,
+        **options,
+    )
 
 
 def tiny_learner(**hyperparameters: Any) -> Learner:
@@ -32,3 +47,15 @@ def taught_by(loss: Tensor, agent: Agent) -> set[str]:
         for parameter in module.parameters()
         if parameter.grad is not None and parameter.grad.count_nonzero()
     }
+
+
+class RecordedCritic(nn.Module):
+    """Answers from a table of logits; the features are row numbers."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits.flatten(0, -2).clone())
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits[features.squeeze(-1).long()]
+        return logits, TwoHot(logits).mean

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tensordict import NestedKey, TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 from torchrl.data import Bounded, OneHot, TensorSpec
 from torchrl.objectives import SoftUpdate
@@ -25,7 +25,7 @@ from dreamer_torchrl.objectives import ActorLoss, ValueLoss
 from dreamer_torchrl.objectives.actor import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 from dreamer_torchrl.objectives.value import two_hot_loss
-from tests.objectives.examples import taught_by, tiny_learner
+from tests.objectives.examples import RecordedCritic, taught_by, tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RETURNS = {"rtol": 1e-4, "atol": 0.1}  # the table's critic predicts millions: numbers near 0 are what is left of those
@@ -39,18 +39,6 @@ ROWS, LENGTH = 6, 4
 
 
 # --- Recorded dreams --------------------------------------------------------------------------------------------------
-
-
-class RecordedCritic(nn.Module):
-    """Answers from a table of logits; the features are row numbers."""
-
-    def __init__(self, logits: Tensor):
-        super().__init__()
-        self.logits = nn.Parameter(logits.flatten(0, -2).clone())
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits[features.squeeze(-1).long()]
-        return logits, TwoHot(logits).mean
 
 
 class Recorded:

@@ -20,24 +20,12 @@ from dreamer_torchrl.modules.distributions import TwoHot, two_hot_bins
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss
 from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
-from tests.objectives.examples import taught_by, tiny_learner
+from tests.objectives.examples import RecordedCritic, taught_by, tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 # --- Official numbers -------------------------------------------------------------------------------------------------
-
-
-class RecordedCritic(nn.Module):
-    """Answers from a table of logits; the features are row numbers."""
-
-    def __init__(self, logits: Tensor):
-        super().__init__()
-        self.logits = nn.Parameter(logits.flatten(0, -2).clone())
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits[features.squeeze(-1).long()]
-        return logits, TwoHot(logits).mean
 
 
 @pytest.fixture(scope="module")

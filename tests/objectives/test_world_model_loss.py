@@ -26,7 +26,7 @@ from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.modules.sequence import ObserveSequence
 from dreamer_torchrl.objectives import WorldModelLoss
 from dreamer_torchrl.objectives.world_model import SCALES, entropy, kl
-from tests.objectives.examples import taught_by
+from tests.objectives.examples import taught_by, world_model_loss
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 
@@ -42,19 +42,6 @@ def tiny_agent(*keys: str) -> Agent:
     return agent
 
 
-def loss_for(agent: Agent, **options: Any) -> WorldModelLoss:
-    return WorldModelLoss(
-        agent.encoder.tensordict_module(),
-        ObserveSequence(agent.rssm).tensordict_module(),
-        agent.decoder.tensordict_module(),
-        agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward")),
-        agent.continuation.tensordict_module(),
-        agent.spaces,
-        agent.action_space,
-        **options,
-    )
-
-
 def batch_for(agent: Agent, length: int = 4) -> TensorDict:
     """Steps ``[3, 1 + length]`` in which something ends, with the noise that makes them repeat."""
     batch = example_batch(agent, batch=3, length=length)
@@ -68,7 +55,7 @@ def batch_for(agent: Agent, length: int = 4) -> TensorDict:
 def run(**options: Any) -> tuple[dict[str, Tensor], TensorDict]:
     """Losses and data of the same agent and batch under other options."""
     agent = tiny_agent()
-    losses, data = loss_for(agent, **options)(batch_for(agent))
+    losses, data = world_model_loss(agent, **options)(batch_for(agent))
     return losses.to_dict(), data
 
 
@@ -161,7 +148,7 @@ def test_bins_are_those_of_the_reward_head() -> None:
     agent = tiny_agent()
     agent.reward = TwoHotHead(agent.rssm.feature_size, units=8, layers=1, bins=5)
     nn.init.normal_(agent.reward.logits.weight)
-    losses, data = loss_for(agent, bins=5)(batch_for(agent))
+    losses, data = world_model_loss(agent, bins=5)(batch_for(agent))
     expected = -TwoHot(data["reward_logits"], two_hot_bins(5)).log_prob(data["reward"]).mean()
     assert_close(losses["loss_reward"], expected)
 
@@ -169,7 +156,7 @@ def test_bins_are_those_of_the_reward_head() -> None:
 def test_reconstruction_is_the_sum_over_all_keys() -> None:
     """Each summed over its own numbers, and reported by itself."""
     agent = tiny_agent("first", "second")
-    losses, data = loss_for(agent, scales={"reconstruction": 0.5})(batch_for(agent))
+    losses, data = world_model_loss(agent, scales={"reconstruction": 0.5})(batch_for(agent))
     for key in ("first", "second"):
         expected = (data["reconstruction", key] - symlog(data[key])).square().sum(-1).mean()
         assert_close(losses[f"reconstruction/{key}"], expected)
@@ -181,7 +168,7 @@ def test_reward_grad() -> None:
     """The reward's error teaches the latents, or only its own head."""
     for reward_grad, taught in ((True, {"reward", "rssm", "encoder"}), (False, {"reward"})):
         agent = tiny_agent()
-        losses, data = loss_for(agent, reward_grad=reward_grad)(batch_for(agent))
+        losses, data = world_model_loss(agent, reward_grad=reward_grad)(batch_for(agent))
         assert taught_by(losses["loss_reward"], agent) == taught
         assert data["features"].requires_grad
 
@@ -198,7 +185,7 @@ def prefixed(batch: TensorDict) -> TensorDict:
 def test_context_gives_the_start_latent() -> None:
     """The first trained step follows on the stored latent of the step before, and on no other."""
     agent = tiny_agent()
-    loss, batch = loss_for(agent, context=1), batch_for(agent)
+    loss, batch = world_model_loss(agent, context=1), batch_for(agent)
     usual = loss(batch)[1]["belief"]
     for step, counts in ((0, True), (1, False), (2, False)):
         for key, other in (("belief", 0.5), ("state", (batch["state"] + 1) % 3)):
@@ -211,7 +198,10 @@ def test_longer_context_is_only_skipped() -> None:
     """Two steps of context say no more than the last of them."""
     agent = tiny_agent()
     batch = batch_for(agent)
-    found, expected = loss_for(agent, context=2)(prefixed(batch))[0], loss_for(agent, context=1)(batch)[0]
+    found, expected = (
+        world_model_loss(agent, context=2)(prefixed(batch))[0],
+        world_model_loss(agent, context=1)(batch)[0],
+    )
     assert found["loss_dynamics"] == expected["loss_dynamics"]
     assert found["loss_reconstruction"] == expected["loss_reconstruction"]
 
@@ -220,18 +210,18 @@ def test_without_context_the_first_step_starts_from_nothing() -> None:
     """As if an episode began there. No stored latents are asked for, and all steps are trained."""
     agent = tiny_agent()
     batch = batch_for(agent)
-    loss = loss_for(agent, context=0)
+    loss = world_model_loss(agent, context=0)
     found, data = loss(batch.exclude("belief", "state"))
     assert data.shape == batch.shape
     batch["is_init"][:, 0] = True
-    expected, _ = loss_for(agent, context=1)(prefixed(batch))
+    expected, _ = world_model_loss(agent, context=1)(prefixed(batch))
     assert {"belief", "state"}.isdisjoint(loss.in_keys)
     assert found["loss_dynamics"] == expected["loss_dynamics"]
     assert found["loss_reward"] == expected["loss_reward"]
 
 
 def test_spaces_and_action_space_name_the_inputs() -> None:
-    loss = loss_for(tiny_agent("first", "second"))
+    loss = world_model_loss(tiny_agent("first", "second"))
     assert loss.in_keys == ["first", "second", "action", "is_init", "reward", "terminated", "belief", "state"]
     assert loss.out_keys == [f"loss_{term}" for term in SCALES]
 
@@ -241,7 +231,7 @@ def test_spaces_and_action_space_name_the_inputs() -> None:
 
 def test_all_of_the_world_model_is_taught_and_nobody_else() -> None:
     agent = tiny_agent()
-    losses, _ = loss_for(agent)(batch_for(agent))
+    losses, _ = world_model_loss(agent)(batch_for(agent))
     objective = sum(value for key, value in losses.items() if key.startswith("loss_"))
     assert taught_by(objective, agent) == {"encoder", "rssm", "decoder", "reward", "continuation"}
 
@@ -257,7 +247,7 @@ def test_all_of_the_world_model_is_taught_and_nobody_else() -> None:
 )
 def test_each_term_teaches_its_head_and_the_latents(term: str, taught: set[str]) -> None:
     agent = tiny_agent()
-    losses, _ = loss_for(agent, free_nats=0.0)(batch_for(agent))
+    losses, _ = world_model_loss(agent, free_nats=0.0)(batch_for(agent))
     assert taught_by(losses[f"loss_{term}"], agent) == taught
 
 
@@ -265,7 +255,7 @@ def test_parameters_are_those_of_the_world_model() -> None:
     """An optimizer made for this loss alone trains the world model alone."""
     agent = tiny_agent()
     parts = (agent.encoder, agent.rssm, agent.decoder, agent.reward, agent.continuation)
-    assert set(loss_for(agent).parameters()) == {parameter for part in parts for parameter in part.parameters()}
+    assert set(world_model_loss(agent).parameters()) == {parameter for part in parts for parameter in part.parameters()}
 
 
 def test_metrics_are_detached_and_losses_are_not() -> None:
@@ -278,7 +268,7 @@ def test_batch_is_left_as_it_was() -> None:
     agent = tiny_agent()
     batch = batch_for(agent)
     before = batch.clone()
-    loss_for(agent)(batch)
+    world_model_loss(agent)(batch)
     assert set(batch.keys(True)) == set(before.keys(True))
     assert (batch == before).all()
 
@@ -287,7 +277,7 @@ def test_data_is_what_the_other_losses_go_on_with() -> None:
     """Latents and features with their graph, next to the real reward; predictions have names of their own."""
     agent = tiny_agent()
     batch = batch_for(agent)
-    _, data = loss_for(agent)(batch)
+    _, data = world_model_loss(agent)(batch)
     assert data.shape == (3, 4)
     assert all(data[key].requires_grad for key in ("belief", "state", "features"))
     assert data["features"].shape[-1] == agent.rssm.feature_size
@@ -320,7 +310,7 @@ def test_all_keys_may_be_others() -> None:
     """Modules made for nested keys and `set_keys` give the same losses, and nothing lands under an old name."""
     agent = tiny_agent()
     batch = batch_for(agent)
-    expected, _ = loss_for(agent)(batch)
+    expected, _ = world_model_loss(agent)(batch)
     moved = batch.select("observation", "action", ("noise", "posterior"))
     for name in ("reward", "terminated", "is_init", "belief", "state"):
         moved[NAMES[name]] = batch[name]
@@ -333,7 +323,7 @@ def test_all_keys_may_be_others() -> None:
 
 
 def test_keys_reset_to_the_usual_ones() -> None:
-    loss = loss_for(tiny_agent())
+    loss = world_model_loss(tiny_agent())
     loss.set_keys(reward=("agent", "reward"))
     assert ("agent", "reward") in loss.in_keys
     loss.set_keys(reward=None)
@@ -342,7 +332,7 @@ def test_keys_reset_to_the_usual_ones() -> None:
 
 def test_unknown_key_is_refused() -> None:
     with pytest.raises(ValueError, match="rewad"):
-        loss_for(tiny_agent()).set_keys(rewad="reward")
+        world_model_loss(tiny_agent()).set_keys(rewad="reward")
 
 
 def test_state_comes_back() -> None:
@@ -351,10 +341,10 @@ def test_state_comes_back() -> None:
         for parameter in other.parameters():
             parameter.mul_(2)
     batch = batch_for(agent)
-    expected = loss_for(agent)(batch)[0]
-    assert loss_for(other)(batch)[0]["loss_reward"] != expected["loss_reward"]
-    loss_for(other).load_state_dict(loss_for(agent).state_dict())
-    found = loss_for(other)(batch)[0]
+    expected = world_model_loss(agent)(batch)[0]
+    assert world_model_loss(other)(batch)[0]["loss_reward"] != expected["loss_reward"]
+    world_model_loss(other).load_state_dict(world_model_loss(agent).state_dict())
+    found = world_model_loss(other)(batch)[0]
     assert all(found[key] == value for key, value in expected.items())
 
 
@@ -365,22 +355,22 @@ def test_state_comes_back() -> None:
 def test_missing_entry_is_named(key: str) -> None:
     agent = tiny_agent()
     with pytest.raises(KeyError, match=f"WorldModelLoss needs {key}, but the data holds"):
-        loss_for(agent)(batch_for(agent).exclude(key))
+        world_model_loss(agent)(batch_for(agent).exclude(key))
 
 
 def test_unknown_scale_is_named_with_those_that_exist() -> None:
     with pytest.raises(ValueError, match=r"Unknown loss scales \['rewards'\]: there are reconstruction, reward, "):
-        loss_for(tiny_agent(), scales={"rewards": 1.0})
+        world_model_loss(tiny_agent(), scales={"rewards": 1.0})
 
 
 @pytest.mark.parametrize("length", [0, 1])
 def test_too_few_steps_are_refused(length: int) -> None:
     agent = tiny_agent()
     with pytest.raises(ValueError, match="T of at least 2 steps"):
-        loss_for(agent)(batch_for(agent, length=4)[:, : 1 + length])
+        world_model_loss(agent)(batch_for(agent, length=4)[:, : 1 + length])
 
 
 def test_batch_without_a_time_dimension_is_refused() -> None:
     agent = tiny_agent()
     with pytest.raises(ValueError, match=r"must be \[B, context \+ T\]"):
-        loss_for(agent)(batch_for(agent)[0])
+        world_model_loss(agent)(batch_for(agent)[0])
