@@ -1,0 +1,50 @@
+"""Environments: one file per family, and the door to all of them. Torch is imported when one is made, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dreamer_torchrl.envs.names import UnknownEnvironment, check_env, check_family
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torchrl.envs import EnvBase
+
+__all__ = ["UnknownEnvironment", "check_env", "frame", "make_env"]
+
+
+def make_env(family: str, options: Mapping[str, Any]) -> EnvBase:
+    """Make one environment, without batch dimensions; the options are the arguments of its family's function.
+
+    ``env.set_seed(seed)`` and ``env.reset()`` then start an episode that the seed alone decides.
+
+    Example:
+        >>> make_env("gym", {"id": "CartPole-v1"}).reset()["observation"].shape
+        torch.Size([4])
+    """
+    check_family(family)
+    return getattr(import_module(f"dreamer_torchrl.envs.{family}"), f"{family}_env")(**options)
+
+
+def frame(env: EnvBase) -> np.ndarray | None:
+    """A picture of an environment as it is now, uint8 ``[height, width, 3]``; None if it was made without a renderer.
+
+    Example:
+        >>> env = make_env("gym", {"id": "dreamer_torchrl/GridReach-v0", "render": True})
+        >>> start = env.reset()
+        >>> frame(env).shape
+        (64, 64, 3)
+    """
+    import numpy as np
+    from torchrl.envs import GymWrapper, TransformedEnv
+
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    picture = None
+    if isinstance(env, GymWrapper):
+        picture = env._env.render() if env._env.render_mode == "rgb_array" else None
+    elif hasattr(type(env), "render"):  # of an EnvBase of your own
+        picture = env.render()
+    return None if picture is None else np.asarray(picture, dtype=np.uint8)

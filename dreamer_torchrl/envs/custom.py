@@ -1,0 +1,31 @@
+"""Environments of your own, by the name of a function that makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import gymnasium
+from torchrl.envs import EnvBase
+
+from dreamer_torchrl.envs.gym import Gymnasium
+from dreamer_torchrl.envs.names import check_factory
+
+
+def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvBase:
+    """Call ``package.module:function``, which makes a TorchRL or a gymnasium environment; the folder you are in counts.
+
+    Example:
+        >>> custom_env("dreamer_torchrl.envs.tasks:Memory", {"cues": 4}).reset()["observation"].shape
+        torch.Size([5])
+    """
+    module, function = check_factory(factory)
+    env = getattr(import_module(module), function)(**(arguments or {}))
+    if isinstance(env, EnvBase):
+        return env
+    if isinstance(env, gymnasium.Env):
+        return Gymnasium(env)
+    raise TypeError(
+        f"The factory {factory!r} gave a {type(env).__name__}: it must give a torchrl.envs.EnvBase or a gymnasium.Env."
+    )

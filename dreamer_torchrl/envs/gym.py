@@ -1,0 +1,116 @@
+"""Gymnasium environments by their id, and any gymnasium environment as TorchRL's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.envs.registration import load_env_creator
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import GymWrapper
+
+from dreamer_torchrl.envs.names import check_gym
+from dreamer_torchrl.envs.spaces import Fields, codec_of
+
+
+class Gymnasium(GymWrapper):
+    """TorchRL's `GymWrapper` for one environment that reads every space that an agent can use.
+
+    An observation that is one array stands under ``pixels`` if it is an image, else under ``observation``. Floats come
+    as float32, gray images with a channel axis, the parts of a `Tuple` as keys "0", "1" and so on. The actions of a
+    `Dict` or `Tuple` stand under ``action``. A seed is kept for the next reset, and that episode follows from it.
+
+    Args:
+        env: made by gymnasium, without a batch.
+
+    Example:
+        >>> env = Gymnasium(gymnasium.make("Pendulum-v1"))
+        >>> env.rollout(3)["next", "observation"].shape
+        torch.Size([3, 3])
+    """
+
+    _next_seed: int | None = None
+
+    def _make_specs(self, env: gymnasium.Env, batch_size: torch.Size | None = None) -> None:
+        space, self._single = env.observation_space, None  # key of an observation that is one array
+        if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
+            image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+            self._single = "pixels" if image else "observation"
+            space = gymnasium.spaces.Dict({self._single: space})
+        self._observation = Fields(space, "observation")
+        self._observation.rename_taken()
+        self._action = codec_of(env.action_space, "action")
+        self.observation_spec = self._observation.spec
+        self.action_spec = Composite(action=self._action.spec)
+        self.reward_spec = Unbounded((1,))
+        self.done_spec = self._make_done_spec()
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._next_seed = seed
+
+    def _reset(
+        self,
+        tensordict: TensorDictBase | None = None,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> TensorDictBase:
+        seed, self._next_seed = self._next_seed if seed is None else seed, None
+        return super()._reset(tensordict, seed=seed, options=options)
+
+    def read_action(self, action: Tensor | dict[str, Any]) -> Any:
+        """Turn what stands under ``action`` into what the environment takes."""
+        if isinstance(action, Tensor) and isinstance(self._action, Fields):  # a single field comes without its name
+            return self._action.to_value(dict.fromkeys(self._action.names.values(), action))
+        return self._action.to_value(action if isinstance(action, Tensor) else action["action"])
+
+    def read_obs(self, observations: Any) -> dict[str, Tensor | TensorDictBase]:
+        """Turn an observation into tensors of their own."""
+        return self._observation.read({self._single: observations} if self._single else observations)
+
+    def read_reward(self, reward: Any) -> Tensor:
+        """Turn a number, or an array that holds one, into a tensor ``[1]``."""
+        return torch.from_numpy(np.array(reward, dtype=np.float32).reshape(1))
+
+    def read_done(
+        self, terminated: bool, truncated: bool, done: bool | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Turn the two ways to end into tensors ``[1]``, with their union."""
+        ended = bool(terminated or truncated)
+        return torch.tensor([bool(terminated)]), torch.tensor([bool(truncated)]), torch.tensor([ended]), ended
+
+
+class FreshWorld(gymnasium.Wrapper):
+    """BipedalWalker with a physics world of its own for each episode.
+
+    In gymnasium it keeps one, whose memory of earlier contacts makes episodes of the same seed differ.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Start in a new world; the walker destroys nothing in the old one, since it has no terrain then."""
+        walker = self.unwrapped
+        walker.world, walker.terrain = type(walker.world)(), []
+        return super().reset(seed=seed, options=options)
+
+
+def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = False) -> Gymnasium:
+    """Make a gymnasium environment by its id, with arguments of its own if it takes some.
+
+    Where ``render`` is set, and the environment can draw, `dreamer_torchrl.envs.frame` gives pictures.
+
+    Example:
+        >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape
+        torch.Size([5])
+    """
+    check_gym(id)
+    entry_point = gymnasium.spec(id.rpartition(":")[2]).entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    draws = "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
+    # The doctor checks an environment on request. Gymnasium's own checks at each start are left out.
+    options = {"render_mode": "rgb_array"} if render and draws else {}
+    env = gymnasium.make(id, disable_env_checker=True, **options, **(arguments or {}))
+    return Gymnasium(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env)

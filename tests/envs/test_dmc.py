@@ -1,0 +1,83 @@
+"""DeepMind Control: vectors and pictures, ends and seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrl.envs.utils import check_env_specs
+
+pytest.importorskip("dm_control", reason="dm_control is not installed: pip install 'dreamer_torchrl[dmc]'")
+
+from dreamer_torchrl import build_agent
+from dreamer_torchrl.data.stream import StreamEnv
+from dreamer_torchrl.envs import UnknownEnvironment, check_env, frame, make_env
+from dreamer_torchrl.envs.dmc import ControlTask
+from tests.envs.test_gym import alike, play
+
+FLOATS = {"walker_walk": 24, "cartpole_swingup": 5, "cup_catch": 8, "quadruped_walk": 78}
+
+
+@pytest.mark.parametrize("task", FLOATS)
+def test_vectors(task: str) -> None:
+    used, new = make_env("dmc", {"task": task}), make_env("dmc", {"task": task})
+    check_env_specs(used)
+    leaves = list(used.observation_spec.values(True, True))
+    assert {leaf.dtype for leaf in leaves} == {torch.float32}
+    assert sum(leaf.shape.numel() for leaf in leaves) == FLOATS[task]
+    stream = StreamEnv(used)
+    build_agent(stream.observation_spec, stream.full_action_spec, "nano")
+    first = play(used, 3, 40)
+    assert alike(first, play(new, 3, 40))
+    assert alike(first, play(used, 3, 40))
+    assert not alike(first, play(used, 4, 40))
+
+
+def test_pictures() -> None:
+    try:
+        env = make_env("dmc", {"task": "walker_walk", "image": True, "proprio": False, "render": True})
+    except UnknownEnvironment as error:
+        pytest.skip(str(error))
+    assert list(env.observation_spec.keys()) == ["pixels"]
+    assert env.observation_spec["pixels"].shape == (64, 64, 3)
+    check_env_specs(env)
+    build_agent(env.observation_spec, env.full_action_spec, "nano")
+    first = play(env, 1, 4)
+    assert alike(first, play(env, 1, 4))
+    assert first["pixels"].float().std() > 10
+    assert frame(env).shape == (240, 320, 3)
+    both = make_env("dmc", {"task": "walker_walk", "image": True})
+    assert set(both.observation_spec.keys()) == {"pixels", "height", "orientations", "velocity"}
+
+
+def test_cameras_are_the_official_ones() -> None:
+    cameras = [ControlTask(domain, task, False, True, 64, -1).camera for domain, task in CAMERA_TASKS]
+    assert cameras == [2, 0]
+    assert ControlTask("quadruped", "walk", False, True, 64, 1).camera == 1
+
+
+CAMERA_TASKS = [("quadruped", "walk"), ("cartpole", "swingup")]
+
+
+def test_the_time_limit_truncates() -> None:
+    end = make_env("dmc", {"task": "cartpole_swingup"}).rollout(2000)
+    assert len(end) == 1000
+    assert bool(end["next", "truncated"][-1])
+    assert not end["next", "terminated"].any()
+
+
+def test_discount_zero_terminates() -> None:
+    """In lqr an episode ends by itself when the state is at rest."""
+    task = ControlTask("lqr", "lqr_2_1", False, True, 64, -1)
+    task.reset(seed=0)
+    with task.env.physics.reset_context():
+        task.env.physics.data.qpos[:] = 0
+        task.env.physics.data.qvel[:] = 0
+    _, _, terminated, truncated, _ = task.step([0.0])
+    assert (terminated, truncated) == (True, False)
+
+
+def test_wrong_tasks_are_answered() -> None:
+    with pytest.raises(UnknownEnvironment, match="'walker_wolk': did you mean 'walker_walk'"):
+        check_env("dmc", {"task": "walker_wolk"})
+    with pytest.raises(UnknownEnvironment, match="image and proprio are both false"):
+        make_env("dmc", {"task": "walker_walk", "proprio": False})

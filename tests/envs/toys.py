@@ -1,0 +1,97 @@
+"""Environments with uncommon spaces, for the tests and their factories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+
+class Replayed(gymnasium.Env):
+    """Shows samples of a space in the order of its seed, keeps the actions; the third step is cut off."""
+
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space):
+        self.observation_space, self.action_space = observation_space, action_space
+        self.actions: list[Any] = []
+        self.seeds: list[int | None] = []
+        self.shown: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self.seeds.append(seed)
+        self.actions.clear()
+        return self._show(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.actions.append(action)
+        return self._show(), 1.0, False, len(self.actions) == 3, {"unused": 1}
+
+    def _show(self) -> Any:
+        self.shown.append(self.observation_space.sample())
+        return self.shown[-1]
+
+
+class Reused(Replayed):
+    """Writes each observation into one and the same array, and gives rewards as arrays."""
+
+    def __init__(self) -> None:
+        super().__init__(spaces.Box(-9, 9, (1,), np.float32), spaces.Discrete(2))
+        self.array = np.zeros(1, np.float32)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        _, reward, terminated, truncated, info = super().step(action)
+        return self.array, np.array([reward]), np.bool_(terminated), np.bool_(truncated), info
+
+    def _show(self) -> np.ndarray:
+        self.array += 1
+        return self.array
+
+
+class Counter(EnvBase):
+    """TorchRL's own kind: counts to ``limit``."""
+
+    def __init__(self, limit: int = 4):
+        super().__init__()
+        self.limit = limit
+        self.observation_spec = Composite(count=Unbounded((1,)))
+        self.action_spec = Bounded(-1, 1, (1,))
+        self.reward_spec = Unbounded((1,))
+
+    def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDict:
+        self.count = 0
+        return TensorDict({"count": torch.zeros(1)})
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        self.count += 1
+        done = torch.tensor([self.count == self.limit])
+        return TensorDict({"count": torch.full((1,), float(self.count)), "reward": torch.ones(1), "done": done})
+
+    def _set_seed(self, seed: int | None) -> None:
+        pass
+
+
+def gray() -> Replayed:
+    """An image without a channel axis."""
+    return Replayed(spaces.Box(0, 255, (48, 64), np.uint8), spaces.Discrete(3))
+
+
+def broken() -> Replayed:
+    """Shows NaN, and does not keep to its seed."""
+
+    class Broken(Replayed):
+        def _show(self) -> np.ndarray:
+            return np.array([np.nan, np.random.default_rng().random()], np.float32)
+
+    return Broken(spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2))
+
+
+def nothing() -> int:
+    """No environment."""
+    return 3
