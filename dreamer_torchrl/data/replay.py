@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,6 +19,8 @@ from torchrl.data.replay_buffers import Storage
 
 from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.modules.spaces import Image, Space
+
+LATENTS = ("belief", "state")
 
 
 class StreamSampler(SliceSampler):
@@ -72,6 +76,17 @@ class StreamSampler(SliceSampler):
         position = (start.unsqueeze(1) + torch.arange(self.slice_len)).flatten()  # [B * L]
         return (position % self.capacity, env.repeat_interleave(self.slice_len)), {"position": position}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next draw depends on."""
+        fresh = torch.tensor(self.fresh, dtype=torch.long).reshape(-1, 2)  # [stretches, (position, environment)]
+        return {"written": self.written, "fresh": fresh, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken."""
+        self.written = state_dict["written"]
+        self.fresh = deque((position, env) for position, env in state_dict["fresh"].tolist())
+        self.generator.set_state(state_dict["generator"])
+
 
 @dataclass(frozen=True)
 class Where:
@@ -84,7 +99,9 @@ class Where:
 class Replay:
     """Store the steps of N streams, draw sequences, take their new latents back.
 
-    States are kept as class indices of one byte each; the learner reads them so.
+    States are kept as class indices of one byte each; the learner reads them so. Steps never change once they are
+    written, latents do: for each block of positions, the replay remembers the revision in which its latents last did,
+    so that a checkpoint need not write the others again.
 
     Args:
         capacity: steps kept, of all streams together.
@@ -92,8 +109,10 @@ class Replay:
         batch: sequences per batch.
         length: trained steps per sequence.
         context: leading steps that only lend their latents.
-        directory: where to keep the steps on disk; in memory if left out.
+        directory: where to keep the steps on disk; in memory if left out. What an earlier process left there is
+            removed: such files are scratch, and only a checkpoint brings steps back.
         seed: of the draws.
+        block: time steps whose latents are remembered, and saved, together.
 
     Example:
         >>> from tensordict import TensorDict
@@ -116,6 +135,7 @@ class Replay:
         context: int = 1,
         directory: str | Path | None = None,
         seed: int = 0,
+        block: int = 1024,
     ):
         slice_len = context + length
         if capacity // streams < slice_len:
@@ -124,11 +144,19 @@ class Replay:
                 f"give at least {slice_len * streams}."
             )
         steps = capacity // streams * streams
-        in_memory = directory is None
-        storage = (
-            LazyTensorStorage(steps, ndim=2) if in_memory else LazyMemmapStorage(steps, scratch_dir=directory, ndim=2)
-        )
-        self.streams, self.batch, self.context = streams, batch, context
+        if directory is None:
+            storage = LazyTensorStorage(steps, ndim=2)
+        else:
+            # A folder of its own, so that nothing else in the directory can be removed with it.
+            scratch = Path(directory) / "replay-scratch"
+            if scratch.exists():
+                shutil.rmtree(scratch)
+            storage = LazyMemmapStorage(steps, scratch_dir=scratch, ndim=2)
+        self.streams, self.batch, self.context, self.block = streams, batch, context, block
+        self.history = object()  # another one once other steps were loaded in place of these
+        self.revision = 0  # of the latents: one more with each change
+        # A ring with room for all blocks that can be alive at once.  [blocks]
+        self._changed = torch.zeros(capacity // streams // block + 2, dtype=torch.long)
         self.sampler = StreamSampler(slice_len, capacity // streams, streams, seed)
         # TorchRL takes the last dimension for time unless told otherwise.
         self.buffer = ReplayBuffer(storage=storage, sampler=self.sampler, batch_size=batch * slice_len, dim_extend=0)
@@ -148,8 +176,10 @@ class Replay:
         state = steps["state"]
         if state.is_floating_point():
             steps = steps.copy().set("state", state.argmax(-1).to(torch.uint8))
-        self.buffer.extend(steps)
+        self._append(steps)
+        first = self.sampler.written
         self.sampler.note_written(steps.shape[0])
+        self._note_change(torch.arange(first, self.sampler.written))
 
     def sample(self) -> tuple[TensorDictBase, Where]:
         """A batch ``[B, context + T]`` and where its trained steps came from."""
@@ -165,11 +195,97 @@ class Replay:
         A batch may hold a step twice; which of its latents stays is then left open.
         """
         kept = where.position >= self.sampler.oldest  # [B, T]
-        index = (where.position[kept] % self.sampler.capacity, where.environment[kept])
+        position = where.position[kept]
+        index = (position % self.sampler.capacity, where.environment[kept])
         stored = self.buffer.storage[:]
-        for key in ("belief", "state"):
+        for key in LATENTS:
             stored[key][index] = latents[key][kept].to(stored[key].device)
-        return int(kept.sum())
+        self._note_change(position)
+        return len(position)
+
+    def changed_since(self, revision: int) -> list[int]:
+        """Blocks of the steps that are there whose latents changed after a `revision`; block k starts at k * block."""
+        alive = range(self.sampler.oldest // self.block, -(-self.sampler.written // self.block))
+        return [block for block in alive if self._changed[block % len(self._changed)] > revision]
+
+    def copy_steps(self, first: int, end: int) -> TensorDictBase:
+        """A copy ``[end - first, streams]`` of the steps at these positions, without their latents."""
+        return self._copy(first, end, latents=False)
+
+    def copy_latents(self, first: int, end: int) -> TensorDictBase:
+        """A copy ``[end - first, streams]`` of the latents at these positions."""
+        return self._copy(first, end, latents=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the steps: sizes, and what the next draw depends on."""
+        return {"sizes": self._sizes(), "sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], pieces: Iterable[TensorDictBase]) -> None:
+        """Go on exactly where `state_dict` was taken.
+
+        Args:
+            state: what `state_dict` gave.
+            pieces: the steps with their latents ``[any time, streams]``, from the oldest that was there to the newest.
+        """
+        for name, size in self._sizes().items():
+            if state["sizes"][name] != size:
+                raise ValueError(
+                    f"The saved replay has {name} {state['sizes'][name]}, this one {size}: "
+                    f"build it with the saved {name}, or start a new run."
+                )
+        self.buffer.empty()
+        written = state["sampler"]["written"]
+        oldest = max(0, written - self.sampler.capacity)
+        # The writer stands where the oldest step was written, so that each step returns to its own slot.
+        self.buffer.writer.load_state_dict({"_cursor": oldest % self.sampler.capacity, "_write_count": oldest})
+        for piece in pieces:
+            self._append(piece)
+        self.sampler.load_state_dict(state["sampler"])
+        self.history = object()
+        self.revision += 1
+        self._changed.fill_(self.revision)
+
+    def _append(self, steps: TensorDictBase) -> None:
+        new = not self.buffer.storage.initialized
+        self.buffer.extend(steps)
+        if new and isinstance(self.buffer.storage, LazyMemmapStorage):
+            self._reserve()
+
+    def _reserve(self) -> None:
+        """Take the disk space now: a file with holes kills the process that writes into it when the disk is full."""
+        for tensor in self.buffer.storage[:].values(True, True):
+            path = Path(tensor.filename)
+            needed = path.stat().st_size
+            with path.open("r+b") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, needed)
+                except OSError as error:
+                    free = shutil.disk_usage(path.parent).free
+                    raise OSError(
+                        error.errno,
+                        f"The replay needs {needed:,} bytes for {path.name}, {free:,} are free: {error.strerror}. "
+                        "Give it another directory or a smaller capacity",
+                        str(path.parent),
+                    ) from error
+
+    def _copy(self, first: int, end: int, latents: bool) -> TensorDictBase:
+        slots = torch.arange(first, end) % self.sampler.capacity
+        stored = self.buffer.storage[:]
+        chosen = stored.select(*LATENTS) if latents else stored.exclude(*LATENTS)
+        return chosen[slots].cpu()
+
+    def _note_change(self, position: Tensor) -> None:
+        self.revision += 1
+        self._changed[position // self.block % len(self._changed)] = self.revision
+
+    def _sizes(self) -> dict[str, int]:
+        sampler = self.sampler
+        return {
+            "capacity": sampler.capacity * self.streams,
+            "streams": self.streams,
+            "slice length": sampler.slice_len,
+            "block": self.block,
+        }
 
 
 def bytes_per_step(agent: Agent) -> int:
