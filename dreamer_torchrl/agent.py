@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from importlib import resources
-
 import torch
-import yaml
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import nn
@@ -21,6 +17,7 @@ from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
 from dreamer_torchrl.modules.rssm import RSSM, features_of
 from dreamer_torchrl.modules.spaces import Image, key_name, spaces_from_spec
+from dreamer_torchrl.settings import Size
 
 LATENTS = ("belief", "state", "previous_action")
 """What the policy carries from step to step."""
@@ -33,35 +30,6 @@ WRITTEN = (
 
 NOT_OBSERVED = ("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS)
 """Keys of a step that are no observation, wherever a spec lists them."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """The numbers that make an agent small or large; named ones lie in ``configs/size``.
-
-    Example:
-        >>> Size.named("size12m").belief
-        2048
-    """
-
-    belief: int
-    hidden: int
-    stochastic: int
-    classes: int
-    blocks: int
-    depth: int
-    units: int
-
-    @classmethod
-    def named(cls, name: str) -> Size:
-        """Read ``configs/size/<name>.yaml``."""
-        folder = resources.files("dreamer_torchrl.configs").joinpath("size")
-        file = folder.joinpath(f"{name}.yaml")
-        if not file.is_file():
-            known = sorted((path.name.removesuffix(".yaml") for path in folder.iterdir()), key=lambda n: (len(n), n))
-            raise ValueError(f"Unknown size {name!r}: there are {', '.join(known)}.")
-        values = yaml.safe_load(file.read_text())
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 class Agent(nn.Module):

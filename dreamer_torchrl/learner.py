@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,41 +18,7 @@ from dreamer_torchrl.objectives.returns import ReturnNormalizer
 from dreamer_torchrl.objectives.value import ValueLoss
 from dreamer_torchrl.objectives.world_model import WorldModelLoss
 from dreamer_torchrl.optim import LaProp
-
-
-@dataclass(frozen=True)
-class Hyperparameters:
-    """The official numbers, all of them; official names in brackets where they differ."""
-
-    context: int = 1  # replay_context
-    imagination_length: int = 15  # imag_length
-    horizon: float = 333
-    discount_in_continue: bool = True  # contdisc
-    return_lambda: float = 0.95  # imag_loss.lam
-    replay_lambda: float = 0.95  # repl_loss.lam
-    slow_target: bool = False  # imag_loss.slowtar
-    slow_scale: float = 1.0  # imag_loss.slowreg and repl_loss.slowreg
-    slow_rate: float = 0.02  # slowvalue.rate
-    entropy_scale: float = 3e-4  # imag_loss.actent
-    free_nats: float = 1.0
-    reward_grad: bool = True
-    replay_value_grad: bool = True  # repval_grad
-    return_percentiles: tuple[float, float] = (5.0, 95.0)  # retnorm.perclo, perchi
-    return_rate: float = 0.01  # retnorm.rate
-    return_limit: float = 1.0  # retnorm.limit
-    reconstruction_scale: float = 1.0  # loss_scales.rec
-    reward_scale: float = 1.0  # loss_scales.rew
-    continue_scale: float = 1.0  # loss_scales.con
-    dynamics_scale: float = 1.0  # loss_scales.dyn
-    representation_scale: float = 0.1  # loss_scales.rep
-    actor_scale: float = 1.0  # loss_scales.policy
-    value_scale: float = 1.0  # loss_scales.value
-    replay_value_scale: float = 0.3  # loss_scales.repval
-    learning_rate: float = 4e-5  # opt.lr
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-20
-    clip: float = 0.3  # opt.agc
-    warmup: int = 1000
+from dreamer_torchrl.settings import Hyperparameters
 
 
 class Learner:
@@ -154,18 +119,41 @@ class Learner:
 
         Returns the metrics (0-dim tensors; the objective is the sum of its ``loss_*``) and the latents ``[B, T]`` to
         write back to the replay: ``belief`` and the class indices of ``state``, one byte each.
+
+        Where a loss or a gradient is not finite, the metric ``finite`` is 0 and nothing that is learned changes.
         """
         check_steps(batch, self._spaces(batch))
+        before = [tensor.clone() for tensor in self._running()]
         losses, data = self.losses(batch.to(self.device), self.draw_noise(*batch.shape))
         objective = total(losses)
         objective.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.gradient_norms = torch.stack(torch._foreach_norm([p.grad for p in self._with_gradient()]))  # [P]
+        finite = self.gradient_norms.isfinite().all() & objective.detach().isfinite()
+        self.optimizer.step(where=finite)
         self.slow_update.step()
-        metrics = losses.detach().set("objective", objective.detach())
+        for now, then in zip(self._running(), before, strict=True):
+            now.copy_(torch.where(finite, now, then))
+        metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
         state = data["state"].detach().argmax(-1).to(torch.uint8)
         latents = TensorDict({"belief": data["belief"].detach().float(), "state": state}, batch_size=data.batch_size)
+        self.optimizer.zero_grad()
         return metrics, latents
+
+    def fault(self, metrics: TensorDictBase) -> str:
+        """Name what was not finite in the last update, whose metrics these are."""
+        losses = [key for key, value in metrics.items() if key.startswith("loss_") and not value.isfinite()]
+        if losses:
+            return ", ".join(sorted(losses))
+        names = [name for name, parameter in self.agent.named_parameters() if parameter.requires_grad]
+        bad = (~self.gradient_norms.isfinite()).nonzero().flatten().tolist()
+        return "gradient of " + ", ".join(names[index] for index in bad[:5])
+
+    def _running(self) -> list[torch.Tensor]:
+        """What an update changes beside the optimizer and its parameters: slow critic and return normalizer."""
+        return [*(value for _, value in self._slow_params()), *self.actor_loss.normalizer.buffers()]
+
+    def _with_gradient(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.agent.parameters() if parameter.grad is not None]
 
     def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:
         """What a batch must hold."""

@@ -106,8 +106,11 @@ class LaProp(torch.optim.Optimizer):
         self.state.update(state)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Update all parameters that have a gradient. Returns what `closure` returns, if there is one."""
+    def step(self, closure: Callable[[], Tensor] | None = None, *, where: Tensor | None = None) -> Tensor | None:
+        """Update all parameters that have a gradient. Returns what `closure` returns, if there is one.
+
+        Where `where`, a single boolean, is False, nothing changes, whatever the gradients. It is not read back.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -124,7 +127,8 @@ class LaProp(torch.optim.Optimizer):
                         "one update number forever. Construct it with capturable=True."
                     )
                 foreach = len(params) > 1 if group["foreach"] is None else group["foreach"]
-                (_update_foreach if foreach else _update_one_by_one)(params, [self.state[p] for p in params], group)
+                update = _update_foreach if foreach else _update_one_by_one
+                update(params, [self.state[p] for p in params], group, where)
         return loss
 
 
@@ -167,39 +171,60 @@ def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Te
     return (1 / (1 - beta2**n)).to(like), (lr / (1 - beta1**n)).to(like)
 
 
-def _update_one_by_one(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+def _update_one_by_one(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
     """The reference."""
     beta1, beta2 = group["betas"]
     for param, state in zip(params, states, strict=True):
         mu, nu = state["mu"], state["nu"]
-        nu_factor, mu_factor = _factors(state["step"].add_(1), param, group)
-        grad = adaptive_clip(param, param.grad, group["clip"], group["clip_floor"])
-        nu.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        mu.lerp_(grad / ((nu * nu_factor).sqrt() + group["eps"]), 1 - beta1)
-        param.sub_(mu * mu_factor)
+        nu_factor, mu_factor = _factors(state["step"].add_(_one(where)), param, group)
+        grad = _where(where, adaptive_clip(param, param.grad, group["clip"], group["clip_floor"]), 0)
+        nu.mul_(_where(where, beta2, 1.0, like=nu)).addcmul_(grad, grad, value=1 - beta2)
+        update = _where(where, grad / ((nu * nu_factor).sqrt() + group["eps"]), mu)
+        mu.lerp_(update, 1 - beta1)
+        param.sub_(_where(where, mu * mu_factor, 0))
 
 
-def _update_foreach(params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+def _update_foreach(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
     """The same, all P tensors in each operation. Numbers per tensor stay tensors: no branch for `capturable`."""
     beta1, beta2 = group["betas"]
     steps, mus, nus = ([state[name] for state in states] for name in ("step", "mu", "nu"))
     grads = [param.grad for param in params]
 
-    torch._foreach_add_(steps, 1)
+    torch._foreach_add_(steps, _one(where))
     nu_factors, mu_factors = _factors(torch.stack(steps), params[0], group)  # [P], [P]
+    mu_factors = _where(where, mu_factors, 0)
 
     limits = group["clip"] * _foreach_norm(params).clamp(min=group["clip_floor"])  # [P]
     excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
-    updates = torch._foreach_div(grads, excess.unbind())
+    updates = [_where(where, update, 0) for update in torch._foreach_div(grads, excess.unbind())]
 
-    torch._foreach_mul_(nus, beta2)
+    torch._foreach_mul_(nus, _where(where, beta2, 1.0, like=nus[0]))
     torch._foreach_addcmul_(nus, updates, updates, 1 - beta2)
     scales = torch._foreach_mul(nus, nu_factors.unbind())
     torch._foreach_sqrt_(scales)
     torch._foreach_add_(scales, group["eps"])
     torch._foreach_div_(updates, scales)
+    updates = [_where(where, update, mu) for update, mu in zip(updates, mus, strict=True)]
     torch._foreach_lerp_(mus, updates, 1 - beta1)
     torch._foreach_addcmul_(params, mus, mu_factors.unbind(), -1)
+
+
+def _where(
+    where: Tensor | None, new: Tensor | float, old: Tensor | float, like: Tensor | None = None
+) -> Tensor | float:
+    """Choose; a number becomes a tensor in the precision of ``like``."""
+    if where is None:
+        return new
+    return torch.where(where, new if like is None else like.new_full((), new), old)
+
+
+def _one(where: Tensor | None) -> Tensor | int:
+    """What an update counts for."""
+    return 1 if where is None else where.float()
 
 
 def _check_options(group: dict[str, Any]) -> None:

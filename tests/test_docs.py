@@ -5,9 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,18 +73,39 @@ def test_readme_install_and_test_commands_are_those_of_ci() -> None:
     assert [step for step in run_by_ci if step in promised] == promised
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if "pytest" not in command])
-def test_readme_command_runs(command: str) -> None:
-    """The program at the end of each line does its work in this environment."""
-    program, *arguments = shlex.split(command.split(" && ")[-1])
-    assert program == "python"
-    outcome = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def programs() -> list[list[str]]:
+    """What stands behind the installation in each line, but the tests themselves."""
+    found = [shlex.split(command.split(" && ")[-1]) for command in COMMANDS if "pytest" not in command]
+    assert all(program == "python" for program, *_ in found)
+    return [[sys.executable, *arguments] for _, *arguments in found]
+
+
+def test_readme_first_command_trains(tmp_path: Path) -> None:
+    """It says something at once, updates within a minute, and SIGTERM ends it with exit code 0 and a way to go on."""
+    command = programs()[0]
+    assert command[1:] == ["-m", "dreamer_torchrl.train"]
+    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=unbuffered)
+    lines = []
+    for line in process.stdout:
+        if "losses" in line and not any("losses" in earlier for earlier in lines):
+            process.send_signal(signal.SIGTERM)
+        lines.append(line)
+    assert process.wait(60) == 0, "".join(lines)
+    assert "CartPole-v1" in lines[0]
+    assert "python -m dreamer_torchrl.train run_dir=" in lines[-1]
+
+
+@pytest.mark.parametrize("command", programs()[1:], ids=" ".join)
+def test_readme_command_runs(command: list[str]) -> None:
+    """The program at the end of each other line does its work in this environment."""
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert outcome.returncode == 0, f"{command}\n{outcome.stdout}\n{outcome.stderr}"
 
 
 def test_readme_layout_exists() -> None:
     """Every file and folder in the layout is there."""
-    ((_, layout),) = blocks(README, "text")
+    layout = next(text for _, text in blocks(README, "text") if text.startswith("dreamer_torchrl/"))
     paths = [line.split()[0] for line in layout.splitlines()]
     assert paths
     missing = [path for path in paths if not (ROOT / path).exists()]

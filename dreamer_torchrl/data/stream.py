@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dreamer_torchrl.modules.spaces import key_name
+
 FLAGS = ("is_init", "terminated", "done")
+
+
+class NotFinite(ValueError):
+    """An environment gave a reward or an observation that is not a finite number."""
+
+
+def episode_seed(entropy: Iterable[int], episode: int) -> int:
+    """The seed with which an episode starts: it depends on the run, the environment's place in it and the count alone.
+
+    Example:
+        >>> episode_seed([0, 3], 0) == episode_seed([0, 3], 0) != episode_seed([0, 3], 1)
+        True
+    """
+    return int(np.random.SeedSequence([*entropy, episode]).generate_state(1)[0] >> 1)
 
 
 class StreamEnv(EnvBase):
@@ -18,10 +38,13 @@ class StreamEnv(EnvBase):
     observation is a step of its own; whatever is done there starts the next episode. To TorchRL all of these are
     observations of an environment that never ends: its own reward and done stand, unused, under ``stream``.
 
-    Float actions are clipped to their bounds at this door, while the step keeps what the policy chose.
+    Actions with finite bounds are seen as -1 to 1. They are clipped and scaled at this door, while the step keeps what
+    the policy chose. A reward or observation that is not finite raises `NotFinite`.
 
     Args:
         env: one environment, without batch dimensions.
+        repeat: how often an action is given to it; rewards add up, an end of the episode ends the repetition.
+        entropy: numbers that the seeds of its episodes are made of; ``set_seed`` replaces them.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -30,14 +53,16 @@ class StreamEnv(EnvBase):
         (True, torch.Size([100]))
     """
 
-    def __init__(self, env: EnvBase):
+    def __init__(self, env: EnvBase, repeat: int = 1, entropy: Iterable[int] = ()):
         if env.batch_size:
             raise ValueError(
                 f"StreamEnv takes one environment, this one has batch size {list(env.batch_size)}: "
                 "make a stream of each and batch the streams, with SerialEnv for example."
             )
         super().__init__(device=env.device, batch_size=env.batch_size)
-        self.env = env
+        self.env, self.repeat = env, repeat
+        self.entropy = tuple(entropy) or (int(np.random.SeedSequence().entropy % 2**32),)
+        self.episode = 0  # number of the next one
         self._observed = list(env.observation_spec.keys(True, True))
         taken = sorted({"reward", *FLAGS} & set(env.observation_spec.keys()))
         if taken:
@@ -50,33 +75,60 @@ class StreamEnv(EnvBase):
         for key in FLAGS:
             observation_spec[key] = _flag(env.device)
         self.observation_spec = observation_spec
-        self.action_spec = env.full_action_spec.clone()
-        self._bounds = {
-            key: (leaf.space.low, leaf.space.high)
-            for key, leaf in env.full_action_spec.items(True, True)
-            if isinstance(leaf, Bounded) and leaf.dtype.is_floating_point
-        }
+        action_spec = env.full_action_spec.clone()
+        self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}  # the environment's own, of the actions scaled here
+        for key, leaf in env.full_action_spec.items(True, True):
+            if isinstance(leaf, Bounded) and leaf.dtype.is_floating_point and _is_finite(leaf):
+                self.bounds[key] = (leaf.space.low, leaf.space.high)
+                action_spec[key] = Bounded(-1, 1, leaf.shape, dtype=leaf.dtype, device=leaf.device)
+        self.action_spec = action_spec
         self.reward_spec = Composite(stream=Composite(reward=Unbounded((1,), device=env.device)))
         self.done_spec = Composite(stream=Composite(done=_flag(env.device), terminated=_flag(env.device)))
         self._arrived: TensorDictBase | None = None  # what the inner environment showed last
 
+    def begin(self) -> TensorDictBase:
+        """Start the next episode; its first step."""
+        self.env.set_seed(episode_seed(self.entropy, self.episode))
+        self.episode += 1
+        self._arrived = self.env.reset()
+        return self._seen(torch.zeros(1, device=self.device), first=True)
+
+    def advance(self, action: TensorDictBase) -> TensorDictBase:
+        """The step that follows an action, or the first one of the next episode."""
+        if self._arrived is None or self._arrived["done"].any():
+            return self.begin()
+        action = action.select(*self.env.action_keys)
+        for key, (low, high) in self.bounds.items():
+            action[key] = scale_action(action[key], low, high)
+        reward = torch.zeros(1, device=self.device)
+        for _ in range(self.repeat):
+            self._arrived = self.env.step(self._arrived.update(action))["next"]
+            reward = reward + self._arrived["reward"].reshape(1)
+            if self._arrived["done"].any():
+                break
+        return self._seen(reward, first=False)
+
+    def resume(self, episode: int, actions: Iterable[TensorDictBase]) -> TensorDictBase:
+        """Start an episode anew and act as it was done then; the step where that leads."""
+        self.episode = episode
+        step = self.begin()
+        for action in actions:
+            step = self.advance(action)
+        return step
+
+    def end_episode(self) -> None:
+        """Give up the present episode: the next action starts another."""
+        self._arrived = None
+
     def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        return self._begin().set("stream", self._never())
+        return self.begin().set("stream", self._never())
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        if self._arrived["done"].any():
-            step = self._begin()
-        else:
-            action = tensordict.select(*self.env.action_keys)
-            for key, (low, high) in self._bounds.items():
-                action[key] = action[key].clamp(low, high)
-            self._arrived = self.env.step(self._arrived.copy().update(action))["next"]
-            step = self._seen(self._arrived["reward"], first=False)
-        never = self._never().set("reward", torch.zeros_like(step["reward"]))
-        return step.set("stream", never)
+        step = self.advance(tensordict)
+        return step.set("stream", self._never().set("reward", torch.zeros_like(step["reward"])))
 
     def _set_seed(self, seed: int | None) -> None:
-        self.env.set_seed(seed)
+        self.entropy, self.episode = (() if seed is None else (seed,)), 0
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close the inner environment."""
@@ -84,13 +136,12 @@ class StreamEnv(EnvBase):
         if not self.env.is_closed:
             self.env.close()
 
-    def _begin(self) -> TensorDictBase:
-        self._arrived = self.env.reset()
-        return self._seen(torch.zeros(1, device=self.device), first=True)
-
-    def _seen(self, reward: torch.Tensor, first: bool) -> TensorDictBase:
+    def _seen(self, reward: Tensor, first: bool) -> TensorDictBase:
         step = self._arrived.select(*self._observed)
-        step["reward"] = reward.reshape(1).float()
+        step["reward"] = reward.float()
+        for key, value in step.items(True, True):
+            if value.is_floating_point() and not value.isfinite().all():
+                raise NotFinite(f"The environment gave {key_name(key)} = {value.flatten().tolist()[:8]}.")
         step["is_init"] = torch.tensor([first], device=self.device)
         for key in ("terminated", "done"):
             step[key] = self._arrived[key].reshape(1)
@@ -98,6 +149,23 @@ class StreamEnv(EnvBase):
 
     def _never(self) -> TensorDictBase:
         return self.full_done_spec["stream"].zero()
+
+
+def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clip to -1 and 1, then stretch to ``low`` and ``high``.
+
+    Example:
+        >>> scale_action(torch.tensor([-1.0, 0.0, 7.0]), torch.tensor(0.0), torch.tensor(4.0))
+        tensor([0., 2., 4.])
+    """
+    # Exact at both ends: the bounds themselves must come out, not numbers next to them.
+    return torch.lerp(low, high, (action.clamp(-1, 1) + 1) / 2)
+
+
+def _is_finite(leaf: Bounded) -> bool:
+    # A box "without bounds" is often written with the largest float.
+    limit = torch.finfo(leaf.dtype).max / 2
+    return bool((leaf.space.low > -limit).all() and (leaf.space.high < limit).all())
 
 
 def _flag(device: torch.device | None) -> Binary:

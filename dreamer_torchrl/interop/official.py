@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 
-from dreamer_torchrl.agent import Agent, Size
+from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.interop.names import Link, keys_of, links
 from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
-from dreamer_torchrl.learner import Hyperparameters, Learner
+from dreamer_torchrl.learner import Learner
+from dreamer_torchrl.settings import Hyperparameters, Size
 
 Arrays = Mapping[str, np.ndarray]
 

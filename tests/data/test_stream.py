@@ -6,18 +6,20 @@ import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.collectors import Collector
-from torchrl.data import Bounded, Composite, OneHot, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
 
 from dreamer_torchrl import build_agent
-from dreamer_torchrl.data.stream import StreamEnv
+from dreamer_torchrl.data.stream import NotFinite, StreamEnv, episode_seed, scale_action
+from dreamer_torchrl.envs import make_env
+from tests.data.troubles import walk
 
 
 class Staircase(EnvBase):
     """Shows the episode and the time; the reward is 10 times the time of arrival; episode k ends after k + 1 actions.
 
-    Even episodes end by the task (terminated), odd ones by a time limit.
+    Even episodes end by the task (terminated), odd ones by a time limit. A seed changes nothing.
     """
 
     def __init__(self) -> None:
@@ -35,8 +37,7 @@ class Staircase(EnvBase):
         self.time += 1
         return self._shown().set("reward", torch.tensor([10.0 * self.time]))
 
-    def _set_seed(self, seed: int | None) -> None:
-        self.episode = -1
+    def _set_seed(self, seed: int | None) -> None: ...
 
     def _shown(self) -> TensorDict:
         done = self.time == self.episode + 1
@@ -105,6 +106,138 @@ def test_float_actions_are_clipped_at_the_door_and_kept_in_the_step() -> None:
     after = env.step(step)
     assert after["next", "where"].tolist() == [0.5, -1.0]
     assert after["action"].tolist() == [0.5, -3.0]
+
+
+LARGEST = torch.finfo(torch.float32).max
+
+
+class Taking(Staircase):
+    """Takes any kind of action, and remembers what it took."""
+
+    def __init__(self, spec: TensorSpec):
+        super().__init__()
+        self.action_spec = spec
+        self.taken: list[torch.Tensor] = []
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        self.taken.append(tensordict["action"])
+        return super()._step(tensordict)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(-2.0, 2.0), (-0.4, 0.1), (-1.7, 0.3), (-1.3, 1e6), (3.0, 3.3), (1e-30, 1e30), (-1e37, 3e37)]
+)
+def test_scaled_actions_reach_both_bounds_exactly(low: float, high: float) -> None:
+    bounds = torch.tensor([low, high])
+    ends = scale_action(torch.tensor([-1.0, 1.0, -5.0, 5.0]), bounds[0], bounds[1])
+    assert torch.equal(ends, bounds[[0, 1, 0, 1]])
+    between = scale_action(torch.linspace(-1, 1, 1001), bounds[0], bounds[1])
+    assert between.isfinite().all() and (between >= bounds[0]).all() and (between <= bounds[1]).all()
+    assert (between.diff() >= 0).all()
+    middle = scale_action(torch.tensor(0.0), bounds[0], bounds[1])
+    torch.testing.assert_close(middle.double(), bounds.double().mean(), rtol=1e-6, atol=0)
+
+
+def test_actions_with_finite_bounds_are_scaled_at_the_door() -> None:
+    """Each component has bounds of its own; the step keeps what was chosen; the agent sees -1 to 1."""
+    env = StreamEnv(Taking(Bounded(torch.tensor([0.0, -3.0]), torch.tensor([10.0, -1.0]), (2,))))
+    assert env.action_spec.space.low.tolist() == [-1, -1]
+    assert env.action_spec.space.high.tolist() == [1, 1]
+    after = env.step(env.reset().set("action", torch.tensor([0.5, -7.0])))
+    assert env.env.taken[0].tolist() == [7.5, -3.0]
+    assert after["action"].tolist() == [0.5, -7.0]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Bounded(torch.tensor([0.0]), torch.tensor([float("inf")]), (1,)),
+        Bounded(torch.tensor([-LARGEST]), torch.tensor([LARGEST]), (1,)),
+        Bounded(torch.tensor([-LARGEST]), torch.tensor([1.0]), (1,)),
+        Unbounded((1,)),
+        Bounded(0, 9, (1,), dtype=torch.int64),
+        Categorical(7, (1,)),
+    ],
+    ids=["one-sided", "largest float", "largest low", "unbounded", "bounded integers", "classes"],
+)
+def test_other_actions_are_left_alone(spec: TensorSpec) -> None:
+    env = StreamEnv(Taking(spec))
+    assert env.bounds == {}
+    assert env.action_spec == spec
+    action = torch.full((1,), 5, dtype=spec.dtype)
+    env.step(env.reset().set("action", action))
+    assert torch.equal(env.env.taken[0], action)
+
+
+def test_parts_of_composite_actions_are_scaled_by_themselves() -> None:
+    env = walk(0, {})
+    assert list(env.bounds) == [("action", "move")]
+    chosen = TensorDict({"action": {"move": torch.tensor([1.0, -1.0]), "gear": torch.tensor([False, True, False])}})
+    start = env.begin()
+    step = env.advance(chosen)
+    assert chosen["action", "move"].tolist() == [1.0, -1.0]
+    twin = walk(0, {}).env
+    twin.set_seed(episode_seed(env.entropy, 0))
+    arrived = twin.reset()
+    assert torch.equal(arrived["place"], start["place"])
+    chosen["action", "move"] = torch.tensor([3.0, 0.0])
+    assert torch.equal(twin.step(arrived.update(chosen))["next", "place"], step["place"])
+
+
+@pytest.mark.parametrize("repeat", [1, 2, 4])
+def test_repeated_actions_add_their_rewards_and_end_with_the_episode(repeat: int) -> None:
+    steps = StreamEnv(Staircase(), repeat).rollout(40, break_when_any_done=False)
+    time, episode = 0, 0
+    for step in steps:
+        reward = 0.0
+        if step["is_init"]:
+            time = 0
+        else:
+            last = min(time + repeat, episode + 1)
+            reward, time = sum(10.0 * own for own in range(time + 1, last + 1)), last
+        assert step["where"].tolist() == [episode, time]
+        assert float(step["reward"]) == reward
+        assert bool(step["done"]) == (time == episode + 1)
+        episode += int(step["done"])
+
+
+def test_seeds_of_episodes_differ_by_run_stream_and_count() -> None:
+    seeds = {episode_seed((run, place), count) for run in range(5) for place in range(5) for count in range(5)}
+    assert len(seeds) == 125
+    assert all(0 <= seed < 2**31 for seed in seeds)  # what gymnasium and numpy both take
+    assert episode_seed((1, 2), 3) == episode_seed([1, 2], 3)
+
+
+def test_each_episode_starts_from_its_own_seed() -> None:
+    """Whatever happened in the ones before."""
+    env = StreamEnv(make_env("gym", {"id": "CartPole-v1"}), entropy=(4, 2))
+    starts = [env.begin()["observation"]]
+    starts += [step["observation"] for step in env.rollout(80, break_when_any_done=False) if step["is_init"]]
+    twin = make_env("gym", {"id": "CartPole-v1"})
+    for episode, start in enumerate(starts):
+        twin.set_seed(episode_seed((4, 2), episode))
+        assert torch.equal(twin.reset()["observation"], start)
+    assert len(starts) > 3
+
+
+class Faulty(Staircase):
+    """Gives what is not a number, at one place or the other."""
+
+    def __init__(self, key: str, value: float):
+        super().__init__()
+        self.key, self.value = key, value
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        step = super()._step(tensordict)
+        return step.set(self.key, step[self.key] * self.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("key", ["reward", "where"])
+def test_what_is_not_finite_is_named(key: str, value: float) -> None:
+    env = StreamEnv(Faulty(key, value))
+    with pytest.raises(NotFinite, match=rf"gave {key} = \[.*({value}|nan)"):
+        env.step(env.rand_action(env.reset()))
 
 
 def test_same_seed_gives_the_same_stream() -> None:

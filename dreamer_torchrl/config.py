@@ -1,0 +1,330 @@
+"""From words on a command line to checked settings, before torch is imported.
+
+Hydra composes, this file checks: a word that names nothing, a value of the wrong type or an impossible one ends in a
+`ConfigError`, whose message says what is nearest or what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dreamer_torchrl.checks import ConfigError, as_plain, as_word, build, check, leaves, nearest, typed
+from dreamer_torchrl.envs.names import atari_games
+from dreamer_torchrl.settings import EnvironmentSettings, Settings
+
+GROUPS = ("env", "size", "experiment", "logger")
+DEFAULT_ENVIRONMENT = "cartpole"
+"""As in config.yaml; its experiment is what runs when nothing is asked for."""
+
+CHANGEABLE = (
+    *("total_steps", "train_ratio", "device", "compile", "threads", "run_dir", "eval", "checkpoint", "log", "wandb"),
+    *("env.workers", "env.step_timeout", "replay.storage"),
+)
+"""What may differ when a run goes on; all else would make it another run."""
+
+VALUES, WORDS = "config.yaml", "overrides.json"
+"""Files of a run."""
+
+ARGUMENTS = "env.arguments"
+
+OTHER_ENVIRONMENTS = (
+    " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
+    "env=custom env.factory=package.module:function."
+)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Settings, the plain values they are made of, and the words that asked for them."""
+
+    settings: Settings
+    values: dict[str, Any]
+    words: list[str]
+
+    def save(self, folder: Path) -> None:
+        """Keep values and words with a run."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            (WORDS, json.dumps(self.words, indent=1) + "\n"),
+            (
+                VALUES,
+                yaml.safe_dump(self.values, sort_keys=False, explicit_end=True),
+            ),  # last: its presence makes the folder a run
+        ):
+            partial = folder / f".{name}.partial"
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(folder / name)
+
+
+def load(words: Sequence[str]) -> Configuration:
+    """What overrides such as ``["env=pendulum", "seed=1"]`` ask for.
+
+    If ``run_dir`` holds a run already, that run's settings stay, and only those may differ that leave it the same run.
+
+    Example:
+        >>> load(["env=pendulum", "seed=3"]).settings.env.options
+        {'id': 'Pendulum-v1', 'arguments': {}}
+    """
+    words = [_as_path(word) for word in words]
+    folder = _run_dir(words)
+    if folder is not None and (folder / VALUES).is_file():
+        return _continued(folder, words)
+    if folder is not None and any((folder / "checkpoints").glob("*")):
+        raise ConfigError(f"{folder} has checkpoints but no {VALUES}: put it back, or give another run_dir.")
+    return _configuration(composed(words), words)
+
+
+def saved_settings(folder: Path) -> Settings:
+    """The settings of a run that is there, for whatever devices this machine has."""
+    return replace(settings_from({**read_saved(folder), "device": "auto"}), run_dir=str(folder))
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run that is there."""
+    file = folder / VALUES
+    if not file.is_file():
+        raise ConfigError(f"{folder} is no run: there is no {VALUES} in it. Give the folder that training printed.")
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) if text.rstrip().endswith("\n...") else None  # a part of it may be YAML too
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not (isinstance(values, dict) and isinstance(values.get("env"), dict) and "run_dir" in values):
+        raise ConfigError(f"{file} is damaged: put it back from a copy, or give another run_dir.")
+    return values
+
+
+def read_words(folder: Path) -> list[str]:
+    """The words that a run was started with."""
+    file = folder / WORDS
+    try:
+        words = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        words = None
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ConfigError(f"{file} is missing or damaged: put it back from a copy, or give another run_dir.")
+    return words
+
+
+def parse(words: Sequence[str]) -> list[Override]:
+    """Read overrides as Hydra does."""
+    return [_parse(word) for word in words]
+
+
+def composed(words: Sequence[str]) -> dict[str, Any]:
+    """The whole configuration as plain values, every name in the words checked."""
+    overrides = parse(words)
+    for override in overrides:
+        _refuse(override)
+    groups = {override.key_or_group: override.value() for override in overrides if override.key_or_group in GROUPS}
+    chosen = _choose(groups)
+    base = _compose(chosen)
+    names = {*leaves(base), *_branches(base)}
+    lines = []
+    for override in overrides:
+        key = override.key_or_group
+        if key in GROUPS:
+            continue
+        argument = ARGUMENTS in names and (key == ARGUMENTS or key.startswith(ARGUMENTS + "."))
+        if key not in names and not argument:
+            raise ConfigError(f"There is no setting {key!r}.{nearest(key, {*names, *GROUPS})}")
+        # A plus is welcome everywhere, and needed nowhere: only arguments can be new.
+        lines.append(("++" if argument else "") + override.input_line.lstrip("+"))
+    result = _compose([*chosen, *lines]) if lines else base
+    return result | {"env": _typed_options(result["env"], base["env"])}
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Checked settings from a whole configuration."""
+    settings = build(Settings, {**values, "env": _split(values["env"]), "run_dir": values["run_dir"] or ""})
+    check(settings)
+    return settings
+
+
+def choices(group: str) -> dict[str, str]:
+    """What a group offers, with the first line of each file."""
+    folder = resources.files("dreamer_torchrl.configs").joinpath(group)
+    found = {}
+    for file in folder.iterdir():
+        if file.name.endswith(".yaml") and not file.name.startswith("_"):
+            lines = [line for line in file.read_text().splitlines() if not line.startswith("# @")]
+            found[file.name.removesuffix(".yaml")] = lines[0].lstrip("# ")
+    return dict(sorted(found.items(), key=_by_length if group == "size" else None))
+
+
+def _configuration(values: Mapping[str, Any], words: list[str]) -> Configuration:
+    settings = settings_from(values)
+    plain = as_plain(settings)
+    environment = plain["env"]
+    options = environment.pop("options")
+    return Configuration(settings, plain | {"env": environment | options, "run_dir": settings.run_dir or None}, words)
+
+
+def _continued(folder: Path, words: list[str]) -> Configuration:
+    """The configuration of a run that is there, with what may be changed in it."""
+    before, earlier = leaves(read_saved(folder)), read_words(folder)
+    named = {override.key_or_group for override in parse(words)}
+    words = [word for word in earlier if parse([word])[0].key_or_group not in named] + words
+    then, now = leaves(composed(earlier)), leaves(composed(words))
+    for key, value in now.items():
+        # What nobody asked for stays as it is saved, whatever the defaults are by now.
+        if key not in named and key in then and value == then[key]:
+            now[key] = before.get(key, value)
+        elif not _changeable(key) and (key not in before or before[key] != value):
+            old = as_word(before[key]) if key in before else "nothing"
+            raise ConfigError(
+                f"{folder} is a run with {key}={old}, and now {key}={as_word(value)} is asked for: "
+                "leave that out to continue the run, or give another run_dir."
+            )
+    return _configuration(_branched(now), words)
+
+
+def _changeable(key: str) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in CHANGEABLE)
+
+
+def _run_dir(words: Sequence[str]) -> Path | None:
+    """The folder that the words name, the last of them if there are several."""
+    values = [override.value() for override in parse(words) if override.key_or_group == "run_dir"]
+    if not values or values[-1] is None:
+        return None
+    value = str(values[-1])
+    folder = Path(composed(words)["run_dir"] if "${" in value else value)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir={folder} is a file: give a folder, or a name that is not there yet.")
+    return folder
+
+
+def _as_path(word: str) -> str:
+    """Quote the path of a run, which may hold any character, unless it is quoted or made of other settings."""
+    key, _, path = word.partition("=")
+    if key.lstrip("+") != "run_dir" or path[:1] in ("'", '"') or path == "null" or "${" in path:
+        return word
+    if not path:
+        return "run_dir=null"
+    path = str(Path(path).expanduser()).replace("'", "\\'")
+    return f"run_dir='{path}'"
+
+
+def _parse(word: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        key, equals, value = word.partition("=")
+        if not equals or word.startswith("-"):
+            raise ConfigError(f"{word!r} is no setting: write key=value, such as seed=1 or env=pendulum.") from None
+        quoted = f"\"{key.strip()}='{value.strip()}'\""
+        raise ConfigError(f"{word!r} cannot be read: write key=value, or quote the value: {quoted}.") from None
+
+
+def _refuse(override: Override) -> None:
+    """Say no to what Hydra can and a run cannot."""
+    word, key = override.input_line, override.key_or_group
+    if override.is_sweep_override():
+        raise ConfigError(
+            f"{word!r} asks for several runs: start one per value, for example "
+            "`for seed in 0 1 2; do python -m dreamer_torchrl.train seed=$seed; done`."
+        )
+    if key.partition("/")[0].partition(".")[0] == "hydra":
+        raise ConfigError(f"{word!r}: Hydra only reads words here, it has no settings; a run's folder is run_dir=...")
+    if override.is_delete():
+        raise ConfigError(
+            f"{word!r} takes something away, but everything here has a value: set it, such as seed=1, "
+            "experiment=null or logger=none."
+        )
+    if override.package is not None:
+        raise ConfigError(f"{word!r} names a place for {key}, but there is only one: write {key}=... instead.")
+
+
+def _choose(groups: Mapping[str, Any]) -> list[str]:
+    """Group choices as words, names checked; an Atari game is an environment, and the experiment follows it."""
+    follows = "experiment" not in groups
+    groups = {group: as_word(name) for group, name in groups.items() if (group, name) != ("experiment", None)}
+    if groups.get("logger") == "null":
+        groups["logger"] = "none"
+    extra = []
+    for group, name in groups.items():
+        known = choices(group)
+        games = atari_games() if group == "env" and name not in known else ()
+        if name in games:
+            groups["env"] = "atari100k" if groups.get("experiment") == "atari100k" else "atari"
+            extra.append(f"env.game={name}")
+        elif name not in known:
+            raise ConfigError(
+                f"There is no {group} {name!r}.{nearest(name, [*known, *games])} There are: {', '.join(known)}."
+                + (OTHER_ENVIRONMENTS if group == "env" else "")
+            )
+    environment = groups.get("env", DEFAULT_ENVIRONMENT)
+    if follows and environment in choices("experiment"):
+        groups["experiment"] = environment
+    return [*(f"{group}={name}" for group, name in groups.items()), *extra]
+
+
+def _compose(words: Sequence[str]) -> dict[str, Any]:
+    folder = str(resources.files("dreamer_torchrl.configs"))
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            return OmegaConf.to_container(compose("config", list(words)), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+
+
+def _own(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the section ``env`` has beside that which all environments have."""
+    common = {field.name for field in fields(EnvironmentSettings)} - {"options"}
+    return {key: value for key, value in values.items() if key not in common}
+
+
+def _split(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the family's own options of the section ``env`` in a place of their own."""
+    own = _own(values)
+    return {key: value for key, value in values.items() if key not in own} | {"options": own}
+
+
+def _typed_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment's own options have no types but those of their defaults; one without a default is a word."""
+    kinds = {key: str if default is None else type(default) for key, default in _own(defaults).items()}
+    typed_ones = {
+        key: typed(kinds[key], value, f"env.{key}")
+        for key, value in _own(values).items()
+        if key in kinds and not (value is None and defaults[key] is None)
+    }
+    return {**values, **typed_ones}
+
+
+def _branches(values: Mapping[str, Any], path: str = "") -> list[str]:
+    inner = [(f"{path}{key}", value) for key, value in values.items() if isinstance(value, Mapping)]
+    return [name for name, _ in inner] + [deep for name, value in inner for deep in _branches(value, name + ".")]
+
+
+def _branched(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite of `leaves`."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(".")
+        branch = values
+        for key in path:
+            branch = branch.setdefault(key, {})
+        branch[last] = value
+    return values
+
+
+def _by_length(item: tuple[str, str]) -> tuple[int, str]:
+    return len(item[0]), item[0]

@@ -1,0 +1,100 @@
+"""``python -m dreamer_torchrl.evaluate RUN``: play episodes with what a run has learned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dreamer_torchrl.checks import ConfigError
+from dreamer_torchrl.envs.names import UnknownEnvironment
+
+FAILED, NO_CHECKPOINT = 1, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print each episode, mean and deviation, and write them as JSON; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.evaluate", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--episodes", type=int, help="how many, as in training if left out")
+    parser.add_argument("--checkpoint", help="which one, the newest if left out")
+    parser.add_argument("--seed", type=int, help="of the episodes, those of training's evaluations if left out")
+    parser.add_argument("--deterministic", action="store_true", help="the most likely actions instead of drawn ones")
+    parser.add_argument("--video", action="store_true", help="film the first episode")
+    parser.add_argument("--output", type=Path, help="the JSON file, RUN/evaluation.json if left out")
+    options = parser.parse_args(arguments)
+    if options.episodes is not None and options.episodes < 1:
+        parser.error(f"--episodes {options.episodes} is impossible: give at least 1.")
+
+    import torch  # this and what needs it takes seconds
+
+    from dreamer_torchrl.checkpoint import NoSoundCheckpoint
+    from dreamer_torchrl.data.streams import TooManyFailures
+    from dreamer_torchrl.data.tree_files import DamagedFile
+    from dreamer_torchrl.runs import choose_device, evaluation_streams, load, run_evaluation
+    from dreamer_torchrl.video import write_video
+
+    try:
+        run = load(options.run, options.checkpoint)
+    except (ConfigError, UnknownEnvironment) as error:
+        parser.error(str(error))
+    except (NoSoundCheckpoint, DamagedFile) as error:
+        print(error, file=sys.stderr)
+        return NO_CHECKPOINT
+    # The same numbers as in training take the same arithmetic.
+    if run.settings.threads:
+        torch.set_num_threads(run.settings.threads)
+    agent = run.agent.to(choose_device(run.settings.device))
+    for damage in run.saved.damaged:
+        print(damage, file=sys.stderr)
+    given = run.settings.eval
+    settings = replace(
+        run.settings,
+        seed=run.settings.seed if options.seed is None else options.seed,
+        eval=replace(
+            given,
+            episodes=options.episodes or given.episodes,
+            deterministic=given.deterministic or options.deterministic,
+        ),
+    )
+    streams = evaluation_streams(settings, options.video)
+    try:
+        evaluation = run_evaluation(settings, agent, streams, options.video)
+    except TooManyFailures as error:
+        print(error, file=sys.stderr)
+        return FAILED
+    finally:
+        streams.close()
+    for note in evaluation.notes:
+        print(note)
+    for number, (total_reward, length) in enumerate(zip(evaluation.returns, evaluation.lengths, strict=True)):
+        print(f"episode {number:>3}  return {total_reward:>10.2f}  length {length:>6}")
+    print(f"step {run.saved.step:,}: mean return {evaluation.mean:.2f} +- {evaluation.deviation:.2f}")
+    result = {
+        "step": run.saved.step,
+        "checkpoint": run.saved.path.name,
+        "seed": settings.seed,
+        "deterministic": settings.eval.deterministic,
+        "mean": evaluation.mean,
+        "deviation": evaluation.deviation,
+        "returns": evaluation.returns,
+        "lengths": evaluation.lengths,
+    }
+    output = options.output or options.run / "evaluation.json"
+    try:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"Written to {output}.")
+        if evaluation.frames:
+            path = options.run / "videos" / f"{run.saved.path.name}-evaluation.mp4"
+            print(f"Filmed: {write_video(path, evaluation.frames, fps=30)}.")
+    except OSError as error:
+        print(f"Not written: {error}. Give another --output.", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

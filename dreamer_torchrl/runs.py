@@ -1,0 +1,221 @@
+"""What a run is made of: from settings to environments and agent, and from a run's folder back to them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from dreamer_torchrl.act import Latents, Player
+from dreamer_torchrl.agent import Agent, Policy, build_agent
+from dreamer_torchrl.checkpoint import Checkpoints, Saved
+from dreamer_torchrl.checks import ConfigError
+from dreamer_torchrl.config import saved_settings
+from dreamer_torchrl.data.replay import Replay, bytes_per_step
+from dreamer_torchrl.data.stream import StreamEnv
+from dreamer_torchrl.data.streams import Streams
+from dreamer_torchrl.envs import make_env
+from dreamer_torchrl.evaluation import Evaluation, evaluate, never
+from dreamer_torchrl.settings import Settings
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed for one purpose of a run; different purposes share no random numbers.
+
+    Example:
+        >>> seed_for(0, "replay") == seed_for(0, "replay") != seed_for(0, "policy")
+        True
+    """
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0] >> 1)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is a GPU if there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: tuple[int, ...]) -> StreamEnv:
+    """One environment as a stream; a plain function, so that another process can call it."""
+    return StreamEnv(make_env(family, options), repeat, entropy)
+
+
+def make_streams(settings: Settings, purpose: str, count: int, processes: bool = False, film: bool = False) -> Streams:
+    """Streams of a run's environment, whose episodes are those of this ``purpose``."""
+    env = settings.env
+    entropy = seed_for(settings.seed, purpose)
+    makers = []
+    for index in range(count):
+        options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
+        makers.append(partial(stream_env, env.family, options, env.action_repeat, (entropy, index)))
+    return Streams(makers, processes, env.step_timeout)
+
+
+def make_agent(settings: Settings, streams: Streams) -> Agent:
+    """The run's agent with its initial weights."""
+    torch.manual_seed(seed_for(settings.seed, "weights"))
+    return build_agent(
+        streams.observation_spec,
+        streams.action_spec,
+        settings.size,
+        getattr(torch, settings.dtype),
+        settings.unimix,
+        settings.actor_unimix,
+    )
+
+
+def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
+    """The run's replay, empty; on disk if the settings say so and ``scratch`` says where."""
+    replay = settings.replay
+    return Replay(
+        replay.capacity,
+        settings.env.num_envs,
+        replay.batch,
+        replay.length,
+        settings.learner.context,
+        scratch if replay.storage == "disk" else None,
+        seed_for(settings.seed, "replay"),
+    )
+
+
+def replay_size(settings: Settings, agent: Agent, run_dir: Path) -> str:
+    """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit."""
+    per_step = bytes_per_step(agent)
+    steps = min(settings.replay.capacity, settings.total_steps)
+    needed, on_disk = steps * per_step, settings.replay.storage == "disk"
+    free = shutil.disk_usage(run_dir).free if on_disk else free_memory()
+    where = f"of disk in {run_dir}" if on_disk else "of memory"
+    if needed > free:
+        least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
+        fitting = max(int(0.8 * free) // per_step, least)
+        disk = " or replay.storage=disk" if not on_disk and needed <= shutil.disk_usage(run_dir).free else ""
+        raise ConfigError(
+            f"The replay of {steps:,} steps needs {needed / 1e9:.1f} GB {where}, {free / 1e9:.1f} GB are free: "
+            f"give replay.capacity={fitting}{disk}."
+        )
+    return f"Replay: {per_step:,} bytes a step, {needed / 1e6:,.1f} MB {where} for {steps:,} steps."
+
+
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process can still have, in a container or a batch job as well."""
+    if not (proc / "meminfo").exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    entries = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+    free = int(entries["MemAvailable"].split()[0]) * 1024
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = groups / "memory" if controllers else groups
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        folder = root / path.lstrip("/")
+        for place in (folder, *folder.parents):  # each group has what the ones above it leave
+            limit, used = place / names[0], place / names[1]
+            if limit.is_file() and limit.read_text().strip() != "max":
+                counts = dict(entry.split() for entry in (place / "memory.stat").read_text().splitlines())
+                files = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # given back on demand
+                free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
+            if place == root:
+                break
+    return max(free, 0)
+
+
+def make_policy(agent: Agent, seed: int) -> Policy:
+    """The acting part of an agent with a generator of its own."""
+    policy = agent.policy
+    policy.generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
+    return policy
+
+
+def run_evaluation(
+    settings: Settings, agent: Agent, streams: Streams, film: bool = False, give_up: Callable[[], bool] = never
+) -> Evaluation:
+    """Evaluate as training does: the same weights and settings, on the same device, give the same episodes."""
+    policy = make_policy(agent, seed_for(settings.seed, "evaluation policy"))
+    return evaluate(policy, streams, settings.eval.episodes, settings.eval.deterministic, film, give_up)
+
+
+def evaluation_streams(settings: Settings, film: bool = False) -> Streams:
+    """The environments of evaluations."""
+    count = min(settings.eval.num_envs, settings.eval.episodes)
+    return make_streams(settings, "evaluation", count, film=film)
+
+
+@dataclass
+class LoadedRun:
+    """A trained agent with what it was trained by.
+
+    Args:
+        path: the run's folder.
+        settings: of the run.
+        agent: with the weights of ``saved``.
+        saved: the checkpoint.
+        action_bounds: bounds of the environment where the agent's own are -1 and 1.
+    """
+
+    path: Path
+    settings: Settings
+    agent: Agent
+    saved: Saved
+    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]
+
+    def __post_init__(self) -> None:
+        self._player = Player(
+            self.agent,
+            sample=not self.settings.eval.deterministic,
+            seed=seed_for(self.settings.seed, "play"),
+            bounds=self.action_bounds,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """For TorchRL rollouts and collectors; environments need `InitTracker`, actions are -1 to 1."""
+        return self.agent.policy
+
+    def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
+        """See `Player.act`: an observation and what was remembered to an action of the environment and a new memory."""
+        return self._player.act(observation, state)
+
+    def recorded(self, steps: int) -> TensorDictBase:
+        """The last ``steps`` of each environment that the run's replay holds, ``[T, N]``."""
+        replay = make_replay(self.settings)
+        self.saved.restore_replay(replay)
+        written = replay.sampler.written
+        return replay.copy_steps(max(replay.sampler.oldest, written - steps), written)
+
+
+def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
+    """Load what a run has learned.
+
+    Args:
+        run: the folder that training printed.
+        checkpoint: name of one of its checkpoints, the newest sound one if left out.
+
+    Returns:
+        The agent (``.agent``, ``.policy``, ``.act``) on the CPU.
+    """
+    path = Path(run)
+    settings = saved_settings(path)
+    checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
+    if checkpoint is not None and checkpoint not in checkpoints.names():
+        raise ConfigError(
+            f"{path} has no checkpoint {checkpoint!r}; it has {', '.join(checkpoints.names()) or 'none'}."
+        )
+    saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
+    if saved is None:
+        raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
+    streams = make_streams(settings, "specs", 1)
+    agent = make_agent(settings, streams)
+    agent.load_state_dict(saved.parts["learner"]["agent"])
+    return LoadedRun(path, settings, agent.eval(), saved, streams.bounds)

@@ -1,0 +1,213 @@
+"""``python -m dreamer_torchrl.train``: train an agent, or continue a run.
+
+Usage:
+  python -m dreamer_torchrl.train                        train CartPole-v1 on this machine
+  python -m dreamer_torchrl.train env=pendulum seed=1    another environment, another seed
+  python -m dreamer_torchrl.train run_dir=RUN            continue a run
+  python -m dreamer_torchrl.train list                   what env, size, experiment and logger can be
+  python -m dreamer_torchrl.train env=pong --cfg         print the configuration and stop
+
+Every entry below can be set by key=value, an inner one as learner.horizon=100 or env.num_envs=4.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata, resources
+from pathlib import Path
+
+import yaml
+
+from dreamer_torchrl.checks import ConfigError
+from dreamer_torchrl.config import GROUPS, Configuration, choices, load
+from dreamer_torchrl.console import Console
+from dreamer_torchrl.envs.names import atari_games
+from dreamer_torchrl.lock import RunLock, RunLocked, RunNotWritable
+from dreamer_torchrl.metrics import JsonLines, Metrics, Sink, TensorBoard
+from dreamer_torchrl.settings import Settings, Size
+from dreamer_torchrl.wandb_run import WandbRun
+
+NAMING = ("id", "game", "task", "factory")
+"""Options of an environment by which it is known."""
+
+SHOW = {"--cfg", "--cfg=job", "-c"}
+"""Hydra's ways to ask for the configuration."""
+
+NOT_TRAINED, BAD_WORDS, NO_CHECKPOINT = 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if {"-h", "--help"} & set(words):
+        print(__doc__ + "\n" + resources.files("dreamer_torchrl.configs").joinpath("config.yaml").read_text())
+        return 0
+    if words[:1] == ["list"]:
+        print(listing())
+        return 0
+    only_show = bool(SHOW & set(words))
+    try:
+        configuration = load(settings_in(words))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return BAD_WORDS
+    if only_show:
+        print(yaml.safe_dump(configuration.values, sort_keys=False), end="")
+        return 0
+    try:
+        return start(configuration)
+    except KeyboardInterrupt:  # before there is anything to save
+        return 130
+
+
+def settings_in(words: Sequence[str]) -> list[str]:
+    """The words but for the options; one that is not there is refused."""
+    settings = [word for word, before in zip(words, ["", *words], strict=False) if word != "job" or before not in SHOW]
+    settings = [word for word in settings if word not in SHOW]
+    for word in settings:
+        name = word.lstrip("-")
+        if word in ("-m", "--multirun"):
+            raise ConfigError(f"{word} asks for several runs: start one process for each of them.")
+        if name.startswith("config-") or word in ("-cn", "-cp", "-cd"):
+            raise ConfigError(f"{word}: there is one configuration; change it by key=value or experiment=NAME.")
+        if word.startswith("-"):
+            mend = f"settings have no dashes, as in {name}" if "=" in name else "there are --help and --cfg"
+            raise ConfigError(f"There is no option {word}: {mend}.")
+    return settings
+
+
+def start(configuration: Configuration) -> int:
+    """Train in a folder of its own."""
+    settings = configuration.settings
+    print(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}", flush=True)
+    try:
+        run_dir = Path(settings.run_dir) if settings.run_dir else new_run_dir(settings)
+        print(f"run_dir={run_dir}", flush=True)
+        with RunLock(run_dir):
+            return train(configuration, run_dir)
+    except (RunLocked, RunNotWritable) as error:
+        print(error, file=sys.stderr)
+        return NOT_TRAINED
+
+
+def train(configuration: Configuration, run_dir: Path) -> int:
+    """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
+    import torch  # this and what needs it takes seconds
+    from torchrl import logger
+
+    from dreamer_torchrl.checkpoint import NoSoundCheckpoint
+    from dreamer_torchrl.data.streams import TooManyFailures
+    from dreamer_torchrl.loop import Diverged, Training
+    from dreamer_torchrl.signals import StopSignals
+
+    logger.setLevel("WARNING")  # it tells of each storage that it makes
+    settings = configuration.settings
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    console = Console(settings.total_steps)
+    try:
+        training = Training(settings, run_dir, console)
+        saved = training.checkpoints.load()
+    except NoSoundCheckpoint as error:
+        console.note(str(error))
+        return NO_CHECKPOINT
+    except ValueError as error:  # too little memory, an environment that cannot be made or read
+        console.note(str(error))
+        return BAD_WORDS
+    for damage in saved.damaged if saved else ():
+        console.note(damage)
+    configuration.save(run_dir)
+    metrics = make_metrics(configuration, run_dir, console, saved.step if saved else None)
+    resume = shlex.join(["python", "-m", "dreamer_torchrl.train", f"run_dir={run_dir}"])
+    evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(run_dir)])
+    try:
+        with StopSignals(console.note) as stop:
+            training.run(metrics, saved, stop)
+            metrics.close()
+        steps = training.progress.steps
+        if training.checkpoints.failure:  # the console has told why
+            console.note(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
+            return NOT_TRAINED
+        if stop.requested:
+            console.note(f"Stopped and saved at step {steps:,}. Continue with: {resume}")
+        else:
+            console.note(f"Finished and saved at step {steps:,}. Evaluate with: {evaluate}")
+        return stop.exit_code
+    except (Diverged, TooManyFailures) as error:
+        metrics.close()
+        training.checkpoints.wait()
+        names = training.checkpoints.names()
+        last = f"The last checkpoint is {names[-1]}." if names else "There is no checkpoint yet."
+        console.note(f"Stopped: {error}\n{last} Continue with: {resume}")
+        return NOT_TRAINED
+    finally:
+        training.close()
+
+
+def make_metrics(configuration: Configuration, run_dir: Path, console: Console, resumed_at: int | None) -> Metrics:
+    """All places that the settings want metrics in."""
+    settings, wandb = configuration.settings, configuration.settings.wandb
+    sinks: list[Sink] = [console, JsonLines(run_dir / "metrics.jsonl")]
+    if settings.log.tensorboard:
+        sinks.append(TensorBoard(run_dir / "tensorboard", resumed_at))
+    if wandb.mode != "disabled":
+        name = wandb.name or run_dir.name
+        sinks.append(
+            WandbRun(run_dir, wandb.mode, wandb.project, wandb.entity, name, configuration.values, console.note)
+        )
+    return Metrics(sinks, console.note)
+
+
+def new_run_dir(settings: Settings) -> Path:
+    """Make a folder that was not there, named after environment and time."""
+    named = "-".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
+    name = re.sub(r"[^a-z0-9]+", "-", named.rpartition("/")[2].lower()).strip("-")
+    base = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # several runs started in the same second
+            number += 1
+            path = base.with_name(f"{base.name}-{number}")
+        except OSError as error:
+            raise RunNotWritable(
+                f"The folder {path.absolute()} cannot be made: {error.strerror}. Give run_dir=... a place to write to."
+            ) from error
+
+
+def resume_command(run_dir: Path) -> str:
+    """What to type in a shell to go on with a run.
+
+    Example:
+        >>> resume_command(Path("my runs/first"))
+        "python -m dreamer_torchrl.train 'run_dir=my runs/first'"
+    """
+    return f"python -m dreamer_torchrl.train {shlex.quote(f'run_dir={run_dir}')}"
+
+
+def describe(settings: Settings) -> str:
+    """A run in a few words."""
+    named = ", ".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
+    size = next((name for name in choices("size") if Size.named(name) == settings.size), "own")
+    return f"{named}, size {size}, {settings.total_steps:,} steps, seed {settings.seed}"
+
+
+def listing() -> str:
+    """All choices of all groups, with a line about each."""
+    lines = []
+    for group in GROUPS:
+        lines.append(f"{group}=")
+        lines += [f"  {name:<24}{text}" for name, text in choices(group).items()]
+        if group == "env":
+            lines.append(f"  {'or any Atari game:':<24}{', '.join(atari_games())}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Evaluation: the same numbers as in training, whatever episodes are asked for, and what it says of faults."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import dreamer_torchrl
+from dreamer_torchrl.checkpoint import Checkpoints
+from dreamer_torchrl.evaluate import main
+from dreamer_torchrl.runs import LoadedRun
+from tests.checkpoint_examples import read_only
+from tests.training_examples import lines, trained
+
+
+@pytest.fixture(scope="module")
+def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five episodes on two environments, evaluated at step 20 and at the end; all checkpoints are kept."""
+    run = tmp_path_factory.mktemp("cartpole") / "run"
+    options = ("eval.episodes=5", "train_ratio=16", "checkpoint.keep=9")
+    trained(run, *options, "total_steps=20")
+    return trained(run, *options, "total_steps=40")
+
+
+@pytest.mark.parametrize(("checkpoint", "step"), [(None, 40), ("000000000020", 20)])
+def test_the_same_numbers_as_in_training(checkpoint: str | None, step: int, cartpole: Path, tmp_path: Path) -> None:
+    words = [str(cartpole), "--output", str(tmp_path / "out.json")]
+    assert main([*words, "--checkpoint", checkpoint] if checkpoint else words) == 0
+    result = json.loads((tmp_path / "out.json").read_text())
+    (logged,) = (line for line in lines(cartpole) if line["step"] == step and "eval/return" in line)
+    assert result["step"] == step and len(result["returns"]) == 5 == logged["eval/episodes"]
+    assert result["mean"] == logged["eval/return"] and result["deviation"] == logged["eval/return_std"]
+    assert sum(result["lengths"]) / 5 == logged["eval/length"]
+
+
+def test_what_it_prints(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per episode; the file lies in the run, and the checkpoints stay as they were."""
+    before = Checkpoints(cartpole / "checkpoints").names()
+    assert main([str(cartpole), "--episodes", "3", "--deterministic"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    result = json.loads((cartpole / "evaluation.json").read_text())
+    assert result["deterministic"] is True and result["checkpoint"] == "000000000040"
+    assert [float(line.split()[3]) for line in printed[:3]] == result["returns"] == result["lengths"]
+    assert printed[3].startswith(f"step 40: mean return {result['mean']:.2f} +- ")
+    assert printed[4] == f"Written to {cartpole / 'evaluation.json'}."
+    assert Checkpoints(cartpole / "checkpoints").names() == before
+
+
+def test_episodes_of_another_seed(cartpole: Path, tmp_path: Path) -> None:
+    results = []
+    for words in ([], ["--seed", "7"], ["--seed", "7"]):
+        file = tmp_path / "result.json"
+        assert main([str(cartpole), "--episodes", "4", "--output", str(file), *words]) == 0
+        results.append(json.loads(file.read_text()))
+    assert results[0]["returns"] != results[1]["returns"] == results[2]["returns"]
+
+
+def test_it_films_the_first_episode(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many frames as it had actions: the last observation is not acted upon."""
+    import av
+
+    assert main([str(cartpole), "--episodes", "1", "--video"]) == 0
+    length = json.loads((cartpole / "evaluation.json").read_text())["lengths"][0]
+    (video,) = (cartpole / "videos").iterdir()
+    assert f"Filmed: {video}." in capsys.readouterr().out
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == length + 1
+
+
+def test_what_cannot_be_filmed_is_evaluated_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In training too: an environment without pictures stops nothing."""
+    custom = ("env=custom", "env.factory=tests.training_toys:Drive", "eval.video=true", "total_steps=12")
+    run = trained(tmp_path / "run", *custom)
+    assert "There is no video: the environment has no renderer and shows no images." in capsys.readouterr().out
+    assert [line["eval/length"] for line in lines(run) if "eval/length" in line] == [12]
+    assert main([str(run), "--video"]) == 0
+    assert "There is no video" in capsys.readouterr().out
+    assert not (run / "videos").exists()
+
+
+def test_videos_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One for each evaluation; where none can be written, training goes on."""
+    options = ("eval.video=true", "eval.episodes=1", "train_ratio=0")
+    run = trained(tmp_path / "run", *options, "total_steps=6")
+    (run / "videos" / "000000000012.mp4").mkdir()  # in the way
+    trained(run, *options, "total_steps=12")
+    trained(run, *options, "total_steps=18")
+    assert "The video 000000000012.mp4 was not written: " in capsys.readouterr().out
+    files = sorted(path.name for path in (run / "videos").iterdir() if path.is_file())
+    assert files == ["000000000006.mp4", "000000000018.mp4"]
+
+
+# Faults
+
+
+def test_a_damaged_checkpoint_is_named(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The one before it is played; asked for by its name, it is refused."""
+    run = shutil.copytree(cartpole, tmp_path / "run")
+    newest = run / "checkpoints" / "000000000040"
+    (newest / "learner.pt").unlink()
+    assert main([str(run), "--episodes", "1"]) == 0
+    captured = capsys.readouterr()
+    assert f"{newest} is damaged" in captured.err and "step 20: " in captured.out
+    assert main([str(run), "--checkpoint", newest.name]) == 3
+    assert "learner.pt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--checkpoint", "000000000030"], "has no checkpoint '000000000030'; it has 000000000020, 000000000040"),
+        (["--episodes", "0"], "--episodes 0 is impossible"),
+    ],
+)
+def test_wrong_words(words: list[str], complaint: str, cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(cartpole), *words])
+    assert end.value.code == 2 and complaint in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([str(tmp_path)])
+    assert end.value.code == 2 and f"{tmp_path} is no run" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The numbers are printed all the same."""
+    with read_only(cartpole):
+        assert main([str(cartpole), "--episodes", "1"]) == 1
+    captured = capsys.readouterr()
+    assert "step 40: mean return" in captured.out and "Give another --output." in captured.err
+
+
+def test_an_environment_that_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It worked in training, and never since."""
+    marker = tmp_path / "broken once"
+    custom = ("env=custom", "env.factory=tests.training_toys:Faulty", "eval.every=0", "total_steps=12")
+    run = trained(tmp_path / "run", *custom, "+env.arguments.fault=raise", "+env.arguments.share=0")
+    text = (run / "config.yaml").read_text()
+    assert "share: 0\n" in text and not marker.exists()
+    (run / "config.yaml").write_text(text.replace("share: 0\n", "share: 1\n"))
+    assert main([str(run)]) == 1
+    assert "the gearbox broke" in capsys.readouterr().err
+
+
+# Loading
+
+
+def test_a_loaded_run_has_the_weights_of_its_checkpoint(cartpole: Path) -> None:
+    old, new = dreamer_torchrl.load(cartpole, "000000000020"), dreamer_torchrl.load(cartpole)
+    assert isinstance(new, LoadedRun)
+    for run, name in ((old, "000000000020"), (new, "000000000040")):
+        saved = Checkpoints(cartpole / "checkpoints").read(name).parts["learner"]["agent"]
+        state = run.agent.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in saved.items()) and saved.keys() == state.keys()
+    assert not torch.equal(next(old.agent.parameters()), next(new.agent.parameters()))
+
+
+def test_recorded_steps_are_the_newest(cartpole: Path) -> None:
+    run = dreamer_torchrl.load(cartpole)
+    assert run.recorded(100).shape == (40, 1)
+    assert torch.equal(run.recorded(7)["observation"], run.recorded(100)["observation"][-7:])

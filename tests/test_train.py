@@ -1,0 +1,140 @@
+"""Short trainings from the command to metrics, a checkpoint, an evaluation and an agent that plays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import pytest
+import torch
+from torchrl.envs import GymEnv, InitTracker, TransformedEnv
+
+import dreamer_torchrl
+from dreamer_torchrl import export, train
+from dreamer_torchrl.checkpoint import Checkpoints
+from tests.training_examples import lines, trained, words
+
+KINDS = {
+    "discrete": ["env=cartpole"],
+    "continuous": ["env=pendulum", "env.action_repeat=10"],
+    "image": ["env=grid_reach"],
+    "composite": ["env=custom", "env.factory=tests.training_toys:Drive"],
+    "processes": ["env=cartpole", "env.num_envs=2", "env.workers=processes"],
+    "async": ["env=cartpole", "env.num_envs=2", "env.workers=async"],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_trains(kind: str, tmp_path: Path) -> None:
+    """To the end, with a record of all updates, a sound checkpoint, and an evaluation."""
+    total = 40
+    run = trained(tmp_path / "run", *KINDS[kind], f"total_steps={total}")
+    measured = lines(run)
+    assert all(0 < line["step"] <= total for line in measured)
+    assert all(
+        {"step", "episode/return", "episode/length"} <= set(line) for line in measured if "episode/return" in line
+    )
+    (evaluation,) = (line for line in measured if "eval/return" in line)
+    assert evaluation["step"] == total and evaluation["eval/episodes"] == 2
+    last = measured[-1]
+    # 4 replayed steps per step and 16 in a batch, from the 16th step on.
+    first = 17 if "num_envs=2" not in str(KINDS[kind]) else 18
+    assert last["count/updates"] == pytest.approx((total - first + 1) / 4, abs=1.01)
+    assert last["count/updates_skipped"] == 0 and last["count/environment_failures"] == 0
+    assert last["train/loss_actor"] is not None
+    saved = Checkpoints(run / "checkpoints").load()
+    assert saved.step == total and saved.damaged == []
+    assert saved.parts["progress"]["updates"] == last["count/updates"]
+
+
+def test_learning_moves_all_weights(tmp_path: Path) -> None:
+    """Between two checkpoints of a run; the latents in the replay are new as well."""
+    run = trained(tmp_path / "run", "total_steps=30")
+    before = Checkpoints(run / "checkpoints").load().parts["learner"]
+    trained(run, "total_steps=40")
+    after = Checkpoints(run / "checkpoints").load().parts["learner"]
+    still = [name for name, value in before["agent"].items() if torch.equal(value, after["agent"][name])]
+    assert still == []
+    assert any(not torch.equal(value, after["slow_value"][name]) for name, value in before["slow_value"].items())
+
+
+def test_intervals_frames_and_repeated_actions(tmp_path: Path) -> None:
+    """With log.every=0 each step has its line; frames count the repeats."""
+    run = trained(tmp_path / "run", "env.action_repeat=2", "log.every=0", "total_steps=20", "eval.every=0")
+    measured = lines(run)
+    intervals = [line for line in measured if "rate/steps_per_second" in line]
+    assert [line["step"] for line in intervals] == [*range(1, 21), 20]
+    assert all(line["count/frames"] == 2 * line["step"] for line in measured)
+    assert not any("eval/return" in line for line in measured)
+
+
+def test_evaluations_come_when_they_are_due(tmp_path: Path) -> None:
+    """At the first step at or after each multiple, and once at the end."""
+    run = trained(tmp_path / "run", "eval.every=20", "env.num_envs=3", "train_ratio=0", "total_steps=50")
+    assert [line["step"] for line in lines(run) if "eval/return" in line] == [21, 42, 51]
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
+    """The same command again adds no line and no checkpoint."""
+    run = trained(tmp_path / "run", "total_steps=20")
+    before = (run / "metrics.jsonl").read_bytes(), sorted(path.name for path in (run / "checkpoints").iterdir())
+    trained(run, "total_steps=20")
+    assert before == (
+        (run / "metrics.jsonl").read_bytes(),
+        sorted(path.name for path in (run / "checkpoints").iterdir()),
+    )
+
+
+def test_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without run_dir; what is printed names it, and says how to evaluate."""
+    monkeypatch.chdir(tmp_path)
+    assert train.main([word for word in words(tmp_path, "total_steps=20") if not word.startswith("run_dir=")]) == 0
+    first, second, *_, last = capsys.readouterr().out.splitlines()
+    assert "CartPole-v1" in first
+    assert second.startswith("run_dir=runs/cartpole-v1-")
+    run = second.removeprefix("run_dir=")
+    assert last == f"Finished and saved at step 20. Evaluate with: python -m dreamer_torchrl.evaluate {run}"
+    assert lines(tmp_path / run)[-1]["step"] == 20
+
+
+# Use
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("pendulum") / "run", "env=pendulum", "total_steps=30", "eval.every=0")
+
+
+def test_a_loaded_agent_acts_without_torchrl(pendulum: Path) -> None:
+    run, env, state = dreamer_torchrl.load(pendulum), gymnasium.make("Pendulum-v1"), None
+    observation, _ = env.reset(seed=0)
+    for _ in range(10):
+        action, state = run.act(observation, state)
+        assert env.action_space.contains(action)
+        observation, *_ = env.step(action)
+
+
+def test_its_policy_runs_in_a_rollout_of_torchrl(pendulum: Path) -> None:
+    steps = TransformedEnv(GymEnv("Pendulum-v1"), InitTracker()).rollout(10, dreamer_torchrl.load(pendulum).policy)
+    assert steps["action"].shape == (10, 1) and steps["action"].abs().max() <= 1
+    assert not torch.equal(steps["belief"][0], steps["belief"][1])
+
+
+def test_export_of_a_run(pendulum: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On all 30 steps that the replay holds."""
+    assert export.main([str(pendulum)]) == 0
+    assert "over 30 recorded steps" in capsys.readouterr().out
+    assert torch.export.load(pendulum / "policy.pt2").module() is not None
+
+
+def test_it_stops_where_it_is_good_enough(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "eval.every=20", "eval.stop_at=-1000")
+    assert [line["step"] for line in lines(run) if "eval/return" in line] == [20]
+    assert Checkpoints(run / "checkpoints").load().step == 20
+    again = lines(run)
+    trained(run)
+    assert lines(run) == again  # it stays solved
+    trained(run, "eval.stop_at=null")
+    assert Checkpoints(run / "checkpoints").load().step == 60

@@ -1,0 +1,225 @@
+"""`python -m dreamer_torchrl.train` as a user meets it: real processes, their words, their exit codes, their haste."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dreamer_torchrl import train
+from dreamer_torchrl.config import GROUPS, choices, load
+from dreamer_torchrl.envs.names import atari_games
+from dreamer_torchrl.settings import Settings
+from tests.checkpoint_examples import read_only
+
+TINY = (
+    "experiment=null",
+    *("threads=1", "device=cpu", "size.belief=32", "size.hidden=16", "size.units=16", "learner.imagination_length=3"),
+    *("replay.batch=2", "replay.length=8", "train_ratio=4", "total_steps=40", "eval.episodes=2", "eval.num_envs=2"),
+)
+COMMAND = (sys.executable, "-X", "importtime", "-m", "dreamer_torchrl.train")
+TORCH = re.compile(r"^import time:.*\|\s+torch$", re.MULTILINE)
+SECONDS = 20.0
+"""The promise is 3; a busy machine is slow, not wrong, and what takes long is torch, which is looked for by itself."""
+
+
+def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+    """Exit code, output and complaint of a real process that came to its end in time and without torch."""
+    started = time.monotonic()
+    outcome = subprocess.run(
+        [*COMMAND, *words], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    assert not TORCH.search(outcome.stderr), f"{words} imports torch"
+    assert time.monotonic() - started < SECONDS
+    said = [line for line in outcome.stderr.splitlines() if not line.startswith("import time:")]
+    return outcome.returncode, outcome.stdout, "\n".join(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("sede=1", "Did you mean 'seed'?"),
+        ("env=pendlum", "Did you mean 'pendulum'?"),
+        ("env=gym env.id=LunarLander-v2", "did you mean 'LunarLander-v3'?"),
+        ("env=custom env.factory=mine:mkae", "has no 'mkae': did you mean 'make'?"),
+        ("seed=1.5", "seed=1.5 should be a whole number."),
+        ("seed=1,2", "asks for several runs"),
+    ],
+)
+def test_wrong_words_end_at_once(words: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import torch\ndef make(): ...\n")
+    code, output, complaint = run(*words.split(), cwd=tmp_path)
+    assert (code, output, complaint.count("\n")) == (2, "", 0)
+    assert told in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("-m seed=1", "-m asks for several runs: start one process for each of them."),
+        ("--multirun", "--multirun asks for several runs"),
+        ("--config-name=mine", "--config-name=mine: there is one configuration; change it by key=value or experiment="),
+        ("-cn mine", "-cn: there is one configuration"),
+        ("--seed=3", "There is no option --seed=3: settings have no dashes, as in seed=3."),
+        ("--info", "There is no option --info: there are --help and --cfg."),
+        ("seed=1 job", "'job' is no setting: write key=value"),
+        ("train", "'train' is no setting: write key=value"),
+    ],
+)
+def test_options_that_are_not_there(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(words.split()) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert told in said.err
+
+
+def test_a_missing_extra_is_named_with_its_command(tmp_path: Path) -> None:
+    """In a process that cannot find dm_control."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *more: None if name == 'dm_control' else find(name, *more)\n"
+    )
+    code, output, complaint = run("env=dmc_proprio", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert (code, output) == (2, "")
+    assert "needs dm_control: pip install 'dreamer_torchrl[dmc]'" in complaint
+
+
+def test_help_tells_all_settings(tmp_path: Path) -> None:
+    code, output, _ = run("seed=1", "--help", cwd=tmp_path)
+    assert code == 0
+    assert output.startswith("``python -m dreamer_torchrl.train``: train an agent, or continue a run.\n\nUsage:\n")
+    told = yaml.safe_load(output[output.index("# All that a run needs") :])
+    named = {*told, "env", "size"}
+    assert named >= set(Settings.__dataclass_fields__)
+    assert train.main(["-h"]) == 0
+
+
+def test_list_tells_all_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["list"]) == 0
+    output = capsys.readouterr().out
+    for group in GROUPS:
+        for name, text in choices(group).items():
+            assert re.search(rf"^  {name} +{re.escape(text)}$", output, re.MULTILINE)
+    assert ", ".join(atari_games()) in output
+
+
+@pytest.mark.parametrize("option", ["--cfg", "--cfg job", "--cfg=job", "-c job"])
+def test_the_configuration_is_printed_as_it_would_be_saved(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["env=pendulum", *option.split(), "total_steps=1e6"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert values == load(["env=pendulum", "total_steps=1e6"]).values
+    assert (values["env"]["id"], type(values["total_steps"])) == ("Pendulum-v1", int)
+
+
+def test_printing_needs_no_torch(tmp_path: Path) -> None:
+    assert run("list", cwd=tmp_path)[0] == 0
+    assert run("--cfg", cwd=tmp_path)[0] == 0
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_first_lines_come_before_torch(tmp_path: Path) -> None:
+    """Which run, and where; then the waiting."""
+    with subprocess.Popen(
+        [*COMMAND, *TINY, "env=pendulum", "seed=7"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        said: list[str] = []
+        for line in process.stdout:
+            assert not TORCH.search(line)
+            said += [] if line.startswith("import time:") else [line]
+            if len(said) == 2:
+                break
+        process.kill()
+    assert re.fullmatch(r"dreamer_torchrl [\d.]+: Pendulum-v1, size own, 40 steps, seed 7\n", said[0])
+    run_dir = re.fullmatch(r"run_dir=(runs/pendulum-v1-\d{8}-\d{6})\n", said[1])
+    assert (tmp_path / run_dir[1]).is_dir()
+
+
+def test_the_resume_command_works_as_it_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through a shell, for a folder whose name holds all that shells and Hydra mind."""
+    run_dir = tmp_path / "it's my, (first) [run]=$1"
+    assert train.main([*TINY, "eval.every=0", f"run_dir={run_dir}"]) == 0
+    output = capsys.readouterr().out
+    (evaluate,) = re.findall(r"Finished and saved at step 40\. Evaluate with: python -m (.*)", output)
+    printed = subprocess.run(
+        ["sh", "-c", f"printf %s {evaluate.removeprefix('dreamer_torchrl.evaluate ')}"], capture_output=True
+    )
+    assert printed.stdout.decode() == str(run_dir)
+    command = f"{train.resume_command(run_dir)} total_steps=50".replace("python", sys.executable, 1)
+    again = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert f"Resumed at step 40 from {run_dir}/" in again.stdout
+    assert "Finished and saved at step 50." in again.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [run_dir.name]
+
+
+def test_a_replay_that_does_not_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*TINY, f"run_dir={tmp_path / 'run'}", "replay.capacity=1e15", "total_steps=1e15"]
+    assert train.main(words) == 2
+    assert "give replay.capacity=" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
+
+
+def test_a_file_in_the_place_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert train.main([f"run_dir={tmp_path / 'file'}"]) == 2
+    assert f"run_dir={tmp_path / 'file'} is a file: give a folder" in capsys.readouterr().err
+    assert train.main([f"run_dir={tmp_path / 'file' / 'run'}"]) == 1
+    assert "cannot be written: Not a directory." in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    with read_only(tmp_path):
+        monkeypatch.chdir(tmp_path)
+        assert train.main([f"run_dir={tmp_path / 'new' / 'run'}"]) == 1
+        assert f"The run directory {tmp_path / 'new' / 'run'} cannot be written: " in capsys.readouterr().err
+        assert train.main([]) == 1
+        told = capsys.readouterr().err
+        monkeypatch.chdir(tmp_path.parent)
+    assert re.search(r"The folder .*/runs/cartpole-v1-\d+-\d+ cannot be made: .*\. Give run_dir=\.\.\. a place", told)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("", "cartpole-v1"),
+        ("env=grid_reach", "gridreach-v0"),
+        ("env=ms_pacman", "ms-pacman"),
+        ("env=custom env.factory=dreamer_torchrl.envs.tasks:Memory", "dreamer-torchrl-envs-tasks-memory"),
+    ],
+)
+def test_a_new_folder_is_new(words: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that start in the same second do not meet."""
+    monkeypatch.chdir(tmp_path)
+    settings = load(words.split()).settings
+    made = [train.new_run_dir(settings) for _ in range(3)]
+    assert len(set(made)) == 3
+    assert sorted(path.name for path in Path("runs").iterdir()) == sorted(path.name for path in made)
+    assert all(re.fullmatch(name + r"-\d{8}-\d{6}(-\d)?", path.name) for path in made)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("", "CartPole-v1, size nano, 5,000 steps, seed 0"),
+        ("env=pong experiment=null size=size12m seed=3", "pong, size size12m, 5,000 steps, seed 3"),
+        ("env=memory size.units=8 total_steps=1e6", "dreamer_torchrl/Memory-v0, size own, 1,000,000 steps, seed 0"),
+    ],
+)
+def test_a_run_in_a_few_words(words: str, told: str) -> None:
+    assert train.describe(load(["total_steps=5000", *words.split()]).settings) == told

@@ -1,0 +1,83 @@
+"""Environments for whole trainings: with several actions at once, and with faults."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+EPISODE = 12
+
+
+class Drive(gymnasium.Env):
+    """Two actions at a time, and two things to see."""
+
+    observation_space = spaces.Dict(speed=spaces.Box(-1, 1, (2,), np.float32), light=spaces.Discrete(3))
+    action_space = spaces.Dict(gear=spaces.Discrete(3), wheel=spaces.Box(-2, 2, (2,), np.float32))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.count = 0
+        return self._see(), {}
+
+    def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict]:
+        self.count += 1
+        assert set(action) == {"gear", "wheel"} and np.abs(action["wheel"]).max() <= 2
+        return self._see(), float(action["gear"]), False, self.count == EPISODE, {}
+
+    def _see(self) -> dict[str, Any]:
+        return {"speed": self.np_random.uniform(-1, 1, 2).astype(np.float32), "light": int(self.np_random.integers(3))}
+
+
+class Faulty(gymnasium.Env):
+    """Does what it should not, in some of its steps: which ones depends on the seed of the episode alone.
+
+    Args:
+        fault: ``nan_reward``, ``nan_observation``, ``raise``, ``exit``, ``hang``, or ``none``.
+        share: of the steps.
+        only_once: a file whose presence makes the environment sound; a fault makes the file first.
+    """
+
+    observation_space = spaces.Box(-2, 2, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fault: str = "none", share: float = 0.05, only_once: str | None = None):
+        self.fault, self.share, self.only_once = fault, share, only_once and Path(only_once)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.count = 0
+        return self._see(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.count += 1
+        seen, reward, now = self._see(), 1.0, self.np_random.random() < self.share
+        if now and self.only_once:
+            now = not self.only_once.exists()
+            self.only_once.touch()
+        if now and self.fault == "nan_reward":
+            reward = float("nan")
+        elif now and self.fault == "nan_observation":
+            seen[0] = np.nan
+        elif now and self.fault == "raise":
+            raise RuntimeError("the gearbox broke")
+        elif now and self.fault == "exit":
+            os._exit(7)
+        elif now and self.fault == "hang":
+            time.sleep(60)
+        return seen, reward, False, self.count == EPISODE, {}
+
+    def _see(self) -> np.ndarray:
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32)
+
+
+class Unseeded(Faulty):
+    """Shows something else each time, whatever the seed."""
+
+    def _see(self) -> np.ndarray:
+        return np.random.default_rng().uniform(-1, 1, 2).astype(np.float32)
