@@ -89,7 +89,8 @@ def test_a_missing_extra_is_named_with_its_command(tmp_path: Path) -> None:
     )
     code, output, complaint = run("env=dmc_proprio", cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert (code, output) == (2, "")
-    assert "needs dm_control: pip install 'dreamer_torchrl[dmc]'" in complaint
+    assert "needs dm_control" in complaint  # and mujoco, where that is missing too
+    assert "pip install 'dreamer_torchrl[dmc]'" in complaint
 
 
 def test_help_tells_all_settings(tmp_path: Path) -> None:
