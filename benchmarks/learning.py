@@ -3,8 +3,9 @@
     python benchmarks/learning.py --experiment cartpole --seeds 0 1 2
     python benchmarks/learning.py --experiment dmc_proprio --words env.task=walker_walk size=size1m --seeds 0
 
-Each seed is one `python -m dreamer_torchrl.train experiment=...` followed by one `python -m dreamer_torchrl.evaluate`.
-The time is that of the whole training command, start and evaluations included. Results, with every episode, go to
+Each seed is one `python -m dreamer_torchrl.train experiment=...` followed by `python -m dreamer_torchrl.evaluate` on
+episodes that training never saw, not even to decide when to stop. The time is that of the whole training command, start
+and evaluations included. Results, with every episode, go to
 `benchmarks/results/learning-<experiment>.json`.
 """
 
@@ -22,6 +23,9 @@ import torch
 from provenance import provenance
 
 HERE = Path(__file__).parent
+
+FRESH = 1000
+"""Seeds of the final evaluations start here."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def train(experiment: str, words: list[str], seed: int, folder: Path, limit: flo
     start = time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, timeout=limit)
     seconds = time.perf_counter() - start
-    evaluate = ["-m", "dreamer_torchrl.evaluate", str(run_dir), "--episodes", "20"]
+    fresh = str(FRESH + seed)
+    evaluate = ["-m", "dreamer_torchrl.evaluate", str(run_dir), "--episodes", "20", "--seed", fresh]
     subprocess.run([sys.executable, *evaluate], check=True, stdout=subprocess.DEVNULL)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     final = json.loads((run_dir / "evaluation.json").read_text())

@@ -249,10 +249,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     output = options.output or options.run / "policy.pt2"
+    from torchrl import logger
+
     from dreamer_torchrl.checkpoint import NoSoundCheckpoint
     from dreamer_torchrl.data.tree_files import DamagedFile
     from dreamer_torchrl.runs import load  # brings environments and configuration, which an agent alone does without
 
+    logger.setLevel("WARNING")  # it tells of each storage that it makes
     try:
         run = load(options.run, options.checkpoint)
         steps = run.recorded(STEPS)
