@@ -15,8 +15,11 @@ from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.distributions import OneHot
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
+from dreamer_torchrl.modules.native_step import NativeStep
+from dreamer_torchrl.modules.native_weights import actor_fits
 from dreamer_torchrl.modules.rssm import RSSM, features_of
 from dreamer_torchrl.modules.spaces import Image, key_name, spaces_from_spec
+from dreamer_torchrl.native.calls import fits
 from dreamer_torchrl.settings import Size
 
 LATENTS = ("belief", "state", "previous_action")
@@ -124,6 +127,7 @@ class Policy(TensorDictModuleBase):
     def __init__(self, encoder: Encoder, rssm: RSSM, actor: Actor, generator: torch.Generator | None = None):
         super().__init__()
         self.encoder, self.rssm, self.actor, self.generator = encoder, rssm, actor, generator
+        self._native_step = NativeStep(rssm, actor)
         self.in_keys: list[NestedKey] = [*encoder.in_keys, "is_init", *LATENTS]
         self.out_keys: list[NestedKey] = [*actor.space.keys, *LATENTS]
 
@@ -163,6 +167,11 @@ class Policy(TensorDictModuleBase):
         explore = exploration_type() is ExplorationType.RANDOM
         if explore and noise is None:
             noise = torch.rand(len(belief), self.rssm.stochastic, generator=self.generator, device=belief.device)
+        native = self.rssm.native and fits(encoded) and actor_fits(self.actor)
+        if explore and native and not torch.is_grad_enabled():
+            if action_noise is None:
+                action_noise = self.actor.space.noise(len(belief), generator=self.generator)
+            return self._native_step(encoded, previous_action, ~is_init, belief, state, noise, action_noise)
         belief, sampled, logits = self.rssm(encoded, previous_action, is_init, belief, state, noise)
         state = sampled if noise is not None else OneHot(logits, self.rssm.unimix).mode.to(sampled.dtype)
         policy = self.actor.distribution(self.actor(features_of(belief, state)))

@@ -31,8 +31,8 @@ DEFAULT_ENVIRONMENT = "cartpole"
 """As in config.yaml; its experiment is what runs when nothing is asked for."""
 
 CHANGEABLE = (
-    *("total_steps", "train_ratio", "device", "compile", "threads", "run_dir", "eval", "checkpoint", "log", "wandb"),
-    *("env.workers", "env.step_timeout", "replay.storage"),
+    *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "threads"),
+    *("eval", "checkpoint", "log", "wandb", "env.workers", "env.step_timeout", "replay.storage"),
 )
 """What may differ when a run goes on; all else would make it another run."""
 

@@ -14,6 +14,7 @@ from typing import TextIO
 REDRAW_SECONDS = 0.2
 RECENT_EPISODES = 10
 MAIN_LOSSES = ("reconstruction", "dynamics", "reward", "continue", "actor", "value")
+PARTS = ("learner", "environment", "acting", "replay")  # of the time
 
 
 class Console:
@@ -101,6 +102,9 @@ class Console:
             yield f"{values['rate/steps_per_second']:,.3g} steps/s"
         if "rate/updates_per_second" in values:
             yield f"{values['rate/updates_per_second']:,.3g} updates/s"
+        shares = {part: values[key] for part in PARTS if (key := f"share/{part}") in values}
+        if shares:
+            yield "time: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
         if "count/updates" in values:
             yield f"{values['count/updates']:,.0f} updates"
         if "memory/process_bytes" in values:

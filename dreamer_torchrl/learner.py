@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torchrl.objectives import SoftUpdate
 
 from dreamer_torchrl.agent import Agent
+from dreamer_torchrl.captured import CapturedUpdate, CudaGraphs, Outcome
 from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Space
+from dreamer_torchrl.native.calls import decide, use_native
 from dreamer_torchrl.objectives.actor import ActorLoss
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
-from dreamer_torchrl.objectives.value import ValueLoss
+from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
 from dreamer_torchrl.objectives.world_model import WorldModelLoss
 from dreamer_torchrl.optim import LaProp
 from dreamer_torchrl.settings import Hyperparameters
@@ -29,6 +30,7 @@ class Learner:
         hyperparameters: the official ones if left out.
         seed: of the noise; the same seed and batches give the same weights.
         compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop).
+        native: whether kernels in C do the loops where they can, which is on a CPU; None for where they can be built.
 
     Example:
         >>> from dreamer_torchrl.agent import build_agent
@@ -40,14 +42,23 @@ class Learner:
         (torch.Size([2, 4, 256]), torch.Size([2, 4, 16]), torch.uint8)
     """
 
+    _captured: CapturedUpdate | None = None  # on a GPU, after the first update
+
     def __init__(
-        self, agent: Agent, hyperparameters: Hyperparameters | None = None, seed: int = 0, compile: bool = False
+        self,
+        agent: Agent,
+        hyperparameters: Hyperparameters | None = None,
+        seed: int = 0,
+        compile: bool = False,
+        native: bool | None = None,
     ):
         h = hyperparameters or Hyperparameters()
         self.agent, self.hyperparameters = agent, h
         reward = agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward"))
         continuation = agent.continuation.tensordict_module()
         value = agent.value.tensordict_module()
+        self.device = next(agent.parameters()).device
+        native = decide(native, self.device)
         observe = ObserveSequence(agent.rssm)
         imagine = ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
         if compile:
@@ -99,9 +110,10 @@ class Learner:
             scale=h.actor_scale,
             normalizer=ReturnNormalizer(h.return_percentiles, h.return_rate, h.return_limit),
         )
-        self.device = next(agent.parameters()).device
         for loss in (self.world_model_loss, self.actor_loss, self.value_loss):
             loss.to(self.device)
+        for module in (agent, imagine, self.world_model_loss, self.actor_loss, self.value_loss):
+            use_native(module, native)
         self.optimizer = LaProp(
             agent.parameters(),
             h.learning_rate,
@@ -110,8 +122,9 @@ class Learner:
             h.clip,
             warmup=h.warmup,
             capturable=self.device.type == "cuda",
+            native=native,
         )
-        self.slow_update = SoftUpdate(self.value_loss, tau=h.slow_rate)
+        self.slow_update = SlowUpdate(self.value_loss, h.slow_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def update(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
@@ -123,21 +136,42 @@ class Learner:
         Where a loss or a gradient is not finite, the metric ``finite`` is 0 and nothing that is learned changes.
         """
         check_steps(batch, self._spaces(batch))
-        before = [tensor.clone() for tensor in self._running()]
-        losses, data = self.losses(batch.to(self.device), self.draw_noise(*batch.shape))
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):
+                outcome = self._captured_for(batch)(batch)
+        else:
+            outcome = self.step(batch.to(self.device))
+        self.gradient_norms = outcome.gradient_norms
+        return outcome.metrics, outcome.latents
+
+    def step(self, batch: TensorDictBase) -> Outcome:
+        """One update from a batch on the device, which is not checked.
+
+        It reads no value back and changes all that is learned in place, so that a CUDA graph can repeat it.
+        """
+        normalizer = list(self.actor_loss.normalizer.buffers())
+        before = [buffer.clone() for buffer in normalizer]
+        losses, data = self.losses(batch, self.draw_noise(*batch.shape))
         objective = total(losses)
         objective.backward()
-        self.gradient_norms = torch.stack(torch._foreach_norm([p.grad for p in self._with_gradient()]))  # [P]
-        finite = self.gradient_norms.isfinite().all() & objective.detach().isfinite()
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self._with_gradient()]))  # [P]
+        finite = norms.isfinite().all() & objective.detach().isfinite()
         self.optimizer.step(where=finite)
-        self.slow_update.step()
-        for now, then in zip(self._running(), before, strict=True):
+        self.slow_update.step(where=finite)
+        for now, then in zip(normalizer, before, strict=True):
             now.copy_(torch.where(finite, now, then))
         metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
         state = data["state"].detach().argmax(-1).to(torch.uint8)
         latents = TensorDict({"belief": data["belief"].detach().float(), "state": state}, batch_size=data.batch_size)
         self.optimizer.zero_grad()
-        return metrics, latents
+        return Outcome(metrics, latents, norms)
+
+    def _captured_for(self, batch: TensorDictBase) -> CapturedUpdate:
+        """The graph of updates from such batches; a batch of another form takes the time of another capture."""
+        if self._captured is None or not self._captured.fits(self, batch):
+            self._captured = None  # the new graph needs its memory
+            self._captured = CapturedUpdate(self, batch, CudaGraphs())
+        return self._captured
 
     def fault(self, metrics: TensorDictBase) -> str:
         """Name what was not finite in the last update, whose metrics these are."""
@@ -147,10 +181,6 @@ class Learner:
         names = [name for name, parameter in self.agent.named_parameters() if parameter.requires_grad]
         bad = (~self.gradient_norms.isfinite()).nonzero().flatten().tolist()
         return "gradient of " + ", ".join(names[index] for index in bad[:5])
-
-    def _running(self) -> list[torch.Tensor]:
-        """What an update changes beside the optimizer and its parameters: slow critic and return normalizer."""
-        return [*(value for _, value in self._slow_params()), *self.actor_loss.normalizer.buffers()]
 
     def _with_gradient(self) -> list[torch.nn.Parameter]:
         return [parameter for parameter in self.agent.parameters() if parameter.grad is not None]
@@ -190,7 +220,7 @@ class Learner:
         """Everything that the next update depends on, each thing once."""
         return {
             "agent": self.agent.state_dict(),
-            "slow_value": {".".join(key): value for key, value in self._slow_params()},
+            "slow_value": dict(self.slow_update.slow),
             "return_normalizer": self.actor_loss.normalizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -199,14 +229,11 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""
         self.agent.load_state_dict(state["agent"])
-        for key, value in self._slow_params():
-            value.copy_(state["slow_value"][".".join(key)])
+        for key, value in self.slow_update.slow.items():
+            value.copy_(state["slow_value"][key])
         self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-
-    def _slow_params(self) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
-        return self.value_loss.target_value_params.data.items(True, True)
 
 
 def total(losses: TensorDictBase) -> torch.Tensor:

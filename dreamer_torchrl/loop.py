@@ -32,6 +32,7 @@ from dreamer_torchrl.runs import (
 )
 from dreamer_torchrl.settings import Settings
 from dreamer_torchrl.signals import StopSignals
+from dreamer_torchrl.stopwatch import Stopwatch
 from dreamer_torchrl.video import write_video
 
 RECENT = 10
@@ -78,7 +79,7 @@ class Training:
         self.device = choose_device(settings.device)
         self.streams = make_streams(settings, "training", env.num_envs, processes=env.workers != "serial")
         agent = make_agent(settings, self.streams).to(self.device)
-        self.learner = Learner(agent, settings.learner, seed_for(seed, "learner"), settings.compile)
+        self.learner = Learner(agent, settings.learner, seed_for(seed, "learner"), settings.compile, settings.native)
         self.policy = make_policy(agent, seed_for(seed, "policy"))
         self.collector = Collector(self.streams, self.policy)
         console.note(replay_size(settings, agent, run_dir))
@@ -86,6 +87,7 @@ class Training:
         self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
         self.progress = Progress()
         self.metrics = Metrics([])
+        self.stopwatch = Stopwatch("environment", "acting", "replay", "learner")
         self.skipped_in_a_row = 0
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.went_back = False
@@ -115,10 +117,13 @@ class Training:
                 self.evaluate(stop)
             if finished or stop.requested or self.solved:
                 break
-            self.collector.send()
+            with self.stopwatch("acting"):
+                self.collector.send()
             if overlap:  # the environments are busy meanwhile
                 self.learn(stop)
-            self.remember(self.collector.receive())
+            with self.stopwatch("environment"):
+                steps = self.collector.receive()
+            self.remember(steps)
             self._when_due()
         if saved is None or progress != before:  # a finished run that is started again is left as it is
             self.log()
@@ -127,7 +132,8 @@ class Training:
     def remember(self, steps: TensorDictBase) -> None:
         """Store complete steps ``[N]``; each earns its share of an update once there is enough to learn from."""
         settings, progress = self.settings, self.progress
-        self.replay.extend(steps.unsqueeze(0))
+        with self.stopwatch("replay"):
+            self.replay.extend(steps.unsqueeze(0))
         progress.steps += len(self.streams)
         enough = max(settings.prefill, settings.replay.batch * settings.replay.length)
         if progress.steps >= enough and self.replay.ready:
@@ -146,10 +152,14 @@ class Training:
         while progress.credit >= 1 and self.skipped_in_a_row < MOST_SKIPPED and not stop.requested:
             progress.credit -= 1
             progress.updates += 1
-            batch, where = self.replay.sample()
-            metrics, latents = self.learner.update(batch)
-            if metrics["finite"]:
-                self.replay.refresh(where, latents)
+            with self.stopwatch("replay"):
+                batch, where = self.replay.sample()
+            with self.stopwatch("learner"):
+                metrics, latents = self.learner.update(batch)
+                finite = bool(metrics["finite"])
+            if finite:
+                with self.stopwatch("replay"):
+                    self.replay.refresh(where, latents)
                 self.metrics.add(metrics)
                 self.skipped_in_a_row = 0
             else:
@@ -198,6 +208,7 @@ class Training:
             "count/frames": self._frames,
             "count/environment_failures": self.streams.failures,
         }
+        values |= {f"share/{part}": share for part, share in self.stopwatch.shares().items()}
         if pace > 0:
             values["time/left"] = max(left, 0) / pace
         if progress.best is not None:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from dreamer_torchrl.native.calls import call, fits
+from dreamer_torchrl.native.structures import LaPropArguments, LaPropTensor
+
 NORM_PART = 2**17
 """How many numbers of a tensor are summed up in one go."""
 
@@ -36,6 +39,7 @@ class LaProp(torch.optim.Optimizer):
         foreach: all tensors in each operation instead of one after the other: the same numbers, over twice as fast for
             many small tensors, for two more copies of the gradients. None: where there is more than one tensor.
         capturable: count on the parameter's device, so that a CUDA graph can replay the step. Nothing is read back.
+        native: let a kernel in C do all of it in one pass, on a CPU and for contiguous tensors; see `native.build`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -58,9 +62,10 @@ class LaProp(torch.optim.Optimizer):
         *,
         foreach: bool | None = None,
         capturable: bool = False,
+        native: bool = False,
     ) -> None:
         formula = {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "clip_floor": clip_floor, "warmup": warmup}
-        super().__init__(params, formula | {"foreach": foreach, "capturable": capturable})
+        super().__init__(params, formula | {"foreach": foreach, "capturable": capturable, "native": native})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _check_options(self.defaults | param_group)
@@ -83,10 +88,10 @@ class LaProp(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy a saved state into this one, whose tensors stay the same objects, so that a captured graph stays valid.
 
-        `foreach` and `capturable` stay as constructed: they belong to this machine, all other options to the run.
+        `foreach`, `capturable` and `native` stay as constructed: they belong to this machine, other options to the run.
         """
         state = {param: self.state[param] for group in self.param_groups for param in group["params"]}
-        here = [{name: group[name] for name in ("foreach", "capturable")} for group in self.param_groups]
+        here = [{name: group[name] for name in ("foreach", "capturable", "native")} for group in self.param_groups]
         saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
         for i, (param, slots) in zip(saved_ids, state.items(), strict=False):  # torch compares the lengths below
             saved = state_dict["state"].get(i, {})
@@ -128,6 +133,8 @@ class LaProp(torch.optim.Optimizer):
                     )
                 foreach = len(params) > 1 if group["foreach"] is None else group["foreach"]
                 update = _update_foreach if foreach else _update_one_by_one
+                if group["native"] and all(fits(p) and p.is_contiguous() and p.grad.is_contiguous() for p in params):
+                    update = _update_native
                 update(params, [self.state[p] for p in params], group, where)
         return loss
 
@@ -178,7 +185,7 @@ def _update_one_by_one(
     beta1, beta2 = group["betas"]
     for param, state in zip(params, states, strict=True):
         mu, nu = state["mu"], state["nu"]
-        nu_factor, mu_factor = _factors(state["step"].add_(_one(where)), param, group)
+        nu_factor, mu_factor = _factors(state["step"].add_(_one(where, state["step"])), param, group)
         grad = _where(where, adaptive_clip(param, param.grad, group["clip"], group["clip_floor"]), 0)
         nu.mul_(_where(where, beta2, 1.0, like=nu)).addcmul_(grad, grad, value=1 - beta2)
         update = _where(where, grad / ((nu * nu_factor).sqrt() + group["eps"]), mu)
@@ -194,7 +201,8 @@ def _update_foreach(
     steps, mus, nus = ([state[name] for state in states] for name in ("step", "mu", "nu"))
     grads = [param.grad for param in params]
 
-    torch._foreach_add_(steps, _one(where))
+    one = _one(where, steps[0])
+    torch._foreach_add_(steps, one if where is None else [one] * len(steps))  # a single tensor would be read back
     nu_factors, mu_factors = _factors(torch.stack(steps), params[0], group)  # [P], [P]
     mu_factors = _where(where, mu_factors, 0)
 
@@ -213,6 +221,28 @@ def _update_foreach(
     torch._foreach_addcmul_(params, mus, mu_factors.unbind(), -1)
 
 
+def _update_native(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
+    """The same in one pass, on a CPU, where reading `where` waits for nothing."""
+    if where is not None and not where:
+        return
+    tensors = (
+        LaPropTensor(*(x.data_ptr() for x in (p, s["mu"], s["nu"], s["step"], p.grad)), p.numel())
+        for p, s in zip(params, states, strict=True)
+    )
+    beta1, beta2 = group["betas"]
+    arguments = LaPropArguments(
+        tensors=len(params),
+        threads=torch.get_num_threads(),
+        all=(LaPropTensor * len(params))(*tensors),
+        beta1=beta1,
+        beta2=beta2,
+        **{name: group[name] for name in ("lr", "eps", "clip", "clip_floor", "warmup")},
+    )
+    call("laprop", params[0].dtype, arguments)
+
+
 def _where(
     where: Tensor | None, new: Tensor | float, old: Tensor | float, like: Tensor | None = None
 ) -> Tensor | float:
@@ -222,9 +252,9 @@ def _where(
     return torch.where(where, new if like is None else like.new_full((), new), old)
 
 
-def _one(where: Tensor | None) -> Tensor | int:
-    """What an update counts for."""
-    return 1 if where is None else where.float()
+def _one(where: Tensor | None, step: Tensor) -> Tensor | int:
+    """What an update counts for, on the device where its number is."""
+    return 1 if where is None else where.to(step)
 
 
 def _check_options(group: dict[str, Any]) -> None:

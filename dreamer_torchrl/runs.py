@@ -26,6 +26,7 @@ from dreamer_torchrl.data.stream import StreamEnv
 from dreamer_torchrl.data.streams import Streams
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.evaluation import Evaluation, evaluate, never
+from dreamer_torchrl.native.calls import decide, use_native
 from dreamer_torchrl.settings import Settings
 
 
@@ -65,7 +66,7 @@ def make_streams(settings: Settings, purpose: str, count: int, processes: bool =
 def make_agent(settings: Settings, streams: Streams) -> Agent:
     """The run's agent with its initial weights."""
     torch.manual_seed(seed_for(settings.seed, "weights"))
-    return build_agent(
+    agent = build_agent(
         streams.observation_spec,
         streams.action_spec,
         settings.size,
@@ -73,6 +74,8 @@ def make_agent(settings: Settings, streams: Streams) -> Agent:
         settings.unimix,
         settings.actor_unimix,
     )
+    use_native(agent, decide(settings.native, choose_device(settings.device)))
+    return agent
 
 
 def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:

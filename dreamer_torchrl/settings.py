@@ -154,6 +154,7 @@ class Settings:
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    native: bool | None = None
     threads: int | None = None
     unimix: float = 0.01
     actor_unimix: float = 0.0

@@ -12,6 +12,7 @@ Every entry below can be set by key=value, an inner one as learner.horizon=100 o
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -96,6 +97,8 @@ def start(configuration: Configuration) -> int:
 
 def train(configuration: Configuration, run_dir: Path) -> int:
     """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
+    # Read when torch takes its first memory: large pages for large tensors, up to a seventh of an update's time.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch  # this and what needs it takes seconds
     from torchrl import logger
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dreamer_torchrl.optim import LaProp, adaptive_clip
+from tests.native.compilers import needs_compiler
 
 GOLDEN = Path(__file__).parent / "golden"
 MODES = {
@@ -27,6 +28,7 @@ MODES = {
     "foreach": {"foreach": True},
     "capturable": {"foreach": True, "capturable": True},
     "capturable_one_by_one": {"foreach": False, "capturable": True},
+    "native": {"native": True},  # plain where no kernels can be built
 }
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 
@@ -411,6 +413,113 @@ def test_gradients_are_only_read(mode: dict[str, bool]) -> None:
     assert [param.grad.item() for param in params] == [100.0, 100.0]
 
 
+def states_of(optimizer: LaProp) -> list[Tensor]:
+    """Copies of all that an update may change."""
+    return [x.detach().clone() for param, state in optimizer.state.items() for x in (param, *state.values())]
+
+
+@every_mode
+def test_an_update_that_is_called_off(mode: dict[str, bool]) -> None:
+    """Nothing changes, whatever the gradients, and the next one is as if it had never been."""
+    optimizers = [LaProp([parameter(1.0, -2.0), parameter(0.5)], lr=0.1, warmup=2, **mode) for _ in range(2)]
+    for optimizer in optimizers:
+        for grads in ((1.0, 2.0), (-3.0, 0.5)):
+            for param, grad in zip(optimizer.state, grads, strict=True):
+                param.grad = torch.full_like(param, grad)
+            optimizer.step(where=torch.tensor(True))
+    called_off, other = optimizers
+    before = states_of(called_off)
+    for bad in (math.nan, math.inf, 5.0):
+        for param in called_off.state:
+            param.grad = torch.full_like(param, bad)
+        called_off.step(where=torch.tensor(False))
+        assert_close(states_of(called_off), before, rtol=0, atol=0)
+    for optimizer in (called_off, other):
+        for param in optimizer.state:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+    assert_close(states_of(called_off), states_of(other), rtol=0, atol=0)
+
+
+@every_mode
+@pytest.mark.parametrize("where", ["gradient", "parameter"])
+def test_what_is_no_number_is_not_hidden(mode: dict[str, bool], where: str) -> None:
+    """It spoils all of its own tensor and of its state, and no other."""
+    params = [nn.Parameter(torch.ones(19)), nn.Parameter(torch.ones(2))]
+    optimizer = LaProp(params, warmup=0, **mode)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    (params[0].grad if where == "gradient" else params[0].data)[17] = math.nan
+    optimizer.step()
+    assert params[0].isnan().all() and params[1].isfinite().all()
+    for name in ("mu", "nu"):
+        assert optimizer.state[params[0]][name].isnan().all()
+        assert optimizer.state[params[1]][name].isfinite().all()
+
+
+def test_tensors_that_do_not_lie_in_a_row() -> None:
+    """The kernel leaves them, and what is in their group, to the others."""
+    start, grads = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    results = []
+    for turned in ("nothing", "parameter", "gradient"):
+        optimizer = LaProp([nn.Parameter(value.clone()) for value in start], lr=0.1, warmup=0, native=True)
+        if turned == "parameter":
+            first = nn.Parameter(start[0].t().contiguous().t())
+            assert not first.is_contiguous()
+            optimizer = LaProp([first, nn.Parameter(start[1].clone())], lr=0.1, warmup=0, native=True)
+        for _ in range(3):
+            for param, grad in zip(optimizer.state, grads, strict=True):
+                param.grad = grad.t().contiguous().t() if turned == "gradient" else grad.clone()
+            optimizer.step()
+        results.append([param.detach() for param in optimizer.state])
+    for result in results[1:]:
+        assert_close(result, results[0])
+
+
+@needs_compiler
+def test_the_kernel_does_all_of_a_step() -> None:
+    params = random_parameters()
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = LaProp(groups(params), native=True)
+    with Operations() as operations:
+        optimizer.step()
+    assert not operations.seen
+
+
+@needs_compiler
+def test_threads_change_no_bit_of_a_step() -> None:
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            optimizer = LaProp(groups(random_parameters()), native=True)
+            train(optimizer, range(5))
+            results.append(states_of(optimizer))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert_close(result, results[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 15, 16, 17, 4095, 4096, 4097, 8200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_of_any_size(size: int, dtype: torch.dtype) -> None:
+    """Around the vectors and the parts of a kernel's sums: no number is forgotten and none counts twice."""
+    start = torch.randn(size, dtype=dtype)
+    results = []
+    for mode in ("one_by_one", "native"):
+        param = nn.Parameter(start.clone())
+        optimizer = LaProp([param], lr=0.1, warmup=0, clip=0.01, **MODES[mode])
+        for seed in range(3):
+            param.grad = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+            optimizer.step()
+        results.append([param.detach(), *optimizer.state[param].values()])
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 1e-13, "atol": 1e-14}
+    assert_close(results[1], results[0], **tolerance)
+
+
 scales = st.floats(-6, 6).map(lambda exponent: 10**exponent)
 
 
@@ -467,8 +576,8 @@ def test_low_precision_parameters_are_refused() -> None:
         LaProp([nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))])
 
 
-@pytest.mark.parametrize("foreach", [False, True])
-def test_norms_of_large_tensors_keep_their_digits(foreach: bool) -> None:
+@pytest.mark.parametrize("name", ["one_by_one", "foreach", "native"])
+def test_norms_of_large_tensors_keep_their_digits(name: str) -> None:
     """Torch's own norm of four million float32 on a CPU is off by more than 1e-5, that of twenty million by 1e-3."""
     large, small = torch.randn(2, 4, 1000, 1000).unbind(), torch.randn(2, 3).unbind()
     for weight, grad in (large, small):
@@ -477,7 +586,7 @@ def test_norms_of_large_tensors_keep_their_digits(foreach: bool) -> None:
     params = [torch.nn.Parameter(weight.clone()) for weight, _ in (large, small)]
     for param, (_, grad) in zip(params, (large, small), strict=True):
         param.grad = 7 * grad
-    optimizer = LaProp(params, foreach=foreach)
+    optimizer = LaProp(params, **MODES[name])
     optimizer.step()
     exact = 1e-3 * adaptive_clip(large[0].double(), 7 * large[1].double()).square()
     torch.testing.assert_close(optimizer.state[params[0]]["nu"].double(), exact, rtol=5e-6, atol=0)

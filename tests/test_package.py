@@ -30,9 +30,11 @@ CONFIG_AND_FILE_LIBRARIES = {"hydra", "importlib.resources", "json", "omegaconf"
 
 # The storeys of the house, from the ground up: a file imports from its own storey and those below, never from above.
 STOREYS = (
+    {"native"},
     {"configs", "modules", "settings"},
     {"objectives"},
-    {"act", "agent", "checkpoint", "data", "envs", "learner", "lock", "manifest", "optim", "signals", "video"},
+    {"act", "agent", "captured", "checkpoint", "data", "envs"}
+    | {"learner", "lock", "manifest", "optim", "signals", "stopwatch", "video"},
     {"checks", "console", "evaluation", "metrics", "wandb_run"},
     {"config", "interop"},
     {"loop", "runs"},
@@ -195,7 +197,8 @@ def test_wheel_holds_every_source_and_configuration_and_nothing_else(wheel: Path
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = [path for path in (ROOT / "configs").rglob("*") if path.suffix in {".py", ".yaml"}]
-    expected = {path.relative_to(ROOT).as_posix() for path in SOURCES}
+    kernels = [path for path in (PACKAGE / "native").iterdir() if path.suffix in {".c", ".h"}]
+    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels]}
     expected |= {f"dreamer_torchrl/{path.relative_to(ROOT).as_posix()}" for path in configs}
     assert packed == expected
 

@@ -8,11 +8,11 @@ from math import prod
 import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dreamer_torchrl.modules.distributions import OneHot, symexp, symlog
 from dreamer_torchrl.modules.encoder import KERNEL, STAGES, split_keys, stacked_sides
 from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.images import doubled_pixels, doubled_stage, pixel_error
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, HiddenLayer, Linear, NormSilu, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space
 
@@ -65,7 +65,8 @@ class Decoder(nn.Module, Face):
             pixels = self.image(features.reshape(-1, features.shape[-1]))  # [N, h, w, c]
             pixels = full_precision(pixels.reshape(*features.shape[:-1], *pixels.shape[1:]))
             channels = [self.spaces[key].channels for key in self.image_keys]
-            for key, image in zip(self.image_keys, pixels.split(channels, -1), strict=True):
+            images = pixels.split(channels, -1) if len(channels) > 1 else [pixels]  # of one, a split would only copy
+            for key, image in zip(self.image_keys, images, strict=True):
                 predictions[key] = self.spaces[key].from_channels_last(image)
         ordered = tuple(predictions[key] for key in self.spaces)
         return ordered[0] if len(ordered) == 1 else ordered
@@ -99,7 +100,7 @@ class ImageDecoder(nn.Module):
         x = self.norm(x + self.from_state(state).reshape(-1, *self.smallest))
         for stage in self.stages:
             x = stage(x)
-        return torch.sigmoid(self.out(upsample(x)))
+        return doubled_pixels(x, self.out.weight, self.out.bias)
 
 
 class UpsampleStage(nn.Module):
@@ -111,12 +112,7 @@ class UpsampleStage(nn.Module):
         self.norm = NormSilu(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(upsample(x)))
-
-
-def upsample(x: Tensor) -> Tensor:
-    """Repeat each pixel of ``[N, height, width, channels]`` twice along both sides."""
-    return F.interpolate(x.permute(0, 3, 1, 2), scale_factor=2, mode="nearest").permute(0, 2, 3, 1)
+        return doubled_stage(x, self.conv.weight, self.conv.bias, self.norm.norm.weight)
 
 
 def reconstruction_key(key: NestedKey) -> tuple[str, ...]:
@@ -130,7 +126,7 @@ def reconstruction_loss(space: Space, prediction: Tensor, observation: Tensor) -
     Squared error of pixels in [0, 1] or of symlog floats, cross entropy of classes.
     """
     if isinstance(space, Image):
-        return (prediction - observation / 255).square().sum((-1, -2, -3))
+        return pixel_error(prediction, observation)
     flat = space.flatten(observation)
     if isinstance(space, Continuous):
         return (prediction - symlog(flat).to(prediction.dtype)).square().sum(-1)

@@ -18,6 +18,8 @@ from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.layers import full_precision
+from dreamer_torchrl.native import rowwise
+from dreamer_torchrl.native.calls import fits
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -267,6 +269,34 @@ def two_hot_neighbours(value: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Ten
     to_below, to_above = (bins[below] - value).abs(), (bins[above] - value).abs()
     weight = torch.where(below == above, 0.0, to_below / (to_below + to_above))
     return below, above, weight
+
+
+def two_hot_cross_entropy(
+    logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,), native: bool = False
+) -> Tensor:
+    """Cross entropies to M targets, weighted and summed; no gradient flows to the targets.
+
+    Args:
+        logits: ``[..., bins]``.
+        bins: ``[bins]``.
+        targets: ``[..., M]``.
+        weights: M of them.
+        native: whether the kernels do it where they can.
+
+    Returns:
+        ``[...]``.
+
+    Example:
+        >>> two_hot_cross_entropy(torch.zeros(2, 255), two_hot_bins(), torch.ones(2, 1))
+        tensor([5.5413, 5.5413])
+    """
+    logits = full_precision(logits)
+    if native and fits(logits) and logits.ndim > 1 and targets.shape[:-1] == logits.shape[:-1]:
+        flat, batch = logits.flatten(0, -2), logits.shape[:-1]
+        return rowwise.TwoHotLoss.apply(flat, bins, targets.detach().flatten(0, -2), weights).unflatten(0, batch)
+    prediction = TwoHot(logits, bins)
+    terms = (weight * prediction.log_prob(target) for weight, target in zip(weights, targets.split(1, -1), strict=True))
+    return -sum(terms)
 
 
 class Binary(Draw):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import symlog
 from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.images import pooled_stage
 from dreamer_torchrl.modules.layers import MLP, Conv, NormSilu
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
 
@@ -70,7 +71,8 @@ class Encoder(nn.Module, Face):
         if self.image_keys:
             images = [self.spaces[key].to_channels_last(values[key]) for key in self.image_keys]
             stacked = images[0] if len(images) == 1 else torch.cat(images, -1)  # [..., h, w, c], still bytes
-            encoded = self.image(stacked.reshape(-1, *stacked.shape[-3:]).to(dtype) / 255 - 0.5)
+            pixels = stacked.reshape(-1, *stacked.shape[-3:]).to(dtype)  # [N, h, w, c]
+            encoded = self.image(pixels.div(255).sub_(0.5))
             parts.append(encoded.reshape(*stacked.shape[:-3], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
@@ -88,16 +90,7 @@ class ImageStage(nn.Module):
         self.norm = NormSilu(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(max_pool(self.conv(x)))
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """Halve the sides of ``[N, height, width, channels]`` by maxima.
-
-    The gradient is shared among equal pixels, as in JAX; ``F.max_pool2d`` would give all of it to one.
-    """
-    n, height, width, channels = x.shape
-    return x.reshape(n, height // 2, 2, width // 2, 2, channels).amax((2, 4))
+        return pooled_stage(x, self.conv.weight, self.conv.bias, self.norm.norm.weight)
 
 
 def split_keys(spaces: Mapping[NestedKey, Space]) -> tuple[list[NestedKey], list[NestedKey]]:

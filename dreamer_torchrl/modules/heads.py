@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from dreamer_torchrl.modules.distributions import Binary, TwoHot, two_hot_bins
 from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
+from dreamer_torchrl.native import rowwise
+from dreamer_torchrl.native.calls import fits
 
 
 class TwoHotHead(nn.Module, Face):
@@ -21,6 +23,7 @@ class TwoHotHead(nn.Module, Face):
 
     in_keys = ("features",)
     out_keys = ("state_value_logits", "state_value")
+    native = False  # whether the kernels predict where they can: see use_native
 
     def __init__(self, in_features: int, units: int, layers: int, bins: int = 255):
         super().__init__()
@@ -31,6 +34,8 @@ class TwoHotHead(nn.Module, Face):
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Take features in one or more parts ``[..., F_i]``; give logits ``[..., bins]`` and a number ``[..., 1]``."""
         logits = full_precision(self.logits(self.mlp(joined(features))))
+        if self.native and fits(logits):
+            return logits, rowwise.TwoHotMean.apply(logits, self.bins)
         return logits, TwoHot(logits, self.bins).mean
 
 

@@ -12,6 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_torchrl.native import rowwise
+from dreamer_torchrl.native.calls import fits
+
+EPS = 1e-4
+"""What norms add to the mean square."""
+
 
 def init_truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
     """Fill with a normal that is cut at two sigma and has deviation ``scale / sqrt(fan_in)`` after the cut."""
@@ -82,7 +88,7 @@ class RMSNorm(nn.Module):
         tensor([[1., 1., 1., 1.]], grad_fn=...)
     """
 
-    def __init__(self, size: int, eps: float = 1e-4):
+    def __init__(self, size: int, eps: float = EPS):
         super().__init__()
         self.size, self.eps = size, eps
         self.weight = nn.Parameter(torch.ones(size))
@@ -91,7 +97,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-4) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
     """Root-mean-square norm over the last axis, in float32 whatever the input's precision."""
     y = full_precision(x)
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
@@ -100,11 +106,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-4) -> Tensor:
 class NormSilu(nn.Module):
     """What follows every hidden layer here: norm, then silu."""
 
+    native = False  # whether the kernels do it where they can: see use_native
+
     def __init__(self, size: int):
         super().__init__()
         self.norm = RMSNorm(size)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.native and fits(x) and self.norm.weight.dtype == x.dtype:
+            return rowwise.NormSilu.apply(x, self.norm.weight)
         return F.silu(self.norm(x))
 
 
@@ -153,6 +163,11 @@ class Conv(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A channels-last tensor seen with its channels first is what the fast convolutions want: no copy is made.
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=self.padding).permute(0, 2, 3, 1)
+        return convolve(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Convolution of ``[N, height, width, c]`` with a kernel ``[C, c, k, k]``, padded with zeros to keep the sides."""
+    # A channels-last tensor seen with its channels first is what the fast convolutions want: no copy is made.
+    padding = [size // 2 for size in weight.shape[2:]]
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding).permute(0, 2, 3, 1)

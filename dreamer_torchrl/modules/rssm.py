@@ -58,6 +58,7 @@ class RSSM(nn.Module, Face):
 
     in_keys = ("encoded_latents", "previous_action", "is_init", "belief", "state")
     out_keys = ("belief", "state", "posterior_logits")
+    native = False  # whether a policy's steps are taken by a kernel where they can: see use_native
 
     def __init__(
         self,

@@ -8,20 +8,21 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictParams
 from torch import Tensor
-from torchrl.objectives import LossModule
+from torchrl.objectives import LossModule, SoftUpdate
 
-from dreamer_torchrl.modules.distributions import TwoHot, two_hot_bins
+from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.objectives.batch import check_keys
 from dreamer_torchrl.objectives.returns import lambda_return
 
 
-def two_hot_loss(logits: Tensor, bins: Tensor, target: Tensor, slow: Tensor, slow_scale: float) -> Tensor:
+def two_hot_loss(
+    logits: Tensor, bins: Tensor, target: Tensor, slow: Tensor, slow_scale: float, native: bool = False
+) -> Tensor:
     """Cross entropy to the return and, so that the critic does not run after itself, to the slow critic's word.
 
     ``[..., bins]``, ``[bins]``, ``[..., 1]`` and ``[..., 1]`` to ``[...]``.
     """
-    prediction = TwoHot(logits, bins)
-    return -prediction.log_prob(target) - slow_scale * prediction.log_prob(slow)
+    return two_hot_cross_entropy(logits, bins, torch.cat([target, slow], -1), (1.0, slow_scale), native)
 
 
 class ValueLoss(LossModule):
@@ -71,6 +72,7 @@ class ValueLoss(LossModule):
     value: TensorDictModule
     value_params: TensorDictParams
     target_value_params: TensorDictParams
+    native = False  # whether the kernels do what they can: see use_native
 
     def __init__(
         self,
@@ -126,9 +128,8 @@ class ValueLoss(LossModule):
             logits = self._predict(self.value_params, features).get(keys.state_value_logits)
         slow = self.predict_slow(dream.get(keys.features))
         target, weight = dream.get(keys.lambda_target), dream.get(keys.discount_weight).squeeze(-1)
-        past = (..., slice(None, -1), slice(None))  # the last step has a value, but no return
-        loss = two_hot_loss(logits[past], self.bins, target[past], slow[past], self.slow_scale)
-        return (weight[..., :-1].detach() * loss).mean()
+        loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.native)
+        return (weight.detach() * loss)[..., :-1].mean()  # the last step has a value, but no return
 
     def _replayed(self, data: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
@@ -150,7 +151,9 @@ class ValueLoss(LossModule):
             self.discount,
             self.return_lambda,
         )
-        loss = two_hot_loss(logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale)
+        loss = two_hot_loss(
+            logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale, self.native
+        )
         return ((1 - done[:, :-1]) * loss).mean()
 
     def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
@@ -168,6 +171,27 @@ class ValueLoss(LossModule):
     def slow_logits(self, features: Tensor) -> Tensor:
         """The slow critic's distribution: ``[..., F]`` to ``[..., bins]``."""
         return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value_logits)
+
+
+class SlowUpdate(SoftUpdate):
+    """Move the slow critic towards the other: TorchRL's `SoftUpdate` in one operation, which may be told to do nothing.
+
+    Args:
+        value_loss: on its device, and not moved from there afterwards.
+        tau: share of the way.
+    """
+
+    def __init__(self, value_loss: ValueLoss, tau: float):
+        super().__init__(value_loss, tau=tau)
+        slow, fast = value_loss.target_value_params.data, value_loss.value_params.data
+        self.slow = {".".join(key): value for key, value in slow.items(True, True)}  # looked up once: it takes long
+        self.fast = [fast.get(key) for key in slow.keys(True, True)]
+        self.tau = tau
+
+    def step(self, where: Tensor | None = None) -> None:
+        """Move, unless ``where`` is False; it is not read back."""
+        weight = self.tau if where is None else [where * self.tau] * len(self.fast)
+        torch._foreach_lerp_(list(self.slow.values()), self.fast, weight)
 
 
 class SlowValue(TensorDictModuleBase):

@@ -13,7 +13,7 @@ from torchrl.objectives import LossModule
 
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.decoder import reconstruction_key, reconstruction_loss
-from dreamer_torchrl.modules.distributions import Binary, TwoHot, two_hot_bins, unimix_probs
+from dreamer_torchrl.modules.distributions import Binary, two_hot_bins, two_hot_cross_entropy, unimix_probs
 from dreamer_torchrl.modules.spaces import Space, key_name
 from dreamer_torchrl.objectives.batch import check_keys, split_context
 
@@ -97,6 +97,7 @@ class WorldModelLoss(LossModule):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
+    native = False  # whether the kernels do what they can: see use_native
 
     def __init__(
         self,
@@ -159,7 +160,9 @@ class WorldModelLoss(LossModule):
             key: reconstruction_loss(space, data.get(reconstruction_key(key)), data.get(key))
             for key, space in self.spaces.items()
         }
-        reward = -TwoHot(data.get(keys.reward_logits), self.bins).log_prob(data.get(keys.reward))
+        reward = two_hot_cross_entropy(
+            data.get(keys.reward_logits), self.bins, data.get(keys.reward), native=self.native
+        )
         target = (~data.get(keys.terminated)).to(reward.dtype) * self.continue_target
         continues = -Binary(data.get(keys.continue_logits)).log_prob(target)
 

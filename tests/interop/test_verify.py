@@ -19,22 +19,40 @@ import pytest
 import torch
 from torch import Tensor
 
+from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.interop.recording import Recording, part_of, uniform_for
 from dreamer_torchrl.interop.verify import Row, compare, main, verify
-from dreamer_torchrl.learner import Hyperparameters
+from dreamer_torchrl.learner import Hyperparameters, Learner
 from dreamer_torchrl.modules.distributions import sample_one_hot
+from tests.native.compilers import a_compiler
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("proprio_cont", "vision_disc")
 Table = tuple[int, str]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[(case, kernels) for kernels in (True, False) for case in CASES],
+    ids=lambda param: f"{param[0]}-{'kernels' if param[1] else 'plain'}",
+)
 def table(request: pytest.FixtureRequest) -> tuple[str, int, list[str]]:
-    """A case, the exit status of the comparison, and what it printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        status = main([str(GOLDEN), "--case", request.param])
-    return request.param, status, printed.getvalue().splitlines()
+    """A case, the exit status of the comparison with or without kernels, and what it printed."""
+    case, kernels = request.param
+    if kernels and a_compiler() is None:
+        pytest.skip("needs a C compiler")
+    asked: list[bool] = []
+
+    def learner(agent: Agent, hyperparameters: Hyperparameters) -> Learner:
+        built = Learner(agent, hyperparameters, native=kernels)
+        asked.append(built.optimizer.defaults["native"])
+        return built
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dreamer_torchrl.interop.verify.Learner", learner)
+        status = main([str(GOLDEN), "--case", case])
+    assert set(asked) == {kernels}
+    return case, status, printed.getvalue().splitlines()
 
 
 @pytest.fixture

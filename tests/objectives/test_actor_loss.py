@@ -21,6 +21,7 @@ from dreamer_torchrl.learner import Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.distributions import TwoHot
 from dreamer_torchrl.modules.sequence import ImagineRollout
+from dreamer_torchrl.native.calls import use_native
 from dreamer_torchrl.objectives import ActorLoss, ValueLoss
 from dreamer_torchrl.objectives.actor import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
@@ -336,6 +337,7 @@ def test_all_keys_may_be_others() -> None:
         agent.continuation.tensordict_module([key["features"]], ["continue_logits", key["continuation"]]),
         agent.value.tensordict_module([key["features"]], ["state_value_logits", key["state_value"]]),
     ).eval()
+    use_native(usual.imagine, False)  # the same operations for both
     renamed.set_keys(**key)
     assert renamed.in_keys == [key["belief"], key["state"]]
     data = latents_of(learner)

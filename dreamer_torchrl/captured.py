@@ -1,0 +1,156 @@
+"""A whole update as one CUDA graph: captured once, then launched as one, with new steps in the same memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+WARM_UP = 3
+"""Updates before the capture: libraries choose their kernels then, and compiled networks are compiled."""
+
+Output = TypeVar("Output")
+
+
+class Outcome(NamedTuple):
+    """What an update gives: metrics of one number each, latents ``[B, T]``, the norm of each gradient ``[P]``."""
+
+    metrics: TensorDict
+    latents: TensorDict
+    gradient_norms: Tensor
+
+
+class Steppable(Protocol):
+    """What can be captured, such as a `Learner`: all that an update changes is in its state, and changes in place."""
+
+    generator: torch.Generator
+    optimizer: torch.optim.Optimizer
+
+    def step(self, batch: TensorDictBase) -> Outcome:
+        """Update from a batch on the device. No value may be read back, nothing copied from the host."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, the noise included."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy a state into the same tensors."""
+
+
+class Event(Protocol):
+    """A point in the work of a device that the host can wait for."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class CudaGraphs:
+    """What a `CapturedUpdate` needs of the current GPU. The tests have one for the CPU, which replays a list."""
+
+    def record(self, body: Callable[[], Output], generator: torch.Generator) -> tuple[Callable[[], None], Output]:
+        """Run ``body`` to warm up, then capture it.
+
+        Gives what replays it, and the outputs that each replay writes anew. The generator counts on with each replay as
+        it does with each plain run, so that its state is right at any time.
+        """
+        # One stream for both: autograd runs a node on the stream where it was made, and what is captured may not wait
+        # for another stream.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                body()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        # Other threads, such as the one that writes checkpoints, may go on with their own work meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            outputs = body()
+        return graph.replay, outputs
+
+    def staging(self, like: Tensor) -> Tensor:
+        """Memory of the host from which the GPU copies while the host goes on."""
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+
+    def event(self) -> Event:
+        """An event that the current stream can record."""
+        return torch.cuda.Event()
+
+
+class StaticBatch:
+    """Where a graph finds its batch: tensors that stay where they are.
+
+    Args:
+        batch: of the form of all that will follow; its values are there at first.
+        device: where the graph runs.
+        graphs: gives staging memory and events.
+    """
+
+    def __init__(self, batch: TensorDictBase, device: torch.device, graphs: CudaGraphs):
+        self.steps = batch.clone().to(device)
+        on_host = [(key, value) for key, value in batch.items(True, True) if value.device.type == "cpu"]
+        self.staging = {key: graphs.staging(value) for key, value in on_host}
+        self.copied = graphs.event()
+
+    def fill(self, batch: TensorDictBase) -> None:
+        """Copy a batch here without waiting for the copy: the caller may change the batch at once."""
+        if self.staging:
+            self.copied.synchronize()  # the last copy may still read the staging memory
+        for key, target in self.steps.items(True, True):
+            value = batch.get(key)
+            if value.device.type == "cpu":
+                value = self.staging[key].copy_(value)
+            target.copy_(value, non_blocking=True)
+        self.copied.record()
+
+
+class CapturedUpdate:
+    """`Learner.step` for batches of one form, as one graph.
+
+    What the graph fixes: the form of the batch, the numbers of the hyperparameters and of the optimizer's options, and
+    the memory of all that is learned; `load_state_dict` copies into that. Gradients live in the graph's own memory only
+    while it runs, since `step` forgets them at its end; those that were there before are gone with the warm-up.
+
+    Args:
+        learner: what learns. Capturing changes nothing of its state.
+        batch: an example, with values that an update can digest.
+        graphs: how to capture.
+    """
+
+    def __init__(self, learner: Steppable, batch: TensorDictBase, graphs: CudaGraphs):
+        self.form = self._form(learner, batch)  # the learner is not kept: it keeps this
+        self.batch = StaticBatch(batch, learner.generator.device, graphs)
+        self.names: list[str] = []
+        before = copy.deepcopy(learner.state_dict())
+        try:
+            self.replay, self.outputs = graphs.record(partial(self._step, learner), learner.generator)
+        finally:
+            learner.load_state_dict(before)
+
+    def fits(self, learner: Steppable, batch: TensorDictBase) -> bool:
+        """Whether a batch has the form, and the learner's optimizer the options, of the capture."""
+        return self._form(learner, batch) == self.form
+
+    def __call__(self, batch: TensorDictBase) -> Outcome:
+        """Update from a batch on the host or the device; nothing waits. What comes back stays as it is."""
+        self.batch.fill(batch)
+        self.replay()
+        numbers, latents, norms = (output.clone() for output in self.outputs)  # the next replay overwrites its own
+        return Outcome(TensorDict(dict(zip(self.names, numbers.unbind(), strict=True))), latents, norms)
+
+    def _step(self, learner: Steppable) -> tuple[Tensor, TensorDict, Tensor]:
+        """The body of the graph; metrics leave it as one tensor ``[M]``, for one copy instead of many."""
+        metrics, latents, norms = learner.step(self.batch.steps)
+        self.names = list(metrics.keys())
+        return torch.stack(list(metrics.values())), latents, norms
+
+    @staticmethod
+    def _form(learner: Steppable, batch: TensorDictBase) -> tuple[Any, ...]:
+        entries = {key: (value.shape, value.dtype, value.device.type) for key, value in batch.items(True, True)}
+        groups = learner.optimizer.param_groups
+        return entries, [{name: group[name] for name in group if name != "params"} for group in groups]

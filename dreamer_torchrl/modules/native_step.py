@@ -1,0 +1,95 @@
+"""One step of acting by a kernel, which reads the weights where they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.native_weights import actor_weights, layer_of, sizes_of
+from dreamer_torchrl.modules.rssm import RSSM
+from dreamer_torchrl.modules.split import CastLayer
+from dreamer_torchrl.native import structures as c
+from dreamer_torchrl.native.calls import call
+
+
+class NativeStep:
+    """From what is seen to the next belief, state and action, both drawn.
+
+    The addresses of the weights are collected once and again where weights were replaced by others; new values in the
+    same tensors, as an optimizer writes them, need nothing.
+    """
+
+    def __init__(self, rssm: RSSM, actor: Actor):
+        self.rssm, self.actor = rssm, actor
+        self._arguments: c.ActArguments | None = None
+        self._addresses: list[int] = []
+        modules = [*rssm.modules(), *actor.modules()]
+        # Where the parameters are found, as modules may be lent others for a while.
+        self._places = [(module._parameters, name) for module in modules for name in module._parameters]
+
+    def __call__(
+        self,
+        encoded: Tensor,
+        previous_action: Tensor,
+        kept: Tensor,
+        belief: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        action_noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[N, E]``, ``[N, A]``, ``[N, 1]``, ``[N, D]``, ``[N, S, K]`` and noise to belief, state and action."""
+        dtype, rssm = encoded.dtype, self.rssm
+        addresses = [parameters[name].data_ptr() for parameters, name in self._places]
+        if self._arguments is None or addresses != self._addresses:
+            self._arguments, self._addresses = self._collect(), addresses
+        outputs = {
+            "next_belief": encoded.new_empty(len(encoded), rssm.belief_size),
+            "next_state": encoded.new_empty(len(encoded), rssm.stochastic, rssm.classes),
+            "action": encoded.new_empty(len(encoded), self.actor.space.size),
+        }
+        names = ("encoded", "previous_action", "kept", "belief", "state", "noise", "action_noise")
+        inputs = (encoded, previous_action, kept, belief, state, noise, action_noise)
+        tensors = {name: x.to(dtype).contiguous() for name, x in zip(names, inputs, strict=True)} | outputs
+        arguments = self._arguments
+        arguments.rows, arguments.threads = len(encoded), torch.get_num_threads()
+        for name, tensor in tensors.items():  # alive until the call is over
+            setattr(arguments, name, tensor.data_ptr())
+        call("act", dtype, arguments)
+        return tuple(outputs.values())
+
+    def __reduce__(self) -> tuple[type[NativeStep], tuple[RSSM, Actor]]:
+        """A copy collects addresses of its own."""
+        return NativeStep, (self.rssm, self.actor)
+
+    def _collect(self) -> c.ActArguments:
+        rssm, core, dtype = self.rssm, self.rssm.core, self.rssm.prior_logits.bias.dtype
+        own = core.belief_size // core.blocks
+        mix_own, mix_recurrent, mix_action = core.mix.weight.split([own, 2 * core.hidden, core.hidden], 1)
+        belief_in, state_in, action_in = (
+            CastLayer.of(layer, dtype) for layer in (core.belief_in, core.state_in, core.action_in)
+        )
+        core_weights = c.CoreWeights(
+            c.Source.of(belief_in.weight.t()),
+            c.Source.of(state_in.weight.t()),
+            c.Source.of(mix_own),
+            c.Source.of(mix_recurrent, shared=True),
+            c.Source.of(core.gates.weight),
+        )
+        tensors = {"belief_bias": belief_in.bias, "belief_scale": belief_in.scale, "state_bias": state_in.bias}
+        tensors |= {"state_scale": state_in.scale, "mix_scale": core.mix_norm.norm.weight}
+        c.fill(core_weights, tensors | {"gates_bias": core.gates.bias})
+        posterior = CastLayer.of(rssm.posterior, dtype)
+        arguments = c.ActArguments(
+            size=sizes_of(rssm),
+            encoded_size=posterior.weight.shape[1] - rssm.belief_size,
+            unimix=rssm.unimix,
+            core=core_weights,
+            actor=actor_weights(self.actor, dtype)[0],
+            action_in=layer_of(action_in),
+            posterior=layer_of(posterior),
+            mix_action=c.Source.of(mix_action, shared=True),
+            posterior_logits=c.Source.of(rssm.posterior_logits.weight.t()),
+        )
+        c.fill(arguments, {"mix_bias": core.mix.bias, "posterior_logits_bias": rssm.posterior_logits.bias})
+        return arguments

@@ -1,0 +1,1 @@
+"""The loops over time in C, for the CPU: built on first use where there is a compiler, else done without."""

@@ -1,0 +1,536 @@
+"""The loops in C are the loops of `sequence.py`: the same numbers and gradients, however many threads there are."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
+
+from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
+from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.modules import RSSM, ActionSpace, Actor, ImagineRollout, ObserveSequence, imagine, observe
+from dreamer_torchrl.modules.native_sequence import NativeObserve, ObserveWeights, native_imagine, native_observe
+from dreamer_torchrl.modules.native_weights import actor_fits
+from dreamer_torchrl.modules.split import SplitRSSM
+from dreamer_torchrl.native import structures as c
+from dreamer_torchrl.native.calls import use_native
+from tests.native.compilers import needs_compiler
+
+pytestmark = needs_compiler
+A, E = 3, 5
+SIZES = {  # belief, hidden, stochastic, classes, blocks
+    "small": (16, 6, 4, 3, 4),
+    "odd": (48, 9, 5, 3, 4),
+    "one_class": (7, 5, 3, 1, 1),
+    "wide": (72, 33, 5, 7, 2),
+    "round": (64, 32, 8, 4, 8),
+}
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+every_size = pytest.mark.parametrize("size", SIZES)
+Inputs = dict[str, Tensor]
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """A test may change their number."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def model(size: str, dtype: torch.dtype = torch.float64, unimix: float = 0.01, std: float = 0.5) -> RSSM:
+    """An RSSM without any parameter that is 0 or 1."""
+    torch.manual_seed(0)
+    belief, hidden, stochastic, classes, blocks = SIZES[size]
+    rssm = RSSM(A, E, belief, hidden, stochastic, classes, blocks, unimix)
+    for parameter in rssm.parameters():
+        nn.init.normal_(parameter, std=std)
+    return rssm.to(dtype)
+
+
+def sequences(rssm: RSSM, batch: int, length: int, resets: str = "some") -> Inputs:
+    """Whatever an observed sequence starts from and sees."""
+    like = rssm.prior_logits.bias
+    inputs = {
+        "encoded": torch.randn(batch, length, E).to(like).requires_grad_(),
+        "action": (2 * torch.randn(batch, length, A)).to(like).requires_grad_(),
+        "is_init": torch.zeros(batch, length, 1, dtype=torch.bool),
+        "belief": torch.randn(batch, rssm.belief_size).tanh().to(like).requires_grad_(),
+        "state": one_hots(rssm, batch).to(like).requires_grad_(),
+        "noise": torch.rand(batch, length, rssm.stochastic).to(like),
+    }
+    if resets == "all":
+        inputs["is_init"][:] = True
+    elif resets == "some":  # at the first step, in the middle and at the last one
+        inputs["is_init"][::3, 0] = inputs["is_init"][1::3, length // 2] = inputs["is_init"][2::3, -1] = True
+    return inputs
+
+
+def one_hots(rssm: RSSM, *batch: int) -> Tensor:
+    return F.one_hot(torch.randint(rssm.classes, (*batch, rssm.stochastic)), rssm.classes)
+
+
+def outcome(function: Callable[..., tuple[Tensor, ...]], rssm: RSSM, inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a random sum of them, of all that has one."""
+    outputs = dict(zip(("beliefs", "states", "logits"), function(rssm, **renamed(inputs)), strict=True))
+    generator = torch.Generator().manual_seed(5)
+    objective = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in outputs.values())
+    leaves = {name: p for name, p in rssm.named_parameters() if not name.startswith("prior")}
+    leaves |= {name: x for name, x in inputs.items() if x.requires_grad}
+    found = torch.autograd.grad(objective, list(leaves.values()))
+    gradients = {f"gradient of {name}": gradient for name, gradient in zip(leaves, found, strict=True)}
+    return {name: x.detach() for name, x in outputs.items()} | gradients
+
+
+def renamed(inputs: Inputs) -> Inputs:
+    return {("previous_action" if name == "action" else name): value for name, value in inputs.items()}
+
+
+def agree(here: dict[str, Tensor], there: dict[str, Tensor], tolerance: float) -> None:
+    """Relative to the largest number of each."""
+    for name, wanted in there.items():
+        found = here[name]
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), name
+        error, largest = (found - wanted).abs().max().item(), wanted.abs().max().item()
+        assert error <= tolerance * largest, f"{name}: {error:.1e} of {largest:.1e}"
+
+
+# Observed sequences
+
+
+@every_dtype
+@every_size
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (8, 7), (11, 7), (40, 2)])
+def test_a_sequence_with_all_gradients(size: str, batch: int, length: int, dtype: torch.dtype) -> None:
+    rssm = model(size, dtype)
+    inputs = sequences(rssm, batch, length, resets="none" if batch == 1 else "some")
+    wanted = outcome(observe, rssm, inputs)
+    assert all(value.any() for value in wanted.values())
+    agree(outcome(native_observe, rssm, inputs), wanted, 1e-10 if dtype is torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize("resets", ["none", "some", "all"])
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
+def test_resets_and_the_uniform_share(resets: str, unimix: float) -> None:
+    rssm = model("odd", unimix=unimix)
+    inputs = sequences(rssm, 9, 6, resets)
+    wanted, found = outcome(observe, rssm, inputs), outcome(native_observe, rssm, inputs)
+    agree(found, wanted, 1e-10)
+    for name in ("belief", "state"):
+        assert found[f"gradient of {name}"].any() == (resets != "all")
+        if resets == "some":
+            assert not found[f"gradient of {name}"][::3].any()  # forgotten at the first step
+            assert found[f"gradient of {name}"][1::3].flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("alone", ["beliefs", "states", "logits"])
+def test_each_output_passes_its_gradient(alone: str) -> None:
+    """What the others get is then nothing."""
+    rssm = model("small")
+    inputs = sequences(rssm, 5, 4)
+    index = ("beliefs", "states", "logits").index(alone)
+    leaves = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
+    leaves += [x for x in inputs.values() if x.requires_grad]
+    found, wanted = (
+        torch.autograd.grad(function(rssm, **renamed(inputs))[index][..., :2].square().sum(), leaves, allow_unused=True)
+        for function in (native_observe, observe)
+    )
+    for here, there in zip(found, wanted, strict=True):
+        assert_close(here, torch.zeros_like(here) if there is None else there, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_by_differences() -> None:
+    """With nothing but the uniform share, samples depend on the noise alone: no step in a straight line is noticed."""
+    torch.manual_seed(1)
+    rssm = RSSM(1, 2, belief_size=6, hidden=3, stochastic=2, classes=2, blocks=2, unimix=1.0).double()
+    for parameter in rssm.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    encoded, action = torch.randn(2, 3, 2).double(), torch.tensor([0.5, -0.3, 0.9]).double().expand(2, 3)[..., None]
+    is_init = torch.zeros(2, 3, 1, dtype=torch.bool)
+    is_init[1, 1] = True
+    belief, state, noise = torch.randn(2, 6).double(), torch.rand(2, 2, 2).double(), torch.rand(2, 3, 2).double()
+    leaves = [x.clone().requires_grad_() for x in (encoded, action, belief, state)]
+    weights = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
+
+    def beliefs_and_logits(encoded: Tensor, action: Tensor, belief: Tensor, state: Tensor, *_: Tensor) -> object:
+        beliefs, _, logits = native_observe(rssm, encoded, action, is_init, belief, state, noise)
+        return beliefs, logits
+
+    assert torch.autograd.gradcheck(beliefs_and_logits, (*leaves, *weights))
+
+
+def loop_inputs(rssm: RSSM, batch: int, length: int) -> tuple[Tensor, ...]:
+    """What a kernel gets: products of torch round as it likes, so that they are made once."""
+    inputs = {name: x.detach() for name, x in sequences(rssm, batch, length).items()}
+    split, kept = SplitRSSM(rssm, inputs["encoded"].dtype), (~inputs["is_init"]).to(inputs["encoded"])
+    shares = split.action_share(inputs["action"]).detach(), split.encoded_share(inputs["encoded"]).detach()
+    return kept, *shares, inputs["noise"], inputs["belief"], inputs["state"].flatten(1)
+
+
+def loop(rssm: RSSM, size: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Outputs of a kernel, and the gradients that it computes itself."""
+    leaves = [x.clone().requires_grad_() for x in (*inputs[1:3], *inputs[4:])]
+    given = inputs[0], *leaves[:2], inputs[3], *leaves[2:]
+    weights = ObserveWeights.of(SplitRSSM(rssm, inputs[0].dtype))
+    outputs = NativeObserve.apply(c.Sizes(*SIZES[size]), 0.01, *given, *weights)
+    return [*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)]
+
+
+@every_dtype
+def test_threads_change_no_bit(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
+    rssm = model("wide", dtype)
+    actor = actor_of(rssm, dtype=dtype)
+    inputs, dream = loop_inputs(rssm, 40, 4), starts(rssm, actor, 70, 3)
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        results.append([*loop(rssm, "wide", inputs), *native_imagine(rssm, actor, **dream)])
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_sequence_does_not_depend_on_its_neighbours() -> None:
+    """Which rows are computed together is a matter of speed."""
+    rssm = model("odd", torch.float32)
+    inputs = loop_inputs(rssm, 37, 3)
+    together = loop(rssm, "odd", inputs)
+    for row in (0, 17, 36):
+        alone = loop(rssm, "odd", tuple(x[row : row + 1] for x in inputs))
+        for one, other in zip(alone, together, strict=True):
+            assert torch.equal(one[0], other[row])
+
+
+@pytest.mark.parametrize("spoiled", ["encoded", "action", "belief", "state"])
+@every_dtype
+def test_what_is_no_number_is_not_hidden(spoiled: str, dtype: torch.dtype) -> None:
+    """It spoils its own sequence from there on, as in the plain loop, and all gradients of the weights."""
+    rssm = model("odd", dtype)
+    inputs = sequences(rssm, 5, 4, resets="none")
+    with torch.no_grad():
+        row = inputs[spoiled][2]
+        (row[1] if spoiled in ("encoded", "action") else row)[..., 0] = math.nan
+    wanted, found = outcome(observe, rssm, inputs), outcome(native_observe, rssm, inputs)
+    for name, value in wanted.items():
+        assert torch.equal(found[name].isnan(), value.isnan()), name
+    assert found["logits"][2, -1].isnan().all()
+    assert found["logits"][[0, 1, 3, 4]].isfinite().all()
+    assert found["gradient of core.gates.weight"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("seen", "weights"), [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=["to32", "to64"]
+)
+def test_computes_in_the_precision_of_the_encoding(seen: torch.dtype, weights: torch.dtype) -> None:
+    rssm, actor = model("odd", weights), actor_of(model("odd", weights), dtype=weights)
+    inputs = sequences(rssm, 6, 3)
+    inputs["encoded"] = inputs["encoded"].detach().to(seen).requires_grad_()
+    wanted, found = outcome(observe, rssm, inputs), outcome(native_observe, rssm, inputs)
+    assert found["beliefs"].dtype is seen and found["gradient of core.mix_norm.norm.weight"].dtype is weights
+    agree(found, wanted, 2e-5)
+    dream = starts(rssm, actor, 6, 3)
+    dream["belief"] = dream["belief"].to(seen)
+    found = native_imagine(rssm, actor, **dream)
+    for here, there in zip(found, plain_dream(rssm, actor, dream), strict=True):
+        assert here.dtype is seen
+        assert_close(here, there.to(seen), rtol=2e-5, atol=2e-5)
+
+
+def test_noise_of_a_learner_is_float32_whatever_the_model() -> None:
+    rssm = model("odd")
+    inputs = sequences(rssm, 6, 3)
+    inputs |= {"noise": inputs["noise"].float(), "belief": inputs["belief"].detach().float()}
+    inputs["state"] = inputs["state"].detach().float()
+    agree(outcome(native_observe, rssm, inputs), outcome(observe, rssm, inputs), 1e-10)
+
+
+def test_inputs_that_do_not_lie_in_a_row() -> None:
+    rssm = model("odd")
+    inputs = sequences(rssm, 6, 5)
+    turned = {
+        name: x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(x.requires_grad)
+        for name, x in inputs.items()
+    }
+    agree(outcome(native_observe, rssm, turned), outcome(native_observe, rssm, inputs), 0)
+    beliefs, _, logits = native_observe(rssm, **renamed(inputs))
+    (beliefs[:, -1].sum() + logits.mean()).backward()  # an expanded gradient
+    found = inputs["encoded"].grad.clone()
+    inputs["encoded"].grad = None
+    beliefs, _, logits = observe(rssm, **renamed(inputs))
+    (beliefs[:, -1].sum() + logits.mean()).backward()
+    assert_close(found, inputs["encoded"].grad)
+
+
+def test_going_back_twice() -> None:
+    """What was kept for the way back is only read; the way back itself has no derivative, and says so."""
+    rssm = model("small")
+    inputs = sequences(rssm, 3, 4)
+    beliefs, states, logits = native_observe(rssm, **renamed(inputs))
+    objective = beliefs.square().sum() + states.square().sum() + logits.square().sum()
+    first, second = (torch.autograd.grad(objective, inputs["encoded"], retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (again,) = torch.autograd.grad(objective, inputs["encoded"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        again.sum().backward()
+
+
+# Dreams
+
+
+SPACES = {
+    "floats": Bounded(-1, 1, (3,)),
+    "many_floats": Unbounded((19,)),
+    "classes": OneHot(5),
+    "several_classes": MultiCategorical([3, 3, 4]),
+    "all_of_it": Composite(arm=Bounded(-1, 1, (2,)), gear=OneHot(3), knob=Categorical(4), wrist=Bounded(-1, 1, (9,))),
+}
+
+
+def actor_of(
+    rssm: RSSM, spec: TensorSpec | None = None, dtype: torch.dtype = torch.float64, layers: int = 3, unimix: float = 0.0
+) -> Actor:
+    space = ActionSpace(Bounded(-1, 1, (A,)) if spec is None else spec)
+    actor = Actor(rssm.feature_size, space, units=11, layers=layers, unimix=unimix, min_std=0.2, max_std=1.5)
+    for parameter in actor.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    return actor.to(dtype)
+
+
+def dreamer(size: str, spec: TensorSpec, dtype: torch.dtype = torch.float64) -> RSSM:
+    """A model for actions of a kind."""
+    torch.manual_seed(0)
+    belief, hidden, stochastic, classes, blocks = SIZES[size]
+    rssm = RSSM(ActionSpace(spec).size, E, belief, hidden, stochastic, classes, blocks)
+    for parameter in rssm.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return rssm.to(dtype)
+
+
+def starts(rssm: RSSM, actor: Actor, rows: int, length: int) -> Inputs:
+    like = rssm.prior_logits.bias
+    return {
+        "belief": torch.randn(rows, rssm.belief_size).tanh().to(like),
+        "state": one_hots(rssm, rows).to(like),
+        "noise": torch.rand(rows, length, rssm.stochastic).to(like),
+        "action_noise": actor.space.noise(rows, length).to(like),
+    }
+
+
+def plain_dream(rssm: RSSM, actor: Actor, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def policy(features: Tensor, noise: Tensor | None) -> Tensor:
+        return actor.distribution(actor(features)).sample(noise)
+
+    given = {name: inputs[name] for name in ("noise", "action_noise")}
+    features, actions = imagine(rssm, inputs["belief"], inputs["state"], policy, **given)
+    return features, F.pad(actions, (0, 0, 0, 1))
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize(("size", "rows", "length"), [("odd", 37, 6), ("one_class", 1, 1), ("wide", 8, 15)])
+def test_a_dream(kind: str, size: str, rows: int, length: int, dtype: torch.dtype) -> None:
+    rssm = dreamer(size, SPACES[kind], dtype)
+    actor = actor_of(rssm, SPACES[kind], dtype)
+    inputs = starts(rssm, actor, rows, length)
+    found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
+    tolerance = 1e-10 if dtype is torch.float64 else 1e-4
+    for here, there in zip(found, wanted, strict=True):
+        assert not here.requires_grad
+        assert_close(here, there, rtol=tolerance, atol=tolerance)
+    assert not found[1][:, -1].any() and found[1][:, :-1].any(-1).all()
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("layers", [0, 1, 2, 5])
+def test_actors(unimix: float, layers: int) -> None:
+    """Of any depth; drawing with a uniform share in it draws otherwise."""
+    spec = SPACES["all_of_it"]
+    rssm = dreamer("small", spec)
+    actor = actor_of(rssm, spec, layers=layers, unimix=unimix) if layers else None
+    if actor is None:
+        actor = actor_of(rssm, spec, layers=1)
+        actor.mlp = nn.Sequential()
+        for heads in actor.heads:
+            for name, head in heads.items():
+                heads[name] = type(head)(rssm.feature_size, head.out_features).double()
+    inputs = starts(rssm, actor, 50, 4)
+    found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
+    for here, there in zip(found, wanted, strict=True):
+        assert_close(here, there, rtol=1e-10, atol=1e-10)
+
+
+def test_an_actor_too_deep_dreams_without_kernels() -> None:
+    """There is room for 8 layers; one more is no error."""
+    rssm = model("small")
+    actor = actor_of(rssm, layers=9)
+    assert not actor_fits(actor)
+    inputs = starts(rssm, actor, 2, 2)
+    dream = ImagineRollout(rssm, actor, 2)
+    dream.native = True
+    wanted = plain_dream(rssm, actor, inputs)
+    for here, there in zip(dream(*inputs.values()), wanted, strict=True):
+        assert_close(here, there)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_dream_of_no_numbers(kind: str) -> None:
+    """Nor are they in other rows' dreams."""
+    rssm = dreamer("odd", SPACES[kind])
+    actor = actor_of(rssm, SPACES[kind])
+    inputs = starts(rssm, actor, 5, 3)
+    before = native_imagine(rssm, actor, **inputs)
+    inputs["belief"][3, 7] = math.nan
+    features, actions = native_imagine(rssm, actor, **inputs)
+    assert features[3, 1:].isnan().all() and actions[3, :-1].isnan().all()
+    rest = [0, 1, 2, 4]
+    assert torch.equal(features[rest], before[0][rest]) and torch.equal(actions[rest], before[1][rest])
+
+
+# As modules
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_modules_choose(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels where they were asked for and can compute."""
+    asked = []
+    for name, function in (("native_observe", native_observe), ("native_imagine", native_imagine)):
+        monkeypatch.setattr(f"dreamer_torchrl.modules.sequence.{name}", partial(noted, asked, name, function))
+    rssm = model("small", torch.float32)
+    actor = actor_of(rssm, dtype=torch.float32)
+    sequence, rollout = ObserveSequence(rssm), ImagineRollout(rssm, actor, length=3)
+    for module in (sequence, rollout):
+        use_native(module, native)
+    inputs = sequences(rssm, 2, 3)
+    given = inputs["encoded"], inputs["action"], inputs["is_init"]
+    beliefs, states, *_ = sequence(*given)
+    rollout(beliefs, states)
+    assert asked == (["native_observe", "native_imagine"] if native else [])
+    low = [x.bfloat16() if x.is_floating_point() else x for x in given]
+    beliefs, states, *_ = sequence(*low)
+    features, _ = rollout(beliefs, states)
+    assert features.dtype is torch.bfloat16
+    assert len(asked) == 2 * native
+
+
+def noted(asked: list[str], name: str, function: Callable[..., object], *inputs: object) -> object:
+    asked.append(name)
+    return function(*inputs)
+
+
+def test_a_sequence_module_in_an_exported_program() -> None:
+    rssm = model("small", torch.float32)
+    sequence = ObserveSequence(rssm)
+    inputs = {name: x.detach() for name, x in sequences(rssm, 2, 3).items()}
+    given = tuple(inputs[name] for name in ("encoded", "action", "is_init"))
+    start = tuple(inputs[name].unsqueeze(1).repeat_interleave(3, 1) for name in ("belief", "state"))
+    expected = sequence(*given, *start, inputs["noise"])
+    use_native(sequence, True)
+    exported = torch.export.export(sequence, (*given, *start, inputs["noise"])).module()
+    for one, other in zip(exported(*given, *start, inputs["noise"]), expected, strict=True):
+        assert_close(one, other)
+
+
+# As a learner
+
+
+TINY = Size(belief=24, hidden=10, stochastic=5, classes=3, blocks=2, depth=2, units=13)
+SEEN = Composite(pixels=Bounded(0, 255, (48, 48, 1), dtype=torch.uint8), speed=Unbounded((5,)))
+FLOATS = Composite(observation=Unbounded((3,)))
+FAST = Hyperparameters(learning_rate=1e-3, warmup=2, imagination_length=4)
+
+
+def learners(
+    seen: Composite, size: Size | str, dtype: torch.dtype | None = None, double: bool = False
+) -> tuple[Learner, Learner]:
+    """The same one without and with kernels."""
+    torch.manual_seed(0)
+    agent = build_agent(seen, SPACES["all_of_it"], size, dtype=dtype)
+    if double:
+        agent.double()
+    return tuple(Learner(copy.deepcopy(agent), FAST, seed=3, native=native) for native in (False, True))
+
+
+def update(learner: Learner, times: int = 3) -> dict[str, Tensor]:
+    """All metrics and the latents of the last update."""
+    found = {}
+    for number in range(times):
+        metrics, latents = learner.update(example_batch(learner.agent, batch=3, length=6, seed=number))
+        found |= {f"{number} {name}": value for name, value in metrics.items()}
+    return found | {"belief": latents["belief"], "state": latents["state"].float()}
+
+
+@pytest.mark.parametrize(("seen", "size"), [(FLOATS, "nano"), (SEEN, TINY)], ids=["nano", "images"])
+def test_a_learner_with_kernels_learns_the_same(seen: Composite, size: Size | str) -> None:
+    """In float64, where rounding cannot turn the sign of a gradient that is almost zero."""
+    plain, native = learners(seen, size, double=True)
+    wanted, found = update(plain), update(native)
+    for name, value in wanted.items():
+        assert_close(found[name].double(), value.double(), rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    for (name, here), there in zip(native.agent.named_parameters(), plain.agent.parameters(), strict=True):
+        assert_close(here, there, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_learner_in_float32_stays_close() -> None:
+    plain, native = learners(SEEN, TINY)
+    batch = example_batch(plain.agent, batch=3, length=6)
+    noise = plain.draw_noise(*batch.shape)
+    results = []
+    for learner in (plain, native):
+        losses, _ = learner.losses(batch, noise)
+        objective = sum(value for name, value in losses.items() if name.startswith("loss_"))
+        objective.backward()
+        results.append(
+            (losses.detach(), {n: p.grad for n, p in learner.agent.named_parameters() if p.grad is not None})
+        )
+    (wanted, wanted_gradients), (found, gradients) = results
+    for name, value in wanted.items():
+        assert_close(found[name], value, rtol=2e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    agree(gradients, wanted_gradients, 1e-3)
+
+
+def test_what_one_learner_saved_the_other_goes_on_with() -> None:
+    plain, native = learners(FLOATS, TINY, double=True)
+    update(native, times=2)
+    plain.load_state_dict(copy.deepcopy(native.state_dict()))
+    assert plain.optimizer.param_groups[0]["native"] is False
+    wanted, found = update(plain, times=1), update(native, times=1)
+    for name, value in wanted.items():
+        assert_close(found[name].double(), value.double(), rtol=1e-5, atol=1e-6)
+    native.load_state_dict(plain.state_dict())
+    assert native.optimizer.param_groups[0]["native"] is True
+    for here, there in zip(native.agent.parameters(), plain.agent.parameters(), strict=True):
+        assert torch.equal(here, there)
+
+
+def test_a_learner_in_bfloat16_falls_back() -> None:
+    plain, native = learners(FLOATS, TINY, dtype=torch.bfloat16)
+    for name, value in update(plain).items():
+        assert value.isfinite().all(), name
+    found = update(native)
+    assert all(value.isfinite().all() for value in found.values())
+
+
+def test_a_learner_repeats_itself_bit_for_bit() -> None:
+    results = [update(learners(SEEN, TINY)[1]) for _ in range(2)]
+    for name, value in results[0].items():
+        assert torch.equal(results[1][name], value), name
+
+
+def test_an_update_that_is_not_finite_changes_nothing() -> None:
+    _, native = learners(FLOATS, TINY)
+    update(native)
+    before = [parameter.detach().clone() for parameter in native.agent.parameters()]
+    batch = example_batch(native.agent, batch=3, length=6)
+    batch["observation"][1, 3] = math.nan
+    metrics = native.step(batch).metrics  # an update would refuse such a batch
+    assert metrics["finite"] == 0
+    for now, then in zip(native.agent.parameters(), before, strict=True):
+        assert torch.equal(now, then)

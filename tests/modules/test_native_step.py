@@ -1,0 +1,113 @@
+"""One step of acting by the kernel: the same as the modules' own, whatever the action space, and never old weights."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch.testing import assert_close
+from torchrl.data import Bounded, Categorical, Composite, MultiOneHot, OneHot, TensorSpec, Unbounded
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from dreamer_torchrl.agent import Agent, Policy, build_agent
+from dreamer_torchrl.native.calls import use_native
+from dreamer_torchrl.settings import Size
+from tests.native.compilers import needs_compiler
+
+pytestmark = needs_compiler
+
+ODD = Size(belief=24, hidden=9, stochastic=5, classes=3, blocks=4, depth=2, units=11)
+ACTIONS = {
+    "floats": Bounded(-1, 1, (3,)),
+    "classes": OneHot(4),
+    "several": MultiOneHot((2, 3)),
+    "mixed": Composite(gear=Categorical(3), steer=Bounded(-1, 1, (2,))),
+}
+
+
+def agent_for(action: TensorSpec, size: Size | str = ODD) -> Agent:
+    """An agent whose weights are not those of the start, where heads give almost zero."""
+    torch.manual_seed(0)
+    agent = build_agent(Composite(observation=Unbounded((3,))), action, size, actor_unimix=0.01)
+    for parameter in agent.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return agent
+
+
+def played(policy: Policy, native: bool, rows: int, exploration: ExplorationType) -> TensorDictBase:
+    """Three steps from given observations and random numbers; an episode starts in the middle in every other row."""
+    use_native(policy, native)
+    policy.generator = torch.Generator().manual_seed(1)
+    observations = torch.randn(3, rows, 3, generator=torch.Generator().manual_seed(2))
+    data = TensorDict(batch_size=[rows])
+    with set_exploration_type(exploration):
+        for step, observation in enumerate(observations):
+            data["observation"] = observation
+            data["is_init"] = ((torch.arange(rows) + step) % 2 == 0).unsqueeze(1)
+            data = policy(data)
+    return data
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 40])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_it_is_the_step_of_the_modules(action: str, rows: int) -> None:
+    policy = agent_for(ACTIONS[action]).policy
+    expected, found = (played(policy, native, rows, ExplorationType.RANDOM) for native in (False, True))
+    assert set(found.keys(True, True)) == set(expected.keys(True, True))
+    for key, value in expected.items(True, True):
+        assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_so_it_is_in_the_sizes_that_people_use() -> None:
+    policy = agent_for(OneHot(4), "nano").policy
+    expected, found = (played(policy, native, 5, ExplorationType.RANDOM) for native in (False, True))
+    assert_close(found["belief"], expected["belief"], rtol=1e-4, atol=1e-5)
+    assert_close(found["state"], expected["state"])
+
+
+def test_modes_are_left_to_the_modules() -> None:
+    policy = agent_for(OneHot(4)).policy
+    expected, found = (played(policy, native, 4, ExplorationType.DETERMINISTIC) for native in (False, True))
+    for key, value in expected.items(True, True):
+        assert_close(found[key], value, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_change_nothing() -> None:
+    policy, threads = agent_for(OneHot(4)).policy, torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(played(policy, True, 40, ExplorationType.RANDOM))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(results[0][key].equal(value) for key, value in results[1].items(True, True))
+
+
+def test_weights_are_those_of_now() -> None:
+    """Changed in place, given other memory, or loaded: the next step knows."""
+    agent = agent_for(OneHot(4))
+    policy, other = agent.policy, agent_for(OneHot(4))
+    played(policy, True, 2, ExplorationType.RANDOM)
+    with torch.no_grad():
+        agent.rssm.core.belief_in.linear.weight.mul_(2)
+    agent.actor.mlp[0].linear.weight.data = agent.actor.mlp[0].linear.weight.data * 3
+    expected, found = (played(policy, native, 2, ExplorationType.RANDOM) for native in (False, True))
+    assert_close(found["belief"], expected["belief"], rtol=1e-4, atol=1e-5)
+    assert found["action"].equal(expected["action"])
+    agent.load_state_dict(other.state_dict())
+    expected, found = (played(each, True, 2, ExplorationType.RANDOM) for each in (other.policy, policy))
+    assert found["belief"].equal(expected["belief"])
+
+
+def test_a_copy_is_on_its_own() -> None:
+    policy = agent_for(OneHot(4)).policy
+    before = played(policy, True, 2, ExplorationType.RANDOM)
+    for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy._native_step)).rssm):
+        with torch.no_grad():
+            for parameter in copied.parameters():
+                parameter.zero_()
+    assert played(policy, True, 2, ExplorationType.RANDOM)["belief"].equal(before["belief"])
