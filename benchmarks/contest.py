@@ -47,13 +47,13 @@ class LocalContestant:
     _peak: int = field(default=0, init=False)
 
     def update(self) -> float:
-        _synchronize(self.device)
-        _reset_peak_memory(self.device)
+        synchronize(self.device)
+        reset_peak_memory(self.device)
         start = time.perf_counter()
         self.step()
-        _synchronize(self.device)
+        synchronize(self.device)
         seconds = time.perf_counter() - start
-        self._peak = max(self._peak, _peak_memory(self.device))
+        self._peak = max(self._peak, peak_memory(self.device))
         return seconds
 
     def peak_memory(self) -> int:
@@ -95,21 +95,31 @@ class Result:
         )
 
 
-def take_turns(contestants: Sequence[Contestant], warmup: int, updates: int) -> list[Result]:
-    """Lets each contestant make one update, then each the next, and so on. The first `warmup` rounds do not count."""
-    rounds = [[contestant.update() for contestant in contestants] for _ in range(warmup + updates)]
+def take_turns(
+    contestants: Sequence[Contestant], warmup: int, updates: int, before_timing: Callable[[], None] | None = None
+) -> list[Result]:
+    """Lets each contestant make one update, then each the next, and so on. The first `warmup` rounds do not count.
+
+    `before_timing` is called after those.
+    """
+    rounds = [[contestant.update() for contestant in contestants] for _ in range(warmup)]
+    if before_timing:
+        before_timing()
+    rounds += [[contestant.update() for contestant in contestants] for _ in range(updates)]
     return [
         Result.of(contestant, list(times[:warmup]), list(times[warmup:]))
         for contestant, times in zip(contestants, zip(*rounds, strict=True), strict=True)
     ]
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until `device` has done all that it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _reset_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
+    """Forgets what was held before now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -117,7 +127,8 @@ def _reset_peak_memory(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak of the resident set, and nothing else
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held since `reset_peak_memory`: by the whole process on a CPU, by torch on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -2,20 +2,27 @@
 
     python benchmarks/learner.py
     python benchmarks/learner.py --workload all --against torchrl --json results.json
+    python benchmarks/learner.py --against sheeprl --peer-python ~/sheeprl/bin/python
 
 One update is all of it: losses, gradients, clipping, optimizer, slow critic, return normalizer, new latents.
-Peak memory is the most held during an update: the whole process on a CPU, torch's allocations on a GPU. Beside another
-implementation it includes what that one keeps, so for the memory of one take a run of one.
+Peak memory is the most held during an update: the whole process on a CPU, torch's allocations on a GPU. TorchRL's
+learner shares our process, so beside it, for the memory of one take a run of one. sheeprl has a process of its own,
+with an environment of its own: ours needs other versions of some packages.
 """
 
 import argparse
 import json
+import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from child import ChildContestant, ChildError
 from contest import Contestant, LocalContestant, Result, take_turns
+from gate import Gate
 from provenance import provenance
 from tensordict import TensorDictBase
 from torchrl_peer import torchrl_learner
@@ -23,11 +30,20 @@ from workloads import CONTEXT, HORIZON, WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, Learner, build_agent
 from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.native import build as kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PEER_MODES = {"torchrl": ("eager", "step", "full", "graph"), "sheeprl": ("eager", "compiled")}
+SHEEPRL_PEER = Path(__file__).with_name("sheeprl_peer.py")
+SHEEPRL_MEND = (
+    "sheeprl wants an environment of its own: python3 -m venv FOLDER; FOLDER/bin/pip install "
+    f"torch=={torch.__version__.partition('+')[0]} sheeprl==0.8.4; then --peer-python FOLDER/bin/python."
+)
 
 
-def our_learner(workload: Workload, agent: Agent, steps: TensorDictBase, compile: bool) -> LocalContestant:
+def our_learner(
+    workload: Workload, agent: Agent, steps: TensorDictBase, compile: bool, native: bool = True
+) -> LocalContestant:
     """Makes our learner a contestant; refuses to where its agent is not the official one in size."""
     trained = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
     if trained != workload.parameters:
@@ -35,20 +51,38 @@ def our_learner(workload: Workload, agent: Agent, steps: TensorDictBase, compile
             f"{workload.name} trains {trained:,} parameters where the official agent has {workload.parameters:,}: "
             "this is another architecture, and its time would say nothing"
         )
-    learner = Learner(agent, seed=0, compile=compile)
+    native = native and steps.device.type == "cpu" and kernels.available()
+    learner = Learner(agent, seed=0, compile=compile, native=native)
     name = f"dreamer_torchrl {'compiled' if compile else 'eager'}"
-    return LocalContestant(name, trained, lambda: learner.update(steps), steps.device)
+    notes = ["our loops ran in kernels in C"] if native else []
+    return LocalContestant(name, trained, lambda: learner.update(steps), steps.device, notes)
 
 
-def contestants(workload: Workload, arguments: argparse.Namespace) -> list[Contestant]:
-    """Ours first, then the one to beat, if any; all on the same steps."""
+def sheeprl_learner(workload: Workload, steps: TensorDictBase, python: Path, mode: str, dtype: str) -> ChildContestant:
+    """Starts sheeprl's learner in its own environment, for the same `steps` and as many threads as ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "steps.pt"
+        torch.save(dict(steps.items()), file)
+        size = workload.size_name.removeprefix("size").upper()
+        options = {"steps": file, "size": size, "mode": mode, "dtype": dtype, "threads": torch.get_num_threads()}
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        return ChildContestant([python, SHEEPRL_PEER, *words], SHEEPRL_MEND)
+
+
+def contestants(workload: Workload, arguments: argparse.Namespace, processes: ExitStack) -> list[Contestant]:
+    """Ours first, then the one to beat, if any; all on the same steps. What runs elsewhere ends with `processes`."""
     torch.manual_seed(0)
     device, dtype = arguments.device, DTYPES[arguments.dtype]
     agent = build_agent(workload.observation_spec, workload.action_spec, size=workload.size_name, dtype=dtype)
     steps = example_batch(agent, arguments.batch, arguments.length).to(device)
-    rivals: list[Contestant] = [our_learner(workload, agent.to(device), steps, arguments.compile)]
+    rivals: list[Contestant] = [
+        our_learner(workload, agent.to(device), steps, arguments.compile, not arguments.no_native)
+    ]
     if arguments.against == "torchrl":
         rivals.append(torchrl_learner(workload, steps, dtype, arguments.peer_mode))
+    if arguments.against == "sheeprl":
+        python, mode = arguments.peer_python, arguments.peer_mode
+        rivals.append(processes.enter_context(sheeprl_learner(workload, steps, python, mode, arguments.dtype)))
     return rivals
 
 
@@ -78,7 +112,9 @@ def main() -> None:
     )
     for name in WORKLOADS if "all" in arguments.workload else arguments.workload:
         workload = WORKLOADS[name]
-        results = take_turns(contestants(workload, arguments), arguments.warmup, arguments.updates)
+        with ExitStack() as processes:
+            rivals = contestants(workload, arguments, processes)
+            results = take_turns(rivals, arguments.warmup, arguments.updates, arguments.gate and arguments.gate.wait)
         ratio = results[0].median / results[1].median if len(results) > 1 else None
         print("\n" + report(workload, results, ratio), flush=True)
         record["workloads"].append(
@@ -101,20 +137,39 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation")
     parser.add_argument("--compile", action="store_true", help="our side compiled")
+    parser.add_argument("--no-native", action="store_true", help="our side without its kernels in C")
     parser.add_argument("--threads", type=_positive, help="torch threads; torch's own choice where not given")
-    parser.add_argument("--against", choices=["torchrl"], help="another implementation, timed in turn with ours")
+    parser.add_argument("--against", choices=list(PEER_MODES), help="another implementation, timed in turn with ours")
+    parser.add_argument("--peer-python", type=Path, metavar="PATH", help="the interpreter that has sheeprl")
     parser.add_argument(
         "--peer-mode",
-        choices=["eager", "step", "full"],
+        choices=sorted({mode for modes in PEER_MODES.values() for mode in modes}),
         default="eager",
-        help="of torchrl: eager, one step of its sequence compiled, or all compiled (minutes; on CUDA a graph)",
+        help="eager; of torchrl also one step of its sequence compiled, all compiled (full: minutes; on CUDA captured "
+        "in a graph), or captured without compiling (graph); of sheeprl also all but its sequence compiled",
+    )
+    parser.add_argument(
+        "--gate",
+        type=Gate,
+        metavar="FILE",
+        help="makes FILE.ready when warm, and waits until FILE is there: many can compile at once and be timed in turn",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes every time measured, and where it comes from")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.against and arguments.peer_mode not in PEER_MODES[arguments.against]:
+        modes = ", ".join(PEER_MODES[arguments.against])
+        parser.error(f"--peer-mode {arguments.peer_mode}: {arguments.against} has {modes}")
+    if arguments.peer_mode == "graph" and arguments.device.type != "cuda":
+        parser.error(f"--peer-mode graph: {arguments.device} captures no graphs")
+    if arguments.against == "sheeprl" and not arguments.peer_python:
+        parser.error(f"--against sheeprl needs --peer-python. {SHEEPRL_MEND}")
+    if arguments.against == "sheeprl" and arguments.device.type != "cpu":
+        parser.error(f"--against sheeprl: that peer runs on the CPU, not on {arguments.device}")
+    return arguments
 
 
 def _settings(arguments: argparse.Namespace) -> dict:
-    names = ("updates", "warmup", "batch", "length", "dtype", "compile", "against", "peer_mode")
+    names = ("updates", "warmup", "batch", "length", "dtype", "compile", "no_native", "against", "peer_mode")
     return {
         **{name: getattr(arguments, name) for name in names},
         "device": str(arguments.device),
@@ -131,4 +186,7 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ChildError as error:
+        sys.exit(f"error: {error}")

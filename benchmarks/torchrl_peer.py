@@ -38,14 +38,14 @@ from torchrl_networks import (
 )
 from workloads import CONTEXT, HORIZON, Workload
 
-PeerMode = Literal["eager", "step", "full"]
+PeerMode = Literal["eager", "step", "full", "graph"]
 
 
 def torchrl_learner(workload: Workload, steps: TensorDictBase, dtype: torch.dtype, mode: PeerMode) -> LocalContestant:
     """Builds TorchRL's learner for the same `steps` as ours.
 
     `mode` is how it runs: "eager"; "step" compiles one step of the observed sequence; "full" compiles the whole
-    forward and backward pass, and captures it in a CUDA graph where there is one.
+    forward and backward pass, and captures it in a CUDA graph where there is one; "graph" captures it uncompiled.
     """
     device = steps.device
     with device:  # all of it is born there: buffers that several modules share would not follow a move
@@ -57,11 +57,11 @@ def torchrl_learner(workload: Workload, steps: TensorDictBase, dtype: torch.dtyp
         DreamerV3Optimizer(loss.parameters(), warmup_steps=1000),
         SoftUpdate(loss.value_loss, tau=0.02),
         compile_train_step=mode == "full",
-        cudagraph=mode == "full" and device.type == "cuda",
+        cudagraph=mode in ("full", "graph") and device.type == "cuda",
         mixed_precision=dtype is torch.bfloat16,
     )
     sample = transitions(workload, steps)
-    prepared = mode != "full"
+    prepared = mode in ("eager", "step")
 
     def step() -> None:
         nonlocal prepared

@@ -1,0 +1,93 @@
+"""A contestant in a process of its own: another interpreter, other versions, its own memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+
+class ChildError(RuntimeError):
+    """The other process could not start, or ended before its time."""
+
+
+class ChildContestant:
+    """A learner behind two pipes: it makes one update for each line it reads, and answers with a line of JSON.
+
+    Its first line comes unasked, ``{"name", "parameters", "notes"}``; each answer is ``{"seconds", "peak_memory"}``,
+    the latter in bytes. It ends where its input does. Use it in a ``with`` statement, or call `close`.
+
+    Args:
+        command: the program and its words.
+        mend: what to do where it fails, for the message of the `ChildError`.
+    """
+
+    def __init__(self, command: Sequence[str | Path], mend: str):
+        self.mend = mend
+        self._open = ExitStack()
+        # A pipe for complaints could fill up and stop the child.
+        self._complaints = self._open.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (closed with the child)
+        try:
+            self._process = subprocess.Popen(
+                list(map(str, command)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                text=True,
+            )
+        except OSError as error:
+            self.close()
+            raise ChildError(f"{command[0]} cannot be started: {error.strerror}. {mend}") from error
+        self._open.callback(self._process.communicate)
+        self._open.callback(self._process.kill)
+        self._peak = 0
+        try:
+            about = self._answer()
+            self.name: str = about["name"]
+            self.parameters: int = about["parameters"]
+            self.notes: list[str] = about["notes"]
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ChildContestant:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self) -> float:
+        try:
+            print("update", file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._failure() from None
+        answer = self._answer()
+        self._peak = max(self._peak, answer["peak_memory"])
+        return answer["seconds"]
+
+    def peak_memory(self) -> int:
+        return self._peak
+
+    def close(self) -> None:
+        """End the process."""
+        self._open.close()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise self._failure()
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            raise ChildError(f"The other process does not answer in JSON: {line.strip()[:200]}. {self.mend}") from None
+
+    def _failure(self) -> ChildError:
+        code = self._process.wait()
+        self._complaints.seek(0)
+        said = self._complaints.read().strip().splitlines()
+        end = f"by signal {-code}" if code < 0 else f"with code {code}"
+        return ChildError(f"The other process ended {end}: {said[-1] if said else 'it said nothing'}. {self.mend}")

@@ -1,0 +1,223 @@
+"""What `gpu.sh` runs: imports, exactness, and learners against TorchRL's, each part with a time limit of its own.
+
+Compiling takes minutes and would spoil the times of others. So all learners are made and warmed up at once, in a
+process each, while exactness is checked; then they are timed one after another, with nothing else running. What fails
+or takes too long is written down as that, and costs nothing but its own numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gate import Gate
+
+ROOT = Path(__file__).parents[1]
+LEARNER, EXACTNESS = ROOT / "benchmarks" / "learner.py", ROOT / "benchmarks" / "exactness.py"
+GOLDEN = ROOT / "tests" / "golden"
+RECORDINGS = ("proprio_cont", "vision_disc")
+WORKLOADS = ("proprio_size1m", "vision_size1m", "vision_size12m")
+
+NOT_NEEDED = ("gymnasium", "gym", "hydra", "omegaconf", "wandb", "ale_py", "av", "PIL", "mujoco", "dm_control")
+IMPORTS = f"""
+import sys
+sys.modules.update(dict.fromkeys({NOT_NEEDED!r}))  # None: not to be found, even where they are installed
+import dreamer_torchrl.agent, dreamer_torchrl.learner, dreamer_torchrl.interop.verify
+print("imported from", dreamer_torchrl.agent.__file__)
+"""
+
+ALL_SECONDS, WARM_UP_SECONDS = 450.0, 300.0
+"""Until everything has ended, and until what is not warm by then is given up."""
+
+
+@dataclass
+class Part:
+    """One process: what it is called, its words after the interpreter, and how long it may take."""
+
+    name: str
+    words: Sequence[str | Path]
+    limit: float
+    folder: Path
+    gate: Gate | None = None
+    process: subprocess.Popen | None = field(default=None, init=False)
+    began: float = field(default=0.0, init=False)
+    stopped: str = field(default="", init=False)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def record(self) -> Path:
+        """Where it writes its own JSON, if it has any."""
+        return self.folder / f"{self.name}.json"
+
+    def start(self) -> None:
+        """Run it away from the checkout, whose package folder lacks the configurations."""
+        self.began = time.monotonic()
+        with self.log.open("w") as log:
+            command = [sys.executable, *map(str, self.words)]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+
+    def finish(self, seconds: float) -> None:
+        """Wait so long; then end it, with all processes that it started."""
+        try:
+            self.process.wait(max(seconds, 0.0))
+        except subprocess.TimeoutExpired:
+            self.stop(f"stopped after {time.monotonic() - self.began:.0f} s")
+
+    def stop(self, why: str) -> None:
+        self.stopped = why
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def outcome(self) -> dict[str, Any]:
+        """How it ended, the end of what it printed, and its own record."""
+        code = self.process.returncode
+        said = self.log.read_text(errors="replace").splitlines()
+        return {
+            "part": self.name,
+            "status": self.stopped or ("ok" if code == 0 else f"failed with code {code}"),
+            "command": " ".join(["python", *(str(word).removeprefix(f"{ROOT}/") for word in self.words)]),
+            "seconds": round(time.monotonic() - self.began, 1),
+            "printed": said[-25:],
+            "record": _json(self.record),
+        }
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # there is none, or its writer was stopped in the middle
+        return None
+
+
+def checks(folder: Path, options: argparse.Namespace) -> list[Part]:
+    """What is not timed."""
+    verify = ["-m", "dreamer_torchrl.interop.verify", GOLDEN]
+    if _verify_takes_a_device():
+        verify += ["--device", options.device]
+    exactness = [EXACTNESS, GOLDEN, "--case", *options.recording, "--device", options.device]
+    exactness += ["--json", folder / "exactness.json"]
+    return [
+        Part("imports", ["-c", IMPORTS], 60, folder),
+        *(Part(f"verify-{case}", [*verify, "--case", case], 60, folder) for case in options.recording),
+        Part("exactness", exactness, 90, folder),
+    ]
+
+
+def _verify_takes_a_device() -> bool:
+    return "--device" in (ROOT / "dreamer_torchrl" / "interop" / "verify.py").read_text()
+
+
+def learners(folder: Path, options: argparse.Namespace) -> list[Part]:
+    """Ours compiled in turn with TorchRL's best, and ours alone without compiling; each workload and precision.
+
+    In the order of what matters, should the time run out.
+    """
+    parts = []
+    size = (
+        ["--batch", "2", "--length", "4", "--updates", "2", "--warmup", "1"] if options.quick else ["--updates", "30"]
+    )
+    on_gpu = options.device.startswith("cuda")
+    rivals = {
+        "duel": [
+            "--against",
+            "torchrl",
+            "--peer-mode",
+            "full" if on_gpu else "eager",
+            *(["--compile"] if on_gpu else []),
+        ],
+        "alone": [],
+    }
+    for workload in options.workload:
+        for dtype in options.dtype:
+            for kind, rival in rivals.items():
+                name = f"{kind}-{workload}-{dtype}"
+                gate = folder / f"{name}.gate"
+                words = [LEARNER, "--workload", workload, "--dtype", dtype, "--device", options.device, *size, *rival]
+                words += ["--gate", gate, "--json", folder / f"{name}.json"]
+                parts.append(Part(name, words, 60, folder, Gate(gate)))
+    return parts
+
+
+def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """All parts; the file is written after each."""
+    began = time.monotonic()
+    outcomes: list[dict[str, Any]] = []
+
+    def ended(part: Part) -> None:
+        outcomes.append(part.outcome())
+        print(f"{time.monotonic() - began:5.0f} s  {part.name:32} {_headline(outcomes[-1])}")
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps({"name": options.name, "parts": outcomes}, indent=2) + "\n")
+
+    waiting = learners(folder, options)
+    try:
+        for part in waiting:
+            part.start()
+        for part in checks(folder, options):
+            part.start()
+            part.finish(part.limit)
+            ended(part)
+        while time.monotonic() < began + options.warm_up and not all(map(_is_settled, waiting)):
+            time.sleep(0.1)
+        for part in waiting:
+            if not _is_settled(part):
+                part.stop(f"not warm after {time.monotonic() - part.began:.0f} s")
+        for part in waiting:
+            part.gate.open()
+            part.finish(min(part.limit, began + options.seconds - time.monotonic()))
+            ended(part)
+    finally:
+        for part in waiting:
+            if part.process and part.process.poll() is None:
+                part.stop("not run to its end")
+    return outcomes
+
+
+def _headline(outcome: dict[str, Any]) -> str:
+    """How a part ended, and what it found in a line."""
+    found = [outcome["status"]]
+    for workload in (outcome["record"] or {}).get("workloads", []):
+        found += [f"{result['contestant']} {1e3 * result['median']:.1f} ms" for result in workload["results"]]
+        found += [f"ratio {workload['ratio']:.3f}"] if workload["ratio"] else []
+    return ", ".join(found)
+
+
+def _is_settled(part: Part) -> bool:
+    return part.gate.is_ready or part.process.poll() is not None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__)
+    parser.add_argument("name", help="of the machine, for the name of the file")
+    parser.add_argument("--output", type=Path, help="the file, if not benchmarks/results/gpu-NAME.json")
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try this script")
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--recording", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), help="to compare with")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["bfloat16", "float32"])
+    parser.add_argument("--quick", action="store_true", help="two updates of two sequences: to see that it runs")
+    parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="for everything")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP_SECONDS, help="seconds of that for getting warm")
+    options = parser.parse_args()
+    options.output = (options.output or ROOT / "benchmarks" / "results" / f"gpu-{options.name}.json").absolute()
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # many processes compile at once
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = run(options, Path(folder))
+    print(f"written to {options.output}")
+    return 0 if all(outcome["status"] == "ok" for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

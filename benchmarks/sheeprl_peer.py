@@ -1,0 +1,180 @@
+"""sheeprl's `dreamer_v3_5` as the child of `learner.py --against sheeprl`; run by the interpreter that has sheeprl.
+
+    python benchmarks/sheeprl_peer.py --steps steps.pt --size 1M --threads 2
+
+Makes one update of its learner for each line it reads and answers with a line of JSON, as `child.py` wants it. It
+imports nothing of ours, so sheeprl's environment needs none of it. The steps, `[B, 1 + T]` as `Learner.update` takes
+them, come in a file: both sides train on the same numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import gymnasium
+
+STREAM = {"reward": "rewards", "is_init": "is_first", "terminated": "terminated"}
+PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed"}
+
+
+def sheeprl_update(
+    steps: dict[str, Tensor], size: str, mode: str, dtype: str
+) -> tuple[Callable[[], None], int, list[str]]:
+    """Builds the learner for steps `[B, 1 + T]`; returns one update, the number of trained parameters, and notes."""
+    import hydra
+    from lightning.fabric import Fabric
+    from sheeprl.algos.dreamer_v3_5 import dreamer_v3_5 as algorithm
+    from sheeprl.algos.dreamer_v3_5.agent import build_agent
+
+    data = stream_of(steps)
+    image, actions = "rgb" in data, data["actions"].shape[-1]
+    settings = compose_settings(data, size, mode, dtype)
+    torch.distributions.Distribution.set_default_validate_args(settings.distribution.validate_args)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=settings.fabric.precision)
+    if mode == "compiled":
+        leave_loop_eager(algorithm)
+    model, actor, critic, slow_critic, _ = build_agent(fabric, (actions,), not image, settings, observation_space(data))
+    trained = [*model.parameters(), *actor.parameters(), *critic.parameters()]
+    optimizer = hydra.utils.instantiate(settings.algo.optimizer, params=trained, _convert_="all")
+    optimizer = fabric.setup_optimizers(optimizer)
+    scale = settings.algo.actor.moments
+    moments = algorithm.Moments(scale.decay, scale.max, scale.percentile.low, scale.percentile.high)
+
+    def update() -> None:
+        algorithm.train(
+            fabric,
+            settings,
+            model,
+            actor,
+            critic,
+            slow_critic,
+            optimizer,
+            moments,
+            dict(data),  # it takes keys out
+            None,
+            (actions,),
+        )
+        algorithm.update_target_critic(critic, slow_critic, settings.algo.critic.tau)
+
+    notes = [f"sheeprl ran with its own torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    if mode == "compiled":
+        notes.append("sheeprl's imagination and its actor and critic losses are compiled, its observed sequence is not")
+    return update, sum(parameter.numel() for parameter in trained), notes
+
+
+def stream_of(steps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turns steps `[B, 1 + T]` into sheeprl's batch `[1 + T, B]`: floats for flags, half precision for beliefs."""
+    first = {name: value.transpose(0, 1).contiguous() for name, value in steps.items()}
+    data = {theirs: first[ours].float() for ours, theirs in STREAM.items()}
+    data["truncated"] = (first["done"] & ~first["terminated"]).float()
+    data["actions"] = first["action"].float()
+    data["deter"], data["stoch"] = first["belief"].half(), first["state"]
+    if "pixels" in first:
+        data["rgb"] = first["pixels"].movedim(-1, -3).contiguous()
+    else:
+        data["state"] = first["observation"]
+    return data
+
+
+def compose_settings(data: dict[str, Tensor], size: str, mode: str, dtype: str) -> Any:
+    """sheeprl's settings of that size, for the observations in `data`."""
+    import sheeprl
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+    from sheeprl.utils.utils import dotdict
+
+    length, batch = data["rewards"].shape[:2]
+    pixels, vectors = ("[rgb]", "[]") if "rgb" in data else ("[]", "[state]")
+    words = [
+        *("exp=dreamer_v3_5", f"algo=dreamer_v3_5_{size}", "env=dummy", "env.num_envs=1", "fabric.accelerator=cpu"),
+        *(f"fabric.precision={PRECISION[dtype]}", f"algo.per_rank_batch_size={batch}"),
+        *(f"algo.per_rank_sequence_length={length - 1}", f"algo.compile.enabled={mode == 'compiled'}"),
+        *("algo.compile.mode=default", "algo.compile.player=False"),
+    ]
+    for side in ("encoder", "decoder"):
+        words += [f"algo.cnn_keys.{side}={pixels}", f"algo.mlp_keys.{side}={vectors}"]
+    folder = Path(sheeprl.__file__).parent / "configs"
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        whole = compose("config", overrides=words)
+    rooms = ("algo", "env", "fabric", "distribution")  # the others ask for the names of a run
+    return dotdict({room: OmegaConf.to_container(whole[room], resolve=True) for room in rooms})
+
+
+def observation_space(data: dict[str, Tensor]) -> gymnasium.spaces.Dict:
+    """What sheeprl's agent is built for."""
+    import numpy
+    from gymnasium.spaces import Box, Dict
+
+    if "rgb" in data:
+        return Dict({"rgb": Box(0, 255, tuple(data["rgb"].shape[2:]), numpy.uint8)})
+    return Dict({"state": Box(-1, 1, tuple(data["state"].shape[2:]))})
+
+
+def leave_loop_eager(algorithm: Any) -> None:
+    """Of the three parts that sheeprl compiles, spare the unrolled sequence: it takes seconds per step to compile."""
+    compiled = algorithm.compiled
+
+    def compiled_but_the_loop(function: Callable, fabric: Any, settings: Any) -> Callable:
+        return function if function is algorithm.world_model_loss else compiled(function, fabric, settings)
+
+    algorithm.compiled = compiled_but_the_loop
+
+
+def measured(update: Callable[[], None]) -> dict[str, float]:
+    """Makes an update; its seconds and the most bytes that this process held meanwhile."""
+    with suppress(OSError):  # not on Linux, or not allowed: then the peak is that of the whole process so far
+        Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    update()
+    seconds = time.perf_counter() - start
+    try:  # `ru_maxrss` would not do: Linux lets it begin at what the parent held
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        peak = int(found[1]) * 1024
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"seconds": seconds, "peak_memory": peak}
+
+
+def answers(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What this process says: first about itself, then after each line that it reads."""
+    torch.manual_seed(0)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    steps = torch.load(arguments.steps, weights_only=True)
+    update, parameters, notes = sheeprl_update(steps, arguments.size, arguments.mode, arguments.dtype)
+    yield {"name": f"sheeprl {version('sheeprl')} {arguments.mode}", "parameters": parameters, "notes": notes}
+    for _ in sys.stdin:
+        yield measured(update)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=Path, required=True, metavar="FILE", help="a dictionary of tensors [B, 1 + T]")
+    parser.add_argument("--size", required=True, help="sheeprl's name of it, such as 1M")
+    parser.add_argument("--mode", choices=["eager", "compiled"], default="eager")
+    parser.add_argument("--dtype", choices=PRECISION, default="float32")
+    parser.add_argument("--threads", type=int, help="torch threads; torch's own choice where not given")
+    arguments = parser.parse_args()
+    with os.fdopen(os.dup(1), "w") as answer_stream:
+        os.dup2(2, 1)  # what sheeprl or its libraries print is no answer
+        for answer in answers(arguments):
+            print(json.dumps(answer), file=answer_stream, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The benchmark of acting: its record, and that what it times is the acting of training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return import_module("policy")
+
+
+def test_table_and_record(
+    policy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "policy.json"
+    words = ["--environments", "1", "3", "--steps", "4", "--warmup", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["policy.py", *words])
+    policy.main()
+    record = json.loads(file.read_text())
+    rows = [(row["workload"], row["environments"], row["target_ms"]) for row in record["policy"]]
+    assert rows == [
+        *(("proprio_size1m", 1, 1.0), ("proprio_size1m", 3, None)),
+        *(("vision_size1m", 1, None), ("vision_size1m", 3, None)),
+    ]
+    for row in record["policy"]:
+        for name in ("policy", "send"):
+            lower, upper = row[f"{name}_ms_quartiles"]
+            assert 0 < row[f"{name}_ms_min"] <= lower <= row[f"{name}_ms"] <= upper
+    assert record["versions"]["torch"] == torch.__version__
+    assert "proprio_size1m" in capsys.readouterr().out
+
+
+def test_prepared_observations_are_what_environments_show(policy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No action and no latents are given away: the collector adds those that it carries."""
+    seen: list[TensorDict] = []
+
+    def record(self: object, tensordict: TensorDict) -> TensorDict:
+        seen.append(tensordict.copy())
+        return forward(self, tensordict)
+
+    forward = import_module("dreamer_torchrl.agent").Policy.forward
+    monkeypatch.setattr("dreamer_torchrl.agent.Policy.forward", record)
+    policy.measure(policy.WORKLOADS["proprio_size1m"], 2, steps=2, warmup=0, device=torch.device("cpu"))
+    first, second, *alone = seen
+    assert set(first.keys()) == {"observation", "reward", "is_init", "terminated", "done"}
+    assert set(second.keys()) == {*first.keys(), "belief", "state", "previous_action"}
+    assert all(set(one.keys()) == set(second.keys()) and one.shape == (2,) for one in alone)
