@@ -1,8 +1,11 @@
-"""What every test may count on: fixed seeds, and property tests without a stopwatch."""
+"""What every test may count on: fixed seeds, one thread, and property tests without a stopwatch."""
 
 from __future__ import annotations
 
 import os
+
+# Before torch is loaded, and for the processes that tests start: more threads than cores are many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
