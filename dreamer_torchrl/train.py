@@ -39,8 +39,8 @@ SHOW = {"--cfg", "--cfg=job", "-c"}
 """Hydra's ways to ask for the configuration."""
 
 MACHINE = {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-"""How torch uses the machine, read when it is loaded: large pages for large tensors, and no thread that waits by spinning
-while a kernel needs its core. Together a fifth of the time of an update of size1m."""
+"""How torch uses the machine, read when it is loaded: large pages for large tensors, and no thread that waits by
+spinning while a kernel needs its core. Together a fifth of the time of an update of size1m."""
 
 NOT_TRAINED, BAD_WORDS, NO_CHECKPOINT = 1, 2, 3
 

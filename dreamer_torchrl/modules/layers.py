@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_torchrl.native import rowwise
+from dreamer_torchrl.native import layer, rowwise
 from dreamer_torchrl.native.calls import fits
 
 EPS = 1e-4
@@ -40,6 +40,8 @@ class Linear(nn.Linear):
         torch.bfloat16
     """
 
+    native = False  # whether the kernels do it where they can: see use_native
+
     def __init__(self, in_features: int, out_features: int, scale: float = 1.0):
         self.scale = scale
         super().__init__(in_features, out_features)
@@ -49,6 +51,8 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.native and fits(x) and self.weight.dtype == x.dtype:
+            return layer.Linear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -126,12 +130,17 @@ class HiddenLayer(nn.Module):
         torch.Size([5, 16])
     """
 
+    native = False  # whether the kernels do it where they can: see use_native
+
     def __init__(self, in_features: int, units: int):
         super().__init__()
         self.linear = Linear(in_features, units)
         self.after = NormSilu(units)
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, scale = self.linear.weight, self.after.norm.weight
+        if self.native and fits(x) and weight.dtype == scale.dtype == x.dtype:
+            return layer.HiddenLayer.apply(x, weight, self.linear.bias, scale)
         return self.after(self.linear(x))
 
 

@@ -108,6 +108,13 @@ typedef struct {
 } norm_arguments;
 
 typedef struct {
+    long rows, threads;
+    layer_weights layer;
+    const void *x;
+    void *before, *after;
+} layer_arguments;
+
+typedef struct {
     long rows, count, targets, threads;
     const void *logits, *bins, *target;
     const double *weights;
@@ -191,6 +198,7 @@ static void share(void (*work)(const void *, long, int), const void *job, long r
 #include "actor.h"
 #include "imagine.h"
 #include "act.h"
+#include "layer.h"
 #include "rowwise.h"
 #include "laprop.h"
 #undef REAL
@@ -212,5 +220,6 @@ static void share(void (*work)(const void *, long, int), const void *job, long r
 #include "actor.h"
 #include "imagine.h"
 #include "act.h"
+#include "layer.h"
 #include "rowwise.h"
 #include "laprop.h"

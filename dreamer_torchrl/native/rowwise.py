@@ -31,12 +31,16 @@ class NormSilu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
-        x, scale = ctx.saved_tensors
-        arguments, d_x = _norm_arguments(x, scale), torch.empty_like(x)
-        d_scales = x.new_zeros(-(-arguments.rows // TILE), arguments.width)
-        fill(arguments, {"d_y": d_y.contiguous(), "d_x": d_x, "d_scales": d_scales})
-        call("norm_silu_backward_rows", x.dtype, arguments)
-        return d_x, d_scales.sum(0)
+        return norm_silu_backward(d_y, *ctx.saved_tensors)
+
+
+def norm_silu_backward(d_y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and scale from that of what comes out."""
+    arguments, d_x = _norm_arguments(x, scale), torch.empty_like(x)
+    d_scales = x.new_zeros(-(-arguments.rows // TILE), arguments.width)
+    fill(arguments, {"d_y": d_y.contiguous(), "d_x": d_x, "d_scales": d_scales})
+    call("norm_silu_backward_rows", x.dtype, arguments)
+    return d_x, d_scales.sum(0)
 
 
 class TwoHotLoss(torch.autograd.Function):

@@ -140,6 +140,16 @@ class NormArguments(ctypes.Structure):
     ]
 
 
+class LayerArguments(ctypes.Structure):
+    """Of ``layer_rows``; without a scale nothing comes after."""
+
+    _fields_: ClassVar = [
+        *((name, LONG) for name in ("rows", "threads")),
+        ("layer", Layer),
+        *((name, POINTER) for name in ("x", "before", "after")),
+    ]
+
+
 class TwoHotArguments(ctypes.Structure):
     """Of ``two_hot_mean``, ``two_hot_loss`` and ``two_hot_backward``."""
 

@@ -1,0 +1,85 @@
+"""Linear and hidden layers by the kernels are those of the modules: forward, every gradient, whatever the shape."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dreamer_torchrl.modules.layers import HiddenLayer, Linear
+from dreamer_torchrl.native import layer
+from dreamer_torchrl.native.calls import use_native
+from tests.native.compilers import needs_compiler
+
+pytestmark = needs_compiler
+LAYERS = {"linear": Linear, "hidden": HiddenLayer}
+SHAPES = [(1, 3, 1), (5, 37, 9), (17, 8, 64), (300, 64, 255), (49, 24, 6)]
+
+
+def made(kind: str, inputs: int, outputs: int, dtype: torch.dtype) -> nn.Module:
+    """A layer all of whose parameters are random."""
+    module = LAYERS[kind](inputs, outputs).to(dtype)
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+def with_gradients(module: nn.Module, native: bool, x: Tensor, weight: Tensor) -> list[Tensor]:
+    """What a layer gives, and the gradients of x and of its parameters."""
+    use_native(module, native)
+    y = module(x)
+    return [y, *torch.autograd.grad((y * weight).sum(), [x, *module.parameters()])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_numbers_and_gradients(kind: str, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    module = made(kind, inputs, outputs, dtype)
+    x = torch.randn(rows, 2, inputs, dtype=dtype, requires_grad=True)
+    weight = torch.randn(rows, 2, outputs, dtype=dtype)
+    precise = {"rtol": 1e-10, "atol": 1e-10} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
+    plain, found = (with_gradients(module, native, x, weight) for native in (False, True))
+    for here, there in zip(found, plain, strict=True):
+        assert_close(here, there, **precise)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_views_and_gradients_that_are_not_contiguous(kind: str) -> None:
+    module = made(kind, 6, 7, torch.float64)
+    x = torch.randn(6, 20, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 20, dtype=torch.float64)
+    plain, found = (with_gradients(module, native, x.t(), weight.t())[1:] for native in (False, True))
+    for here, there in zip(found, plain, strict=True):
+        assert_close(here, there, rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    x, weight = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    bias, scale = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64) + 0.5
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, scale)]
+    assert torch.autograd.gradcheck(layer.Linear.apply, inputs[:3])
+    assert torch.autograd.gradcheck(layer.HiddenLayer.apply, inputs)
+
+
+def test_no_gradient_is_computed_for_what_needs_none() -> None:
+    """The critic learns on features that teach nobody: the largest product of all is left out."""
+    module = made("hidden", 6, 7, torch.float32)
+    use_native(module, True)
+    x = torch.randn(20, 6)
+    with torch.profiler.profile() as profile:
+        module(x).sum().backward()
+    products = sum(event.count for event in profile.key_averages() if event.key == "aten::mm")
+    assert products == 1
+    assert module.linear.weight.grad is not None
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_other_precisions_are_left_to_torch(kind: str) -> None:
+    module = made(kind, 6, 7, torch.float32)
+    x = torch.randn(3, 6, dtype=torch.bfloat16)
+    use_native(module, False)
+    plain = module(x)
+    use_native(module, True)
+    assert module(x).equal(plain)
