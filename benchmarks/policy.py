@@ -29,6 +29,7 @@ from dreamer_torchrl import Agent, build_agent
 from dreamer_torchrl.agent import LATENTS
 from dreamer_torchrl.data.collect import Collector
 from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.native.calls import decide, use_native
 
 TARGETS = {("proprio_size1m", 1): 1.0, ("proprio_size1m", 16): 1.4}
 """Milliseconds that the policy is meant to take."""
@@ -61,6 +62,7 @@ def measure(workload: Workload, environments: int, steps: int, warmup: int, devi
     """Act in so many environments; every time measured, in milliseconds."""
     torch.manual_seed(0)
     agent = build_agent(workload.observation_spec, workload.action_spec, size=workload.size_name).to(device)
+    use_native(agent, decide(None, device))  # as a run does
     collector = Collector(PreparedStreams(environments, Composite(action=workload.action_spec)), agent.policy)
     seen = observations(agent, environments)
     sending = [_timed_send(collector, seen[step % len(seen)]) for step in range(warmup + steps)][warmup:]
