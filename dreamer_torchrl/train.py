@@ -38,10 +38,6 @@ NAMING = ("id", "game", "task", "factory")
 SHOW = {"--cfg", "--cfg=job", "-c"}
 """Hydra's ways to ask for the configuration."""
 
-MACHINE = {"THP_MEM_ALLOC_ENABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-"""How torch uses the machine, read when it is loaded: large pages for large tensors, and no thread that waits by
-spinning while a kernel needs its core. Together a fifth of the time of an update of size1m."""
-
 NOT_TRAINED, BAD_WORDS, NO_CHECKPOINT = 1, 2, 3
 
 
@@ -101,8 +97,8 @@ def start(configuration: Configuration) -> int:
 
 def train(configuration: Configuration, run_dir: Path) -> int:
     """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
-    for name, value in MACHINE.items():
-        os.environ.setdefault(name, value)
+    # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of an update of size1m.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch  # this and what needs it takes seconds
     from torchrl import logger
 
