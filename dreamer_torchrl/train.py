@@ -97,7 +97,7 @@ def start(configuration: Configuration) -> int:
 
 def train(configuration: Configuration, run_dir: Path) -> int:
     """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
-    # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of an update of size1m.
+    # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of a large update.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch  # this and what needs it takes seconds
     from torchrl import logger

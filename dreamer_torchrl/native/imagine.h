@@ -61,6 +61,6 @@ void NAME(imagine)(const imagine_arguments *a) {
         job.prior[i] = NAME(layer_of)(&memory, &a->prior[i], 1);
         if (job.prior[i].weight.out > job.widest) job.widest = job.prior[i].weight.out;
     }
-    share(NAME(imagine_tile), &job, a->rows, 32, a->threads);
+    share(NAME(imagine_tile), &job, a->rows, 1, 32, a->threads);
     release(&memory);
 }

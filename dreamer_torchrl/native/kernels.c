@@ -182,10 +182,12 @@ static void share_tiles(void (*work)(const void *, long, int), const void *job, 
     while (started) pthread_join(others[--started], 0);
 }
 
-/* The same in tiles of at most so many rows, smaller where there would be less than one for each thread. */
-static void share(void (*work)(const void *, long, int), const void *job, long rows, long most, long threads) {
-    const long even = (rows + threads - 1) / threads;
-    share_tiles(work, job, rows, even < most ? even : most, threads);
+/* The same in tiles of at most so many rows, smaller where there would be less than one for each thread, but not so
+ * small that a thread would take longer to start than to work. */
+static void share(
+    void (*work)(const void *, long, int), const void *job, long rows, long least, long most, long threads) {
+    const long even = (rows + threads - 1) / threads, tile = even < most ? even : most;
+    share_tiles(work, job, rows, tile > least ? tile : least, threads);
 }
 
 #define REAL float

@@ -16,6 +16,6 @@ static void NAME(layer_tile)(const void *given, long row, int n) {
 void NAME(layer_rows)(const layer_arguments *a) {
     arena memory = {0};
     NAME(layer_job) job = {a, NAME(layer_of)(&memory, &a->layer, a->rows > 16)};
-    share(NAME(layer_tile), &job, a->rows, 48, a->threads);
+    share(NAME(layer_tile), &job, a->rows, 32, 48, a->threads);
     release(&memory);
 }

@@ -128,7 +128,7 @@ static void NAME(observe_any)(const observe_arguments *a, int backward) {
         a, NAME(pack_core)(&memory, &a->size, &a->core, backward), NAME(pack)(&memory, a->posterior_own, backward),
         NAME(pack)(&memory, a->posterior_logits, backward),
     };
-    share(backward ? NAME(observe_backward_tile) : NAME(observe_tile), &job, a->batch, 16, a->threads);
+    share(backward ? NAME(observe_backward_tile) : NAME(observe_tile), &job, a->batch, 1, 16, a->threads);
     release(&memory);
 }
 

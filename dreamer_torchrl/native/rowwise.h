@@ -6,7 +6,7 @@ static void NAME(norm_silu_tile)(const void *given, long row, int n) {
     NAME(norm_silu)(n, a->width, x, a->scale, y);
 }
 
-void NAME(norm_silu_rows)(const norm_arguments *a) { share(NAME(norm_silu_tile), a, a->rows, 256, a->threads); }
+void NAME(norm_silu_rows)(const norm_arguments *a) { share(NAME(norm_silu_tile), a, a->rows, 64, 256, a->threads); }
 
 static void NAME(norm_silu_backward_tile)(const void *given, long row, int n) {
     const norm_arguments *a = given;
@@ -66,7 +66,7 @@ static void NAME(two_hot_mean_tile)(const void *given, long row, int n) {
     release(&memory);
 }
 
-void NAME(two_hot_mean)(const two_hot_arguments *a) { share(NAME(two_hot_mean_tile), a, a->rows, 256, a->threads); }
+void NAME(two_hot_mean)(const two_hot_arguments *a) { share(NAME(two_hot_mean_tile), a, a->rows, 64, 256, a->threads); }
 
 /* The bins below and above a value, and the weight of the one above; values outside are clipped. */
 static void NAME(neighbours)(int count, const REAL *bins, REAL value, int *below, int *above, REAL *weight) {
@@ -102,7 +102,7 @@ static void NAME(two_hot_loss_tile)(const void *given, long row, int n) {
     release(&memory);
 }
 
-void NAME(two_hot_loss)(const two_hot_arguments *a) { share(NAME(two_hot_loss_tile), a, a->rows, 256, a->threads); }
+void NAME(two_hot_loss)(const two_hot_arguments *a) { share(NAME(two_hot_loss_tile), a, a->rows, 64, 256, a->threads); }
 
 static void NAME(two_hot_backward_tile)(const void *given, long row, int n) {
     const two_hot_arguments *a = given;
@@ -125,5 +125,5 @@ static void NAME(two_hot_backward_tile)(const void *given, long row, int n) {
 }
 
 void NAME(two_hot_backward)(const two_hot_arguments *a) {
-    share(NAME(two_hot_backward_tile), a, a->rows, 256, a->threads);
+    share(NAME(two_hot_backward_tile), a, a->rows, 64, 256, a->threads);
 }
