@@ -202,7 +202,8 @@ def test_a_wrong_key_becomes_offline(tmp_path: Path, refusing_server: str, key: 
 FIND_CORE = """
 import subprocess
 def core():
-    rows = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True).stdout.splitlines()
+    command = ["ps", "-ww", "-A", "-o", "pid=,ppid=,args="]  # -ww: a long path is not cut at the terminal's width
+    rows = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     (pid,) = [int(row.split()[0]) for row in rows if row.split()[1] == str(os.getpid()) and "wandb-core" in row]
     return pid
 """
