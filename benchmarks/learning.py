@@ -10,7 +10,6 @@ and evaluations included. Results, with every episode, go to
 """
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import torch
 from provenance import provenance
+
+from dreamer_torchrl.references import official_curve
 
 HERE = Path(__file__).parent
 
@@ -41,7 +42,7 @@ TARGETS = {
     "pendulum": Target(-170, 5),
     "acrobot": Target(-90, 20),
     "mountaincar_continuous": Target(90, 20),
-    "grid_reach": Target(0.9 * 13 / 15, 20),
+    "grid_reach": Target(0.9 * 7 / 9, 20),
     "memory": Target(0.9, 20),
     "cartpole_swingup": Target(512, 60),
 }
@@ -77,9 +78,8 @@ def train(experiment: str, words: list[str], seed: int, folder: Path, limit: flo
 
 def official(task: str) -> list[tuple[int, float]]:
     """Frames and median return of the official code on a DeepMind Control task; empty where there is no curve."""
-    with (HERE / "official_curves.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["kind"] == "grid" and row["task"] == f"dmc_{task}"]
-    return [(int(row["step"]), float(row["median"])) for row in rows if row["suite"] == "dmc_proprio"]
+    curve = official_curve(f"dmc_proprio:{task}")
+    return [] if curve is None else list(zip(curve.x.astype(int).tolist(), curve.median.tolist(), strict=True))
 
 
 def overlay(runs: list[dict], curve: list[tuple[int, float]]) -> list[dict]:

@@ -31,17 +31,20 @@ CONFIG_AND_FILE_LIBRARIES = {"hydra", "importlib.resources", "json", "omegaconf"
 # The storeys of the house, from the ground up: a file imports from its own storey and those below, never from above.
 STOREYS = (
     {"native"},
-    {"configs", "modules", "settings"},
+    {"configs", "figures", "modules", "references", "settings"},
     {"objectives"},
     {"act", "agent", "captured", "checkpoint", "data", "envs"}
     | {"learner", "lock", "manifest", "optim", "signals", "stopwatch", "video"},
-    {"checks", "console", "evaluation", "metrics", "wandb_run"},
-    {"config", "interop"},
+    {"checks", "console", "curve_pictures", "curves", "dream_pictures", "dreaming", "evaluation"}
+    | {"metrics", "page_frame", "svg_chart"}
+    | {"wandb_log", "wandb_run", "wandb_start"},
+    {"config", "interop", "labels", "words"},
+    {"report_page"},
     {"loop", "runs"},
-    {"doctor", "dream", "evaluate", "export", "plot", "report", "train"},
+    {"doctor", "dream", "evaluate", "export", "plot", "report", "sweep", "train"},
     {""},  # the package itself, which only gathers the public names
 )
-HYDRA_ROOMS = {"config"}
+HYDRA_ROOMS = {"config", "words"}
 
 
 def name_of(source: Path) -> str:
@@ -198,7 +201,8 @@ def test_wheel_holds_every_source_and_configuration_and_nothing_else(wheel: Path
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = [path for path in (ROOT / "configs").rglob("*") if path.suffix in {".py", ".yaml"}]
     kernels = [path for path in (PACKAGE / "native").iterdir() if path.suffix in {".c", ".h"}]
-    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels]}
+    references = (PACKAGE / "references").glob("*.csv")
+    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels, *references]}
     expected |= {f"dreamer_torchrl/{path.relative_to(ROOT).as_posix()}" for path in configs}
     assert packed == expected
 

@@ -1,0 +1,93 @@
+"""``python -m dreamer_torchrl.plot RUN [RUN ...]``: learning curves, losses and throughput of runs as PNG and SVG.
+
+Runs that differ by their seeds only are one line, their median, in a band from the lower to the upper quartile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import get_args
+
+from dreamer_torchrl.checks import ConfigError, nearest
+from dreamer_torchrl.config import read_saved
+from dreamer_torchrl.curve_pictures import draw
+from dreamer_torchrl.curves import Axis, Run, read_run
+from dreamer_torchrl.figures import save_figure
+
+FAILED = 1
+FORMATS = (".png", ".svg")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw and say where the files are; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.plot", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--x", choices=get_args(Axis), default="steps", help="what goes to the right (steps)")
+    parser.add_argument("--metric", action="append", metavar="NAME", help="draw this instead; can be repeated")
+    parser.add_argument("--smooth", type=int, metavar="N", help="mean over N neighbouring points (1: none)")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="file, .png or .svg; both if it has no ending")
+    parser.add_argument("--title", help="above everything")
+    options = parser.parse_args(arguments)
+    if options.smooth is not None and options.smooth < 1:
+        parser.error(f"--smooth {options.smooth} is impossible: give at least 1.")
+    try:
+        runs = read_runs(options.runs)
+        check_metrics(runs, options.metric or ())
+    except ConfigError as error:
+        parser.error(str(error))
+    for run in runs:
+        if run.damaged:
+            print(f"{run.folder}: {run.damaged} damaged lines of metrics.jsonl are left out.", file=sys.stderr)
+    figure = draw(runs, options.x, options.metric or (), options.smooth, options.title)
+    place, formats = output_of(options.output, options.runs)
+    try:
+        files = save_figure(figure, place, formats)
+    except OSError as error:
+        print(f"Not written: {error}. Give another --output.", file=sys.stderr)
+        return FAILED
+    print(f"Drawn: {', '.join(map(str, files))}.")
+    return 0
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """All runs, each once; `ConfigError` for a folder that is none, or that has nothing to show yet."""
+    runs = []
+    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
+        run = read_run(folder, read_saved(folder))
+        if not run.metrics:
+            raise ConfigError(f"{folder} has no metrics yet: let it train for a while.")
+        runs.append(run)
+    return runs
+
+
+def check_metrics(runs: Sequence[Run], metrics: Iterable[str]) -> None:
+    """`ConfigError` for a metric that no run has; it names the nearest one."""
+    known = sorted({name for run in runs for name in run.metrics})
+    for metric in metrics:
+        if metric not in known:
+            hint = nearest(metric, known) or f" There are: {', '.join(known)}."
+            raise ConfigError(f"There is no metric {metric!r} in metrics.jsonl.{hint}")
+
+
+def output_of(output: Path | None, runs: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
+    """The file to write, its ending to be replaced, and the formats: without a word `plot` in the only run or here.
+
+    Example:
+        >>> output_of(Path("figure.svg"), []), output_of(Path("cartpole"), [])
+        ((PosixPath('figure.svg'), ('svg',)), (PosixPath('cartpole.png'), ('png', 'svg')))
+    """
+    both = tuple(ending[1:] for ending in FORMATS)
+    if output is None:
+        output = (runs[0] if len(runs) == 1 else Path()) / "plot"
+    elif output.is_dir():
+        output = output / "plot"
+    if output.suffix.lower() in FORMATS:
+        return output, (output.suffix.lower()[1:],)
+    return output.with_name(output.name + FORMATS[0]), both
+
+
+if __name__ == "__main__":
+    sys.exit(main())
