@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 
 import numpy as np
+import torch
+from tensordict import TensorDictBase
 
 from dreamer_torchrl.agent import Policy
 from dreamer_torchrl.data.collect import Collector
@@ -25,12 +27,16 @@ def never() -> bool:
 
 @dataclass
 class Evaluation:
-    """Returns and lengths of the episodes, in their order, and pictures of the first one if they were asked for."""
+    """Returns and lengths of the episodes, in their order; of the first one pictures and steps if asked for.
+
+    The ``steps`` ``[T]`` are those of a replay (see `StreamEnv`): what was seen on arrival, and what was done then.
+    """
 
     returns: list[float]
     lengths: list[int]
     frames: list[np.ndarray] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    steps: TensorDictBase | None = None
 
     @property
     def mean(self) -> float:
@@ -59,12 +65,13 @@ def evaluate(
     deterministic: bool = False,
     film: bool = False,
     give_up: Callable[[], bool] = never,
+    record: int = 0,
 ) -> Evaluation:
     """Play ``episodes`` from the start of the streams on, dealt out evenly, so that short ones are not preferred.
 
     The outcome depends on the policy's weights, its generator and the seeds of the streams. An episode in which its
-    environment fails does not count, the next one of its stream does. Films need streams in this process. Once
-    ``give_up`` is true there is no outcome: `GivenUp`.
+    environment fails does not count, the next one of its stream does. Films need streams in this process. Of the first
+    episode at most ``record`` steps are kept. Once ``give_up`` is true there is no outcome: `GivenUp`.
     """
     collector = Collector(streams, policy, deterministic)
     collector.start()
@@ -72,13 +79,16 @@ def evaluate(
     wanted = [len(range(index, episodes, count)) for index in range(count)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
     frames: list[np.ndarray] = []
+    recorded: list[TensorDictBase] = []
     while any(len(done) < want for done, want in zip(played, wanted, strict=True)):
         if give_up():
             raise GivenUp
         if film and not played[0]:
             frames += _pictures(streams, collector, policy)
         collector.send()
-        collector.receive()
+        steps = collector.receive()
+        if record and not played[0]:
+            _remember(recorded, steps[0], record)
         for index, total_reward, length in collector.finished:
             if len(played[index]) < wanted[index]:
                 played[index].append((total_reward, length))
@@ -86,7 +96,16 @@ def evaluate(
     notes, streams.notes = streams.notes, []
     if film and not frames:
         notes.append("There is no video: the environment has no renderer and shows no images.")
-    return Evaluation([r for r, _ in ordered], [n for _, n in ordered], frames, notes)
+    kept = torch.stack(recorded) if recorded else None  # [T]
+    return Evaluation([r for r, _ in ordered], [n for _, n in ordered], frames, notes, kept)
+
+
+def _remember(recorded: list[TensorDictBase], step: TensorDictBase, most: int) -> None:
+    """Add a step; one that starts an episode takes the place of an episode which failed."""
+    if step["is_init"].item():
+        recorded.clear()
+    if len(recorded) < most:
+        recorded.append(step.clone())
 
 
 def _pictures(streams: Streams, collector: Collector, policy: Policy) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Frames of an episode to a video that any browser plays."""
+"""Frames of an episode to a video that any browser plays, or to a GIF where no encoder is installed."""
 
 from __future__ import annotations
 
@@ -11,42 +11,73 @@ if TYPE_CHECKING:
     import numpy as np
 
 SMALLEST_SIDE = 256
+ENCODER = "libx264"
+"""As FFmpeg calls it."""
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> Path:
-    """Write frames ``[T, H, W, 3]``, or ``[T, H, W, 1]`` for gray ones, bytes, as H.264 in an mp4 file.
+    """Write frames ``[T, H, W, 3]``, or ``[T, H, W, 1]`` for gray ones, bytes, as H.264 in an mp4 file; the file.
 
-    Small images are enlarged by whole factors, odd sizes padded. The file is there whole or not at all.
+    Where no encoder is installed, it is a GIF of the same name. Small images are enlarged by whole factors, odd sizes
+    padded. The file is there whole or not at all.
 
     Example:
         >>> import tempfile
         >>> import numpy as np
         >>> frames = np.zeros((8, 64, 64, 3), np.uint8)
-        >>> write_video(Path(tempfile.mkdtemp()) / "episode.mp4", frames, fps=30).name
-        'episode.mp4'
+        >>> write_video(Path(tempfile.mkdtemp()) / "episode.mp4", frames, fps=30).stem
+        'episode'
     """
-    import av
-
-    first = checked(path, frames)
-    height, width = ready(first).shape[:2]
+    check(path, frames)
+    write, path = (write_mp4, path) if can_encode() else (write_gif, path.with_suffix(".gif"))
     unfinished = path.with_name(f".{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # The index in front lets a browser start before it has the whole file.
-        with av.open(str(unfinished), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(ready(frame), format="rgb24")))
-            container.mux(stream.encode())
+        write(unfinished, frames, fps)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path
 
 
-def checked(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-    """The first frame, once it is clear that all can be encoded."""
+def can_encode() -> bool:
+    """Whether PyAV is there with an FFmpeg that has the encoder; some systems' own have not."""
+    try:
+        from av.codec import Codec
+        from av.codec.codec import UnknownCodecError
+    except ImportError:
+        return False
+    try:
+        Codec(ENCODER, "w")
+    except UnknownCodecError:
+        return False
+    return True
+
+
+def write_mp4(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> None:
+    """H.264; the index in front lets a browser start before it has the whole file."""
+    import av
+
+    height, width = ready(frames[0]).shape[:2]
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream(ENCODER, rate=Fraction(fps), options={"crf": "20", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt, stream.thread_count = width, height, "yuv420p", 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(ready(frame), format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_gif(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> None:
+    """Repeated for ever; frames that show the same become one that lasts longer, players want at least 20 ms each."""
+    from PIL import Image
+
+    pictures = [Image.fromarray(ready(frame)) for frame in frames]
+    duration = max(20, round(100 / fps) * 10)  # GIFs count hundredths of a second
+    pictures[0].save(path, format="gif", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+
+
+def check(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> None:
+    """Make sure that all frames can be encoded, before anything is written."""
     if path.suffix != ".mp4":
         raise ValueError(f"a video is an .mp4 file, got {path.name!r}: end its name with .mp4")
     if not len(frames):
@@ -58,15 +89,23 @@ def checked(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> np.ndarray
                 f"frame {number} of {path.name!r} is {frame.dtype} {list(frame.shape)}: "
                 "all must be uint8 [height, width, 3 or 1] of one size"
             )
-    return frames[0]
 
 
 def ready(frame: np.ndarray) -> np.ndarray:
-    """A frame in three colours, of even sides, and large enough to see something."""
+    """A frame in three colours, of even sides, and large enough to see something; one that is all that comes as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> ready(np.zeros((64, 63, 1), np.uint8)).shape
+        (320, 316, 3)
+    """
     import numpy as np
 
     height, width, channels = frame.shape
     factor = -(-SMALLEST_SIDE // min(height, width, SMALLEST_SIDE))
-    large = frame.repeat(factor, 0).repeat(factor, 1).repeat(3 // channels, 2)
-    even = ((0, large.shape[0] % 2), (0, large.shape[1] % 2), (0, 0))
-    return np.ascontiguousarray(np.pad(large, even, mode="edge"))
+    for axis, times in enumerate((factor, factor, 3 // channels)):
+        frame = frame if times == 1 else frame.repeat(times, axis)
+    even = [(0, side % 2) for side in frame.shape[:2]]
+    if even != [(0, 0), (0, 0)]:
+        frame = np.pad(frame, (*even, (0, 0)), mode="edge")
+    return np.ascontiguousarray(frame)

@@ -19,6 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agent import Agent, Policy
+from dreamer_torchrl.data.collect import Collector
 from dreamer_torchrl.data.stream import StreamEnv, episode_seed
 from dreamer_torchrl.data.streams import Streams
 from dreamer_torchrl.envs import make_env
@@ -151,6 +152,37 @@ def test_films_show_the_first_episode_from_start_to_end() -> None:
     assert np.array_equal(evaluation.frames[0], start.reset()["pixels"].numpy())
     assert any(not np.array_equal(evaluation.frames[0], frame) for frame in evaluation.frames)
     assert evaluate(seeded(agent_for(streams)), streams, 3).frames == []
+
+
+def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
+    """All its steps, the terminal one included, or the first ones of them; numbers are the same without."""
+    streams = walks({}, {}, {})
+    agent = agent_for(streams)
+    plain = evaluate(seeded(agent), streams, 4)
+    assert plain.steps is None
+    evaluation = evaluate(seeded(agent), streams, 4, record=100)
+    assert (evaluation.returns, evaluation.lengths) == (plain.returns, plain.lengths)
+    steps = evaluation.steps
+    assert steps.shape == (evaluation.lengths[0] + 1,)
+    assert steps["is_init"].flatten().tolist() == [True] + [False] * evaluation.lengths[0]
+    assert steps["done"].flatten().tolist() == [False] * evaluation.lengths[0] + [True]
+    assert float(steps["reward"].sum()) == pytest.approx(evaluation.returns[0], rel=1e-6)
+    assert {("action", "gear"), ("inside", "kind"), "belief", "terminated"} <= set(steps.keys(True, True))
+    first = evaluate(seeded(agent), streams, 4, record=2).steps
+    assert first.shape == (2,) and (first == steps[:2]).all()
+    collector = Collector(walks({}, {}, {}), seeded(agent))
+    collector.start()
+    collector.send()
+    assert (collector.receive()[0] == steps[0]).all()
+
+
+def test_an_episode_in_which_the_environment_fails_is_not_recorded(tmp_path: Path) -> None:
+    """The steps are those of the first episode that counts."""
+    streams = walks({"trouble": "step", "at": 2, "mark": tmp_path / "mark"}, {})
+    evaluation = evaluate(seeded(agent_for(streams)), streams, 2, record=100)
+    assert len(evaluation.notes) == 1
+    assert evaluation.steps.shape == (evaluation.lengths[0] + 1,)
+    assert evaluation.steps["is_init"].sum() == 1 and evaluation.steps["is_init"][0]
 
 
 def channels_first() -> StreamEnv:

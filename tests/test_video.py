@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 
 from dreamer_torchrl.video import write_video
 
@@ -89,6 +90,21 @@ def test_what_cannot_be_a_video_is_named(tmp_path: Path, name: str, frames: np.n
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, frames, fps=30)
     assert not list(tmp_path.iterdir())
+
+
+def test_without_an_encoder_it_is_a_gif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same name, the same pictures and the same length."""
+    monkeypatch.setattr("dreamer_torchrl.video.ENCODER", "an encoder that is not there")
+    path = write_video(tmp_path / "videos" / "eval.mp4", film(10, 64, 61), fps=10)
+    assert list((tmp_path / "videos").iterdir()) == [path] and path.name == "eval.gif"
+    with Image.open(path) as played:
+        shown = [(np.asarray(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(played)]
+        assert played.info["loop"] == 0
+    assert len(shown) == 10 and sum(duration for _, duration in shown) == 1000
+    large = film(10, 64, 61).repeat(5, 1).repeat(5, 2)
+    assert all(
+        np.abs(frame[:, :305].astype(int) - film).mean() < 4 for (frame, _), film in zip(shown, large, strict=True)
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
