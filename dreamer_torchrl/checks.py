@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dreamer_torchrl.envs.names import UnknownEnvironment, check_env
 from dreamer_torchrl.metrics import missing_tensorboard
-from dreamer_torchrl.settings import Hyperparameters, Settings, Size
+from dreamer_torchrl.settings import Hyperparameters, Settings, Size, WandbSettings
 
 LEAST = {
     **dict.fromkeys(("total_steps", "env.num_envs", "env.action_repeat", "env.frames_per_action"), 1),
@@ -28,6 +28,7 @@ LEAST = {
     **dict.fromkeys(("learner.slow_rate", "learner.return_rate"), 0),
     **dict.fromkeys([f"learner.{field.name}" for field in fields(Hyperparameters) if field.name.endswith("_scale")], 0),
     **dict.fromkeys(("learner.horizon", "env.step_timeout"), 1),
+    "eval.dream": 0,
 }
 MOST = {
     **dict.fromkeys(("unimix", "actor_unimix", "learner.return_lambda", "learner.replay_lambda"), 1),
@@ -37,6 +38,9 @@ MOST = {
 }
 IMAGE_BLOCKS = 8
 """Into so many blocks the decoder of images splits the belief."""
+
+LONGEST_TAG, LONGEST_LABEL = 64, 128
+"""Characters that W&B takes."""
 
 GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")
 """What Linux shows where there is a GPU: NVIDIA's, the same under Windows, AMD's."""
@@ -101,6 +105,10 @@ def typed(hint: Any, value: Any, path: str) -> Any:
             hint = nearest(str(value), arguments)
             raise ConfigError(f"{path}={as_word(value)} is impossible.{hint} Possible: {', '.join(arguments)}.")
         return value
+    if origin is tuple and arguments[-1] is ...:
+        if not isinstance(value, list):
+            raise ConfigError(f"{path}={as_word(value)} should be a list, such as [first, second].")
+        return tuple(typed(arguments[0], item, path) for item in value)
     if origin is tuple:
         if not isinstance(value, list) or len(value) != len(arguments):
             example = ", ".join(["0.5"] * len(arguments))
@@ -148,6 +156,9 @@ def check(settings: Settings) -> None:
     _check_pairs(settings.learner)
     _check_sizes(settings)
     _check_device(settings.device)
+    _check_labels(settings.wandb)
+    if settings.eval.arguments and "arguments" not in settings.env.options:
+        raise ConfigError("eval.arguments is impossible: this environment takes no arguments, as env=gym does.")
     missing = missing_tensorboard() if settings.log.tensorboard else None
     if missing:
         raise ConfigError(missing)
@@ -182,6 +193,16 @@ def _check_sizes(settings: Settings) -> None:
         raise ConfigError(
             f"replay.capacity={replay.capacity} is less than one sequence of each environment: give at least {needed}."
         )
+
+
+def _check_labels(wandb: WandbSettings) -> None:
+    """What W&B itself would refuse, when the run has long begun."""
+    for tag in wandb.tags or ():
+        if not 1 <= len(tag) <= LONGEST_TAG:
+            raise ConfigError(f"wandb.tags has {tag!r}: a tag has 1 to {LONGEST_TAG} characters.")
+    for key, label in (("name", wandb.name), ("group", wandb.group)):
+        if label is not None and not 1 <= len(label) <= LONGEST_LABEL:
+            raise ConfigError(f"wandb.{key}={label} is impossible: give 1 to {LONGEST_LABEL} characters.")
 
 
 def _check_device(device: str) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dreamer_torchrl.checks import ConfigError, as_plain, as_word, build, check, leaves, nearest, typed
 from dreamer_torchrl.envs.names import atari_games
 from dreamer_torchrl.settings import EnvironmentSettings, Settings
+from dreamer_torchrl.words import as_path, parse, refuse
 
 GROUPS = ("env", "size", "experiment", "logger")
 DEFAULT_ENVIRONMENT = "cartpole"
@@ -39,7 +41,8 @@ CHANGEABLE = (
 VALUES, WORDS = "config.yaml", "overrides.json"
 """Files of a run."""
 
-ARGUMENTS = "env.arguments"
+ARGUMENTS = ("env.arguments", "eval.arguments")
+"""Where a user may add names of his own."""
 
 OTHER_ENVIRONMENTS = (
     " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
@@ -82,7 +85,7 @@ def load(words: Sequence[str]) -> Configuration:
         >>> load(["env=pendulum", "seed=3"]).settings.env.options
         {'id': 'Pendulum-v1', 'arguments': {}}
     """
-    words = [_as_path(word) for word in words]
+    words = [as_path(word) for word in words]
     folder = _run_dir(words)
     if folder is not None and (folder / VALUES).is_file():
         return _continued(folder, words)
@@ -123,26 +126,20 @@ def read_words(folder: Path) -> list[str]:
     return words
 
 
-def parse(words: Sequence[str]) -> list[Override]:
-    """Read overrides as Hydra does."""
-    return [_parse(word) for word in words]
-
-
 def composed(words: Sequence[str]) -> dict[str, Any]:
     """The whole configuration as plain values, every name in the words checked."""
     overrides = parse(words)
     for override in overrides:
-        _refuse(override)
-    groups = {override.key_or_group: override.value() for override in overrides if override.key_or_group in GROUPS}
-    chosen = _choose(groups)
-    base = _compose(chosen)
+        refuse(override)
+    chosen = _choose(_groups(overrides))
+    base = deepcopy(_base(tuple(chosen)))
     names = {*leaves(base), *_branches(base)}
     lines = []
     for override in overrides:
         key = override.key_or_group
         if key in GROUPS:
             continue
-        argument = ARGUMENTS in names and (key == ARGUMENTS or key.startswith(ARGUMENTS + "."))
+        argument = any(key == name or key.startswith(name + ".") for name in ARGUMENTS if name in names)
         if key not in names and not argument:
             raise ConfigError(f"There is no setting {key!r}.{nearest(key, {*names, *GROUPS})}")
         # A plus is welcome everywhere, and needed nowhere: only arguments can be new.
@@ -156,6 +153,17 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     settings = build(Settings, {**values, "env": _split(values["env"]), "run_dir": values["run_dir"] or ""})
     check(settings)
     return settings
+
+
+def experiment_of(words: Sequence[str]) -> str | None:
+    """The experiment that words ask for, by its name or by that of its environment.
+
+    Example:
+        >>> experiment_of(["env=pendulum"]), experiment_of(["env=lunarlander"])
+        ('pendulum', None)
+    """
+    chosen = dict(word.split("=", 1) for word in _choose(_groups(parse(words))))
+    return chosen.get("experiment")
 
 
 def choices(group: str) -> dict[str, str]:
@@ -212,45 +220,8 @@ def _run_dir(words: Sequence[str]) -> Path | None:
     return folder
 
 
-def _as_path(word: str) -> str:
-    """Quote the path of a run, which may hold any character, unless it is quoted or made of other settings."""
-    key, _, path = word.partition("=")
-    if key.lstrip("+") != "run_dir" or path[:1] in ("'", '"') or path == "null" or "${" in path:
-        return word
-    if not path:
-        return "run_dir=null"
-    path = str(Path(path).expanduser()).replace("'", "\\'")
-    return f"run_dir='{path}'"
-
-
-def _parse(word: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(word)
-    except HydraException:
-        key, equals, value = word.partition("=")
-        if not equals or word.startswith("-"):
-            raise ConfigError(f"{word!r} is no setting: write key=value, such as seed=1 or env=pendulum.") from None
-        quoted = f"\"{key.strip()}='{value.strip()}'\""
-        raise ConfigError(f"{word!r} cannot be read: write key=value, or quote the value: {quoted}.") from None
-
-
-def _refuse(override: Override) -> None:
-    """Say no to what Hydra can and a run cannot."""
-    word, key = override.input_line, override.key_or_group
-    if override.is_sweep_override():
-        raise ConfigError(
-            f"{word!r} asks for several runs: start one per value, for example "
-            "`for seed in 0 1 2; do python -m dreamer_torchrl.train seed=$seed; done`."
-        )
-    if key.partition("/")[0].partition(".")[0] == "hydra":
-        raise ConfigError(f"{word!r}: Hydra only reads words here, it has no settings; a run's folder is run_dir=...")
-    if override.is_delete():
-        raise ConfigError(
-            f"{word!r} takes something away, but everything here has a value: set it, such as seed=1, "
-            "experiment=null or logger=none."
-        )
-    if override.package is not None:
-        raise ConfigError(f"{word!r} names a place for {key}, but there is only one: write {key}=... instead.")
+def _groups(overrides: Sequence[Override]) -> dict[str, Any]:
+    return {override.key_or_group: override.value() for override in overrides if override.key_or_group in GROUPS}
 
 
 def _choose(groups: Mapping[str, Any]) -> list[str]:
@@ -275,6 +246,12 @@ def _choose(groups: Mapping[str, Any]) -> list[str]:
     if follows and environment in choices("experiment"):
         groups["experiment"] = environment
     return [*(f"{group}={name}" for group, name in groups.items()), *extra]
+
+
+@cache
+def _base(chosen: tuple[str, ...]) -> dict[str, Any]:
+    """The files alone; the runs of a sweep often have the same ones."""
+    return _compose(chosen)
 
 
 def _compose(words: Sequence[str]) -> dict[str, Any]:

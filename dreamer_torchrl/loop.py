@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from tensordict import TensorDictBase
 
@@ -16,11 +16,15 @@ from dreamer_torchrl.checkpoint import Checkpoints, Saved
 from dreamer_torchrl.console import Console
 from dreamer_torchrl.data.collect import Collector
 from dreamer_torchrl.data.streams import Streams
+from dreamer_torchrl.dream_pictures import write_dream
+from dreamer_torchrl.dreaming import STEPS, context_for, dream
 from dreamer_torchrl.evaluation import GivenUp
-from dreamer_torchrl.learner import Learner
+from dreamer_torchrl.learner import Learner, set_generator_state
 from dreamer_torchrl.metrics import Metrics, memory_bytes
+from dreamer_torchrl.report_page import Reports
 from dreamer_torchrl.runs import (
     choose_device,
+    dream_title,
     evaluation_streams,
     make_agent,
     make_policy,
@@ -59,6 +63,7 @@ class Progress:
     credit: float = 0.0  # updates that collected steps have earned and that are not done yet
     evaluated: int = 0  # step of the last evaluation
     evaluation: float | None = None  # its mean return
+    best_evaluation: float | None = None  # the highest of all evaluations
     best: float | None = None  # mean return over RECENT episodes
     seconds: float = 0.0
     recent: list[float] = field(default_factory=list)
@@ -87,11 +92,13 @@ class Training:
         self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
         self.progress = Progress()
         self.metrics = Metrics([])
+        self.reports = Reports(run_dir, console.note)
         self.stopwatch = Stopwatch("environment", "acting", "replay", "learner")
         self.skipped_in_a_row = 0
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.went_back = False
         self.evaluation_streams: Streams | None = None
+        self.dreamt_at = -float("inf")  # when the last dream was drawn
 
     # The loop ---------------------------------------------------------------------------------------------------
 
@@ -128,6 +135,7 @@ class Training:
         if saved is None or progress != before:  # a finished run that is started again is left as it is
             self.log()
             self.save(wait=True)
+            self.reports.refresh(at_end=True)
 
     def remember(self, steps: TensorDictBase) -> None:
         """Store complete steps ``[N]``; each earns its share of an update once there is enough to learn from."""
@@ -173,12 +181,12 @@ class Training:
     def evaluate(self, stop: StopSignals) -> None:
         """Play the evaluation's episodes with the present weights; after a signal it is left for the next process."""
         settings, progress = self.settings, self.progress
-        film = settings.eval.video
+        film, record = settings.eval.video, STEPS if settings.eval.dream else 0
         if self.evaluation_streams is None:
             self.evaluation_streams = evaluation_streams(settings, film)
         try:
             evaluation = run_evaluation(
-                settings, self.learner.agent, self.evaluation_streams, film, lambda: stop.requested is not None
+                settings, self.learner.agent, self.evaluation_streams, film, lambda: bool(stop.requested), record
             )
         except GivenUp:
             return
@@ -186,8 +194,15 @@ class Training:
         for note in evaluation.notes:
             self.console.note(f"In the evaluation: {note}")
         self.metrics.write(progress.steps, evaluation.values() | {"count/frames": self._frames})
+        if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
+            progress.best_evaluation = evaluation.mean
+            self.metrics.best(progress.steps, evaluation.mean, self.learner.agent)
         if evaluation.frames:
-            self._write_video(self.run_dir / "videos" / f"{progress.steps:012d}.mp4", evaluation.frames)
+            self._film("eval/video", "videos", lambda path: write_video(path, evaluation.frames, fps=30))
+        if evaluation.steps is not None and self._dream_is_due:
+            self.dreamt_at = time.monotonic()
+            self._film("dream/video", "dreams", lambda path: self._draw_dream(path, evaluation.steps))
+        self.reports.refresh()
 
     def log(self) -> None:
         """Write one record of everything that is measured at intervals."""
@@ -240,7 +255,7 @@ class Training:
         """Go on where a checkpoint was taken."""
         self.learner.load_state_dict(saved.parts["learner"])
         saved.restore_replay(self.replay)
-        self.policy.generator.set_state(saved.parts["policy_generator"])
+        set_generator_state(self.policy.generator, saved.parts["policy_generator"])
         self.progress.__dict__.update(saved.parts["progress"])
         self.metrics.load_state_dict(saved.parts["metrics"])
         elsewhere = self.collector.load_state_dict(saved.parts["collector"])
@@ -260,8 +275,9 @@ class Training:
             path.parent.mkdir(exist_ok=True)
             torch.save(batch.to_dict(), path)
             raise Diverged(
-                f"{MOST_SKIPPED} updates in a row were not finite ({fault}). The last batch is in {path}. A smaller "
-                "learner.learning_rate may help; `python -m dreamer_torchrl.doctor --env ...` checks the environment."
+                f"{MOST_SKIPPED} updates in a row were not finite ({fault}). The last batch is in {path}. A new run "
+                "with a smaller learner.learning_rate may help; `python -m dreamer_torchrl.doctor --env ...` checks "
+                "the environment."
             )
         self.console.note(f"{MOST_SKIPPED} updates in a row were not finite: back to {saved.path}, this once.")
         self.went_back, self.skipped_in_a_row = True, 0
@@ -297,13 +313,26 @@ class Training:
     def _frames(self) -> int:
         return self.progress.steps * self.settings.env.frames_per_step
 
-    def _write_video(self, path: Path, frames: list[np.ndarray]) -> None:
+    @property
+    def _dream_is_due(self) -> bool:
+        last = self.progress.steps >= self.settings.total_steps or self.solved
+        return last or time.monotonic() - self.dreamt_at >= self.settings.eval.dream
+
+    def _film(self, name: str, folder: str, write: Callable[[Path], Path]) -> None:
+        """Have a video written into a folder of the run, and hand it on."""
+        path = self.run_dir / folder / f"{self.progress.steps:012d}.mp4"
         try:
-            write_video(path, frames, fps=30)
+            video = write(path)
         except OSError as error:  # no video is worth a run
             self.console.note(f"The video {path.name} was not written: {error}.")
         else:
-            self.metrics.video(self.progress.steps, "eval/video", path)
+            self.metrics.video(self.progress.steps, name, video)
+
+    def _draw_dream(self, path: Path, steps: TensorDictBase) -> Path:
+        """What the model believes of these steps, by random numbers of its own."""
+        seed = seed_for(self.settings.seed, "dream")
+        believed = dream(self.learner.agent, steps, context_for(len(steps)), seed=seed)
+        return write_dream(believed, path, dream_title(self.settings, self.progress.steps))[0]
 
     def _start_clock(self) -> None:
         self.started = self.saved_at = time.monotonic()

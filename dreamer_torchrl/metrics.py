@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # commands check their words before torch is imported, which takes seconds
     import torch
     from tensordict import TensorDictBase
+    from torch import nn
 
 MAX_KEPT_LINES = 10_000
 
@@ -34,6 +35,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Bring everything to its place."""
+
+
+@runtime_checkable
+class AgentSink(Protocol):
+    """A sink that takes agents, too."""
+
+    def best(self, step: int, value: float, agent: nn.Module) -> None:
+        """Take the weights as they are now; ``value`` is the return that they reached."""
 
 
 class Metrics:
@@ -94,6 +103,13 @@ class Metrics:
         for sink in self.sinks:
             with self._survived(sink):
                 sink.video(step, name, path)
+
+    def best(self, step: int, value: float, agent: nn.Module) -> None:
+        """Hand the agent whose evaluation was the best so far to the sinks that take one."""
+        for sink in self.sinks:
+            if isinstance(sink, AgentSink):
+                with self._survived(sink):
+                    sink.best(step, value, agent)
 
     def close(self) -> None:
         """Close every sink."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dreamer_torchrl.data.stream import StreamEnv
 from dreamer_torchrl.data.streams import Streams
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.evaluation import Evaluation, evaluate, never
+from dreamer_torchrl.labels import environment_name
 from dreamer_torchrl.native.calls import decide, use_native
 from dreamer_torchrl.settings import Settings
 
@@ -142,17 +143,31 @@ def make_policy(agent: Agent, seed: int) -> Policy:
 
 
 def run_evaluation(
-    settings: Settings, agent: Agent, streams: Streams, film: bool = False, give_up: Callable[[], bool] = never
+    settings: Settings,
+    agent: Agent,
+    streams: Streams,
+    film: bool = False,
+    give_up: Callable[[], bool] = never,
+    record: int = 0,
 ) -> Evaluation:
     """Evaluate as training does: the same weights and settings, on the same device, give the same episodes."""
     policy = make_policy(agent, seed_for(settings.seed, "evaluation policy"))
-    return evaluate(policy, streams, settings.eval.episodes, settings.eval.deterministic, film, give_up)
+    return evaluate(policy, streams, settings.eval.episodes, settings.eval.deterministic, film, give_up, record)
 
 
 def evaluation_streams(settings: Settings, film: bool = False) -> Streams:
-    """The environments of evaluations."""
+    """The environments of evaluations: those of training but for ``eval.arguments``."""
+    env, arguments = settings.env, settings.eval.arguments
+    if arguments:
+        options = {**env.options, "arguments": {**env.options["arguments"], **arguments}}
+        settings = replace(settings, env=replace(env, options=options))
     count = min(settings.eval.num_envs, settings.eval.episodes)
     return make_streams(settings, "evaluation", count, film=film)
+
+
+def dream_title(settings: Settings, step: int) -> str:
+    """What stands above a dream."""
+    return f"{environment_name(settings)}: what the world model believes after {step:,} steps of training"
 
 
 @dataclass
@@ -193,6 +208,7 @@ class LoadedRun:
     def recorded(self, steps: int) -> TensorDictBase:
         """The last ``steps`` of each environment that the run's replay holds, ``[T, N]``."""
         replay = make_replay(self.settings)
+        self.saved.check_replay()
         self.saved.restore_replay(replay)
         written = replay.sampler.written
         return replay.copy_steps(max(replay.sampler.oldest, written - steps), written)
@@ -215,7 +231,8 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
         raise ConfigError(
             f"{path} has no checkpoint {checkpoint!r}; it has {', '.join(checkpoints.names()) or 'none'}."
         )
-    saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
+    # What was learned is of use without the replay, which may be large and slow to read.
+    saved = checkpoints.load(replay=False) if checkpoint is None else checkpoints.read(checkpoint, replay=False)
     if saved is None:
         raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
     streams = make_streams(settings, "specs", 1)

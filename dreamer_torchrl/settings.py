@@ -68,10 +68,10 @@ class Hyperparameters:
     value_scale: float = 1.0  # loss_scales.value
     replay_value_scale: float = 0.3  # loss_scales.repval
     learning_rate: float = 4e-5  # opt.lr
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-20
+    betas: tuple[float, float] = (0.9, 0.999)  # opt.beta1, beta2
+    eps: float = 1e-20  # opt.eps
     clip: float = 0.3  # opt.agc
-    warmup: int = 1000
+    warmup: int = 1000  # opt.warmup
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,8 @@ class EvaluationSettings:
     stop_at: float | None = None
     deterministic: bool = False
     video: bool = False
+    dream: float = 60.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the environment, where evaluations differ
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,9 @@ class WandbSettings:
     project: str = "dreamer_torchrl"
     entity: str | None = None
     name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] | None = None
+    artifact: bool = False
 
 
 @dataclass(frozen=True)

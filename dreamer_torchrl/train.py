@@ -6,37 +6,45 @@ Usage:
   python -m dreamer_torchrl.train run_dir=RUN            continue a run
   python -m dreamer_torchrl.train list                   what env, size, experiment and logger can be
   python -m dreamer_torchrl.train env=pong --cfg         print the configuration and stop
+  python -m dreamer_torchrl.train -m seed=0,1,2 env=cartpole,pendulum
+                                                         several runs one after another, one for each combination;
+                                                         the same words with run_dir=FOLDER continue them
 
+With -m or --multirun a value may be a list (seed=0,1,2), seed=range(3), size=choice(nano,size1m) or env=glob(*cart*).
 Every entry below can be set by key=value, an inner one as learner.horizon=100 or env.num_envs=4.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata, resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 
 from dreamer_torchrl.checks import ConfigError
-from dreamer_torchrl.config import GROUPS, Configuration, choices, load
+from dreamer_torchrl.config import GROUPS, Configuration, choices, experiment_of, load
 from dreamer_torchrl.console import Console
 from dreamer_torchrl.envs.names import atari_games
+from dreamer_torchrl.labels import describe, environment_name, wandb_place
 from dreamer_torchrl.lock import RunLock, RunLocked, RunNotWritable
 from dreamer_torchrl.metrics import JsonLines, Metrics, Sink, TensorBoard
-from dreamer_torchrl.settings import Settings, Size
+from dreamer_torchrl.sweep import Sweep, continue_command, members
 from dreamer_torchrl.wandb_run import WandbRun
 
-NAMING = ("id", "game", "task", "factory")
-"""Options of an environment by which it is known."""
+if TYPE_CHECKING:
+    from dreamer_torchrl.checkpoint import Saved
 
 SHOW = {"--cfg", "--cfg=job", "-c"}
 """Hydra's ways to ask for the configuration."""
+
+SEVERAL = {"-m", "--multirun"}
+"""Hydra's ways to ask for a sweep."""
 
 NOT_TRAINED, BAD_WORDS, NO_CHECKPOINT = 1, 2, 3
 
@@ -52,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     only_show = bool(SHOW & set(words))
     try:
+        if SEVERAL & set(words):
+            return train_several(settings_in(words), only_show)
         configuration = load(settings_in(words))
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -68,17 +78,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def settings_in(words: Sequence[str]) -> list[str]:
     """The words but for the options; one that is not there is refused."""
     settings = [word for word, before in zip(words, ["", *words], strict=False) if word != "job" or before not in SHOW]
-    settings = [word for word in settings if word not in SHOW]
+    settings = [word for word in settings if word not in SHOW | SEVERAL]
     for word in settings:
         name = word.lstrip("-")
-        if word in ("-m", "--multirun"):
-            raise ConfigError(f"{word} asks for several runs: start one process for each of them.")
         if name.startswith("config-") or word in ("-cn", "-cp", "-cd"):
             raise ConfigError(f"{word}: there is one configuration; change it by key=value or experiment=NAME.")
         if word.startswith("-"):
-            mend = f"settings have no dashes, as in {name}" if "=" in name else "there are --help and --cfg"
+            mend = f"settings have no dashes, as in {name}" if "=" in name else "there are --help, --cfg and --multirun"
             raise ConfigError(f"There is no option {word}: {mend}.")
     return settings
+
+
+def train_several(words: Sequence[str], only_show: bool) -> int:
+    """Check all runs of a sweep, then train them one after another."""
+    folder, runs = members(words)
+    if only_show:
+        for one in runs:
+            print(f"--- # {one.name}\n{yaml.safe_dump(one.configuration.values, sort_keys=False)}", end="")
+        return 0
+    names = {environment_name(one.configuration.settings) for one in runs}
+    try:
+        folder = folder or new_folder(names.pop() if len(names) == 1 else "sweep")
+    except RunNotWritable as error:
+        print(error, file=sys.stderr)
+        return NOT_TRAINED
+    print(f"Sweep of {len(runs)} run{'s' * (len(runs) > 1)} in run_dir={folder}", flush=True)
+    sweep = Sweep(folder, runs)
+    code = sweep.run()
+    if code or sweep.stopped:
+        print(f"Continue with: {continue_command(words, folder)}", flush=True)
+    return code
 
 
 def start(configuration: Configuration) -> int:
@@ -86,7 +115,7 @@ def start(configuration: Configuration) -> int:
     settings = configuration.settings
     print(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}", flush=True)
     try:
-        run_dir = Path(settings.run_dir) if settings.run_dir else new_run_dir(settings)
+        run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
         print(f"run_dir={run_dir}", flush=True)
         with RunLock(run_dir):
             return train(configuration, run_dir)
@@ -124,7 +153,7 @@ def train(configuration: Configuration, run_dir: Path) -> int:
     for damage in saved.damaged if saved else ():
         console.note(damage)
     configuration.save(run_dir)
-    metrics = make_metrics(configuration, run_dir, console, saved.step if saved else None)
+    metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
     resume = shlex.join(["python", "-m", "dreamer_torchrl.train", f"run_dir={run_dir}"])
     evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(run_dir)])
     try:
@@ -151,24 +180,27 @@ def train(configuration: Configuration, run_dir: Path) -> int:
         training.close()
 
 
-def make_metrics(configuration: Configuration, run_dir: Path, console: Console, resumed_at: int | None) -> Metrics:
+def make_metrics(
+    configuration: Configuration, run_dir: Path, console: Console, saved: Saved | None, hours: Callable[[], float]
+) -> Metrics:
     """All places that the settings want metrics in."""
     settings, wandb = configuration.settings, configuration.settings.wandb
     sinks: list[Sink] = [console, JsonLines(run_dir / "metrics.jsonl")]
     if settings.log.tensorboard:
-        sinks.append(TensorBoard(run_dir / "tensorboard", resumed_at))
+        sinks.append(TensorBoard(run_dir / "tensorboard", saved.step if saved else None))
     if wandb.mode != "disabled":
-        name = wandb.name or run_dir.name
-        sinks.append(
-            WandbRun(run_dir, wandb.mode, wandb.project, wandb.entity, name, configuration.values, console.note)
-        )
+        from dreamer_torchrl.manifest import library_versions  # needs torch
+
+        kept = saved.parts["metrics"]["position"] if saved else 0
+        config = {**configuration.values, "experiment": experiment_of(configuration.words)}
+        config |= {"environment": environment_name(settings), "versions": library_versions()}
+        place = wandb_place(configuration, run_dir)
+        sinks.append(WandbRun(run_dir, wandb.mode, place, config, console.note, wandb.artifact, kept, hours))
     return Metrics(sinks, console.note)
 
 
-def new_run_dir(settings: Settings) -> Path:
-    """Make a folder that was not there, named after environment and time."""
-    named = "-".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
-    name = re.sub(r"[^a-z0-9]+", "-", named.rpartition("/")[2].lower()).strip("-")
+def new_folder(name: str) -> Path:
+    """Make a folder that was not there, named after what is trained and the time."""
     base = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while True:
@@ -192,13 +224,6 @@ def resume_command(run_dir: Path) -> str:
         "python -m dreamer_torchrl.train 'run_dir=my runs/first'"
     """
     return f"python -m dreamer_torchrl.train {shlex.quote(f'run_dir={run_dir}')}"
-
-
-def describe(settings: Settings) -> str:
-    """A run in a few words."""
-    named = ", ".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
-    size = next((name for name in choices("size") if Size.named(name) == settings.size), "own")
-    return f"{named}, size {size}, {settings.total_steps:,} steps, seed {settings.seed}"
 
 
 def listing() -> str:

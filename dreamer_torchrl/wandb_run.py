@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import shlex
-import ssl
-import urllib.error
-import urllib.request
-import uuid
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+
+from dreamer_torchrl.wandb_log import Sent, lost_lines, sent_before
+from dreamer_torchrl.wandb_start import FINISH_SECONDS, Place, begin, is_of_wandb
 
 if TYPE_CHECKING:
     import wandb
-
-Record = dict[str, Any]
+    from torch import nn
 
 QUEUE_LENGTH = 10_000
-PROBE_SECONDS = 3.0
-START_SECONDS = 20.0
-FINISH_SECONDS = 20.0
-OLD_HOST = "api.wandb.ai"  # a key that was stored for it is valid at the new address too
+BEST, WEIGHTS, CONFIGURATION = "best", "weights.npz", "config.yaml"
+"""Folder of the best agents in ``RUN/wandb``, and the files of each."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step gives to W&B: its values, a video, or the weights of the best agent so far."""
+
+    step: int
+    values: dict[str, Any]
+    weights: dict[str, Any] | None = None
 
 
 class WandbRun:
-    """Send scalars and videos to Weights & Biases from a thread of its own.
+    """Send scalars, videos and the best agents to Weights & Biases from a thread of its own.
 
-    The run's files lie in ``RUN/wandb``. Its id is kept there, so that a resumed training goes on in the same run. Sent
-    are the configuration, the scalars, the videos and the host's name; no package list, code, git state, console
-    output, machine statistics or error reports. Without a key or a network, an online run becomes an offline one, and
-    `note` says why.
+    The run's files lie in ``RUN/wandb``. Sent are the configuration, the scalars, the videos, the agents if they are
+    asked for, and the host's name; no package list, code, git state, console output, machine statistics or error
+    reports. Without a key or a network, an online run becomes an offline one, and `note` says why.
+
+    A resumed training goes on in the same run, whose id is kept. W&B cannot take back what it has, so what a killed
+    process had sent after its last checkpoint stays, and the resumed one leaves these steps out when it does them
+    again; what the checkpoint knows and W&B does not (its own process writes every 15 seconds) is sent from
+    ``metrics.jsonl``. So each record is there once. A video or agent of those seconds may be missing: it lies in
+    ``RUN/videos`` or comes with the next best.
 
     Args:
         run_dir: the run directory.
         mode: ``disabled`` does nothing and imports nothing.
-        project, entity, name: where the run appears; W&B's own defaults where they are none.
+        place: where the run appears.
         config: the resolved configuration.
         note: prints a line.
+        artifact: whether the best agents are sent.
+        kept: bytes of ``metrics.jsonl`` that a resumed training knows.
+        hours: how long the run has trained; each record is given it.
 
     Example:
         >>> run = WandbRun(Path("runs/cartpole"), "disabled", config={"seed": 0})
@@ -53,50 +66,48 @@ class WandbRun:
         self,
         run_dir: Path,
         mode: Literal["disabled", "offline", "online"],
-        project: str | None = None,
-        entity: str | None = None,
-        name: str | None = None,
+        place: Place | None = None,
         config: Mapping[str, Any] | None = None,
         note: Callable[[str], None] = print,
+        artifact: bool = False,
+        kept: int = 0,
+        hours: Callable[[], float] | None = None,
     ):
-        self._note = note
+        self._run_dir, self._note, self._artifact, self._kept, self._hours = run_dir, note, artifact, kept, hours
         self._queue: Queue[Record | None] = Queue(QUEUE_LENGTH)
         self._off = Event()
         self._worker: Thread | None = None
         self._dropped = False
         if mode == "disabled":
             return
-        run = self._start(run_dir, mode, config or {}, {"project": project, "entity": entity, "run_name": name})
-        if run is not None:
-            self._offline, self._folder = run.settings.mode == "offline", Path(run.settings.sync_dir)
-            self._worker = Thread(target=self._work, args=(run,), name="wandb-run", daemon=True)
-            self._worker.start()
-
-    def _start(
-        self, run_dir: Path, mode: Literal["offline", "online"], config: Mapping[str, Any], place: Record
-    ) -> wandb.Run | None:
-        """Start online if that is wanted and works, else offline; none if not even that works."""
         # W&B's reports about itself hold stack traces, and when they do not arrive it prints into the progress line.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before wandb is imported for the first time
         try:
-            place = place | {"root_dir": str(run_dir), "run_id": kept_id(run_dir / "wandb" / "run_id")}
-            if mode == "online":
-                run = begin_online(place, config)
-                if not isinstance(run, str):
-                    return run
-                self._note(f"W&B: {run}; this run is written offline")
-            return begin("offline", place, config)
+            sent = sent_before(run_dir / "wandb", "*run-*" if mode == "offline" else "run-*")
+            run, why_offline = begin(mode, run_dir, place or Place(), config or {})
+            if why_offline:
+                self._note(f"W&B: {why_offline}; this run is written offline")
+                sent = sent_before(run_dir / "wandb")
         except Exception as error:
             self._give_up(error)
-            return None
+            return
+        self._offline = run.settings.mode == "offline"
+        self._worker = Thread(target=self._work, args=(run, sent), name="wandb-run", daemon=True)
+        self._worker.start()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Queue the values of a step; this takes microseconds."""
-        self._put({"step": step, **values})
+        self._put(Record(step, {**values, "time/hours": self._hours()} if self._hours else dict(values)))
 
     def video(self, step: int, name: str, path: Path) -> None:
-        """Queue an evaluation video."""
-        self._put({"step": step, name: path})
+        """Queue a video."""
+        self._put(Record(step, {name: path}))
+
+    def best(self, step: int, value: float, agent: nn.Module) -> None:
+        """Queue the weights as they are now; ``value`` is the return of their evaluation."""
+        if self._artifact and self._worker is not None:
+            weights = {key: tensor.detach().cpu().numpy().copy() for key, tensor in agent.state_dict().items()}
+            self._put(Record(step, {"best/return": value}, weights))
 
     def close(self) -> None:
         """Send what waits, for a limited time; if anything stays behind, print the command that sends it later."""
@@ -109,7 +120,8 @@ class WandbRun:
                 self._off.set()
         self._worker.join(FINISH_SECONDS + 5)
         if self._offline or self._off.is_set() or self._worker.is_alive():
-            self._note(f"W&B: to upload this run, use: wandb sync {shlex.quote(str(self._folder))}")
+            folders = shlex.join(str(folder) for folder in unsent_folders(self._run_dir / "wandb", self._offline))
+            self._note(f"W&B: to upload this run, use: wandb sync {folders}")
         self._worker = None
 
     def _put(self, record: Record) -> None:
@@ -122,14 +134,39 @@ class WandbRun:
                 self._dropped = True
                 self._note("warning: W&B does not keep up; records are left out there (metrics.jsonl has them all)")
 
-    def _work(self, run: wandb.Run) -> None:
+    def _work(self, run: wandb.Run, sent: Sent | None) -> None:
         """The only thread that talks to wandb: its calls may wait for another process or for the network."""
         try:
-            while (record := self._queue.get()) is not None:
-                run.log({key: loggable(value) for key, value in record.items()})
+            for record in self._records(sent):
+                if record.weights is None:
+                    run.log({"step": record.step} | {key: loggable(value) for key, value in record.values.items()})
+                else:
+                    self._log_best(run, record)
             run.finish()
+            if not self._offline:  # all of them have arrived
+                shutil.rmtree(self._run_dir / "wandb" / BEST, ignore_errors=True)
         except Exception as error:
             self._give_up(error)
+
+    def _records(self, sent: Sent | None) -> Iterator[Record]:
+        """What an earlier process has lost, then what comes, without what W&B has already."""
+        if sent is not None:
+            for step, values in lost_lines(self._run_dir / "metrics.jsonl", self._kept, sent):
+                yield Record(step, values)
+        sent, newest, behind = sent or Sent(), -1, False
+        while (record := self._queue.get()) is not None:
+            if record.step != newest:  # smaller where a training went back to a checkpoint after too many faults
+                behind = record.step < newest
+            newest = max(newest, record.step)
+            if not behind and not sent.has(record.step, record.values):
+                yield record
+
+    def _log_best(self, run: wandb.Run, record: Record) -> None:
+        """Write an agent and name it to W&B, which uploads it when it has time, or at ``wandb sync``."""
+        try:
+            run.log_artifact(best_agent(run.id, self._run_dir, record), aliases=["best"])
+        except OSError as error:  # no room for it: the curves go on
+            self._note(f"warning: W&B has no agent of step {record.step:,} ({error})")
 
     def _give_up(self, error: Exception) -> None:
         """Go on without W&B if the error is its own; any other is ours and must be seen."""
@@ -144,61 +181,28 @@ class WandbRun:
                 return
 
 
-def begin(mode: Literal["offline", "online"], place: Mapping[str, str | None], config: Mapping[str, Any]) -> wandb.Run:
-    """Start a run that sends nothing but what it is given."""
+def best_agent(run_id: str, run_dir: Path, record: Record) -> wandb.Artifact:
+    """Weights and configuration as files that need no pickle, in a folder that stays until they are uploaded."""
+    import numpy as np
     import wandb
 
-    settings = wandb.Settings(
-        mode=mode,
-        **place,
-        resume="allow",
-        use_dot_wandb=False,
-        silent=True,
-        console="off",
-        save_code=False,
-        disable_code=True,
-        disable_git=True,
-        x_save_requirements=False,
-        x_disable_stats=True,
-        x_disable_machine_info=True,
-        init_timeout=START_SECONDS,
-        finish_timeout=FINISH_SECONDS,
-        finish_timeout_raises=True,
-    )
-    run = wandb.init(config=dict(config), settings=settings)
-    # W&B's own counter only grows; a resumed run goes back to its checkpoint.
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run
+    folder = run_dir / "wandb" / BEST / f"{record.step:012d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / WEIGHTS).open("wb") as file:
+        np.savez(file, **record.weights)
+    shutil.copyfile(run_dir / CONFIGURATION, folder / CONFIGURATION)
+    details = {"step": record.step, "return": record.values["best/return"]}
+    artifact = wandb.Artifact(f"agent-{run_id}", "model", metadata=details)
+    for path in (folder / WEIGHTS, folder / CONFIGURATION):
+        # Else W&B copies each file to the user's home, and a second time when it uploads it.
+        artifact.add_file(str(path.absolute()), name=path.name, policy="immutable", skip_cache=True)
+    return artifact
 
 
-def begin_online(place: Mapping[str, str | None], config: Mapping[str, Any]) -> wandb.Run | str:
-    """A run that is connected to the server, or the reason why there is none."""
-    import wandb
-
-    reason = why_not_online(wandb.setup(wandb.Settings(silent=True)).settings)
-    if reason is None:
-        try:
-            return begin("online", place, config)
-        except Exception as error:
-            if not is_of_wandb(error):
-                raise
-            reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-    wandb.teardown()  # its process would say that the run's id is in use
-    return reason
-
-
-def is_of_wandb(error: Exception) -> bool:
-    """Whether an error comes from wandb or from the system. Not all classes of wandb's are public or have a base."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "wandb"
-
-
-def kept_id(path: Path) -> str:
-    """The id of the run, made when it is first asked for."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:12] + "\n")
-    return path.read_text().strip()
+def unsent_folders(folder: Path, offline: bool) -> list[Path]:
+    """Folders of this run, oldest first, that W&B's server has not got, as far as this machine knows."""
+    found = sorted(folder.glob("offline-run-*" if offline else "run-*"), key=lambda path: path.name)
+    return [path for path in found if not list(path.glob("*.synced"))] if offline else found[-1:]
 
 
 def loggable(value: Any) -> Any:
@@ -206,45 +210,3 @@ def loggable(value: Any) -> Any:
     import wandb
 
     return wandb.Video(str(value)) if isinstance(value, Path) else value
-
-
-def why_not_online(settings: wandb.Settings) -> str | None:
-    """What keeps a run from being online, in words; none if nothing does."""
-    host = urlsplit(settings.base_url).netloc
-    if not (settings.api_key or settings.identity_token_file or has_netrc_entry(host) or has_netrc_entry(OLD_HOST)):
-        return f"there is no key for {host} (set WANDB_API_KEY or run: wandb login)"
-    if not reachable(settings.base_url):
-        return f"{host} cannot be reached"
-    return None
-
-
-def has_netrc_entry(host: str) -> bool:
-    """Whether the user's netrc file knows a host."""
-    named = os.environ.get("NETRC")
-    paths = [Path(named).expanduser()] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    try:
-        return any(netrc.netrc(path).authenticators(host) for path in paths if path.exists())
-    except (netrc.NetrcParseError, OSError):
-        return False
-
-
-def reachable(url: str, seconds: float = PROBE_SECONDS) -> bool:
-    """Whether a server answers at all. The question runs aside: looking up a name cannot be given a time limit."""
-    answers: list[bool] = []
-    thread = Thread(target=ask, args=(url, seconds, answers), name="wandb-probe", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers == [True]
-
-
-def ask(url: str, seconds: float, answers: list[bool]) -> None:
-    """Append whether a server answers."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
-            answers.append(True)
-    except urllib.error.HTTPError:
-        answers.append(True)
-    except urllib.error.URLError as error:  # its certificate is judged by wandb itself
-        answers.append(isinstance(error.reason, ssl.SSLError))
-    except OSError:
-        answers.append(False)

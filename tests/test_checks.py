@@ -26,6 +26,7 @@ REFUSED = {
     "experiments=official": "There is no setting 'experiments'. Did you mean 'experiment'?",
     "+foo=1": "There is no setting 'foo'.",
     "env.game=pong": "There is no setting 'env.game'.",
+    "env=pong eval.arguments.x=1": "eval.arguments is impossible: this environment takes no arguments",
     "env=dmc_proprio env.arguments.x=1": "There is no setting 'env.arguments.x'.",
     "env=pendlum": "There is no env 'pendlum'. Did you mean 'pendulum'? There are: acrobot, ",
     "env=pog": "There is no env 'pog'. Did you mean 'pong'?",

@@ -117,6 +117,7 @@ WORDS: list[tuple[str, str, Any]] = [
     ("env=gym env.arguments.gravity=5", "env.options.arguments.gravity", 5),
     ("env=gym +env.arguments.deep.x=[1]", "env.options.arguments.deep.x", [1]),
     ("env=gym env.arguments={x:1,y:two}", "env.options.arguments.y", "two"),
+    ("env=gym eval.arguments.gravity=5", "eval.arguments.gravity", 5),
     ("env.step_timeout=2.5", "env.step_timeout", 2.5),
     ("run_dir=runs/${seed}", "run_dir", "runs/0"),
     ("logger=wandb logger=null", "wandb.mode", "disabled"),

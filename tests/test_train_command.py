@@ -15,6 +15,7 @@ import yaml
 from dreamer_torchrl import train
 from dreamer_torchrl.config import GROUPS, choices, load
 from dreamer_torchrl.envs.names import atari_games
+from dreamer_torchrl.labels import describe, environment_name
 from dreamer_torchrl.settings import Settings
 from tests.checkpoint_examples import read_only
 
@@ -22,6 +23,7 @@ TINY = (
     "experiment=null",
     *("threads=1", "device=cpu", "size.belief=32", "size.hidden=16", "size.units=16", "learner.imagination_length=3"),
     *("replay.batch=2", "replay.length=8", "train_ratio=4", "total_steps=40", "eval.episodes=2", "eval.num_envs=2"),
+    "eval.dream=0",
 )
 COMMAND = (sys.executable, "-X", "importtime", "-m", "dreamer_torchrl.train")
 TORCH = re.compile(r"^import time:.*\|\s+torch$", re.MULTILINE)
@@ -49,7 +51,8 @@ def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
         ("env=gym env.id=LunarLander-v2", "did you mean 'LunarLander-v3'?"),
         ("env=custom env.factory=mine:mkae", "has no 'mkae': did you mean 'make'?"),
         ("seed=1.5", "seed=1.5 should be a whole number."),
-        ("seed=1,2", "asks for several runs"),
+        ("seed=1,2", "asks for several runs: add --multirun"),
+        ("--multirun seed=1,2,x env=cartpole,pendulum", "seed='x' should be a whole number."),
     ],
 )
 def test_wrong_words_end_at_once(words: str, told: str, tmp_path: Path) -> None:
@@ -63,12 +66,10 @@ def test_wrong_words_end_at_once(words: str, told: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("-m seed=1", "-m asks for several runs: start one process for each of them."),
-        ("--multirun", "--multirun asks for several runs"),
         ("--config-name=mine", "--config-name=mine: there is one configuration; change it by key=value or experiment="),
         ("-cn mine", "-cn: there is one configuration"),
         ("--seed=3", "There is no option --seed=3: settings have no dashes, as in seed=3."),
-        ("--info", "There is no option --info: there are --help and --cfg."),
+        ("--info", "There is no option --info: there are --help, --cfg and --multirun."),
         ("seed=1 job", "'job' is no setting: write key=value"),
         ("train", "'train' is no setting: write key=value"),
     ],
@@ -208,7 +209,7 @@ def test_a_new_folder_is_new(words: str, name: str, tmp_path: Path, monkeypatch:
     """Runs that start in the same second do not meet."""
     monkeypatch.chdir(tmp_path)
     settings = load(words.split()).settings
-    made = [train.new_run_dir(settings) for _ in range(3)]
+    made = [train.new_folder(environment_name(settings)) for _ in range(3)]
     assert len(set(made)) == 3
     assert sorted(path.name for path in Path("runs").iterdir()) == sorted(path.name for path in made)
     assert all(re.fullmatch(name + r"-\d{8}-\d{6}(-\d)?", path.name) for path in made)
@@ -223,4 +224,4 @@ def test_a_new_folder_is_new(words: str, name: str, tmp_path: Path, monkeypatch:
     ],
 )
 def test_a_run_in_a_few_words(words: str, told: str) -> None:
-    assert train.describe(load(["total_steps=5000", *words.split()]).settings) == told
+    assert describe(load(["total_steps=5000", *words.split()]).settings) == told

@@ -16,29 +16,24 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.wandb_examples import ROOT, environment, offline_folders, records, rows
+
 KEY = "0123456789abcdef" * 3
 START = """
 import os, signal, sys, time
 from pathlib import Path
 from dreamer_torchrl.wandb_run import WandbRun
+from dreamer_torchrl.wandb_start import Place
 run_dir = Path("run")
 run_dir.mkdir(exist_ok=True)
 """
-
-
-def environment(home: Path, **variables: str) -> dict[str, str]:
-    """The variables of a process that knows nothing of this machine's W&B."""
-    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(("WANDB", "NETRC"))}
-    kept = {key: value for key, value in kept.items() if not key.lower().endswith("_proxy")}
-    return kept | {"HOME": str(home), "PYTHONPATH": str(ROOT)} | variables
 
 
 def run_program(home: Path, program: str, **variables: str) -> list[str]:
     """Lines that a program prints; it must end well, and say nothing on the error stream."""
     command = [sys.executable, "-c", START + program]
     outcome = subprocess.run(
-        command, cwd=home, env=environment(home, **variables), capture_output=True, text=True, timeout=120
+        command, cwd=home, env=environment(home, **variables), capture_output=True, text=True, timeout=300
     )
     assert outcome.returncode == 0, outcome.stderr
     assert not outcome.stderr
@@ -51,45 +46,104 @@ def log_of(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def offline_folders(home: Path) -> list[Path]:
-    """Folders of offline runs, oldest first."""
-    return sorted((home / "run/wandb").glob("offline-run-*"))
-
-
 def test_an_offline_run_holds_what_it_was_given_and_nothing_else(tmp_path: Path) -> None:
     """Configuration, scalars and the video; no package list, code, diff, command line or statistics."""
     (tmp_path / "eval.mp4").write_bytes(b"a film" * 1000)
+    (tmp_path / "dream.gif").write_bytes(b"a dream" * 1000)
     program = """
-run = WandbRun(run_dir, "offline", "a-project", name="a-name", config={"env": {"name": "CartPole"}})
+run = WandbRun(run_dir, "offline", Place("a-project", name="a-name"), config={"env": {"name": "CartPole"}})
 for step in range(50):
     run.write(step, {"episode/return": float(step), "train/loss_actor": float("nan")})
 run.video(50, "eval/video", Path("eval.mp4"))
+run.video(50, "dream/video", Path("dream.gif"))
 run.close()
 """
     lines = run_program(tmp_path, program)
-    (folder,) = offline_folders(tmp_path)
+    (folder,) = offline_folders(tmp_path / "run")
     assert lines == [f"W&B: to upload this run, use: wandb sync {folder.relative_to(tmp_path)}"]
     log = log_of(folder)
-    for word in (b"a-project", b"a-name", b"CartPole", b"episode/return", b"eval/video"):
+    for word in (b"a-project", b"a-name", b"CartPole", b"episode/return", b"eval/video", b"dream/video"):
         assert word in log
-    (film,) = (folder / "files").rglob("*.mp4")
-    assert film.read_bytes() == (tmp_path / "eval.mp4").read_bytes()
-    assert [path for path in (folder / "files").rglob("*") if path.is_file()] == [film]
+    films = sorted(path for path in (folder / "files").rglob("*") if path.is_file())
+    assert [film.read_bytes() for film in films] == [
+        (tmp_path / name).read_bytes() for name in ("dream.gif", "eval.mp4")
+    ]
     for word in (b"tensordict", b"CPython", sys.executable.encode(), str(ROOT).encode()):
         assert word not in log, word
 
 
-@pytest.mark.parametrize("end", ["run.close()", "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)"])
-def test_a_resumed_run_goes_on_in_the_same_run(tmp_path: Path, end: str) -> None:
-    """Also after a kill; its steps may go back."""
-    program = START + f"run = WandbRun(run_dir, 'offline')\nrun.write(100, {{'a': 1.0}})\n{end}\n"
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path), timeout=60)
-    run_program(tmp_path, "run = WandbRun(run_dir, 'offline')\nrun.write(90, {'b': 2.0})\nrun.close()")
-    name = (tmp_path / "run/wandb/run_id").read_text().strip()
-    folders = offline_folders(tmp_path)
-    assert len({folder.name for folder in folders}) == 2
-    assert all(folder.name.endswith(name) for folder in folders)
-    assert b"b" in log_of(folders[1])
+LINES = """
+import json
+def lines(*steps):
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        for step in steps:
+            for number in (0, 1):
+                values = {"episode/return": step + number / 2, "episode/environment": number, "time/elapsed": 36.0}
+                file.write(json.dumps({"step": step, **values}) + "\\n")
+                run.write(step, values)
+def kept():
+    return os.path.getsize(run_dir / "metrics.jsonl")
+"""
+
+
+def returns(home: Path) -> list[float]:
+    """Of all rows of a run, whichever process wrote them."""
+    return [row["episode/return"] for folder in offline_folders(home / "run") for row in rows(folder)]
+
+
+def test_a_resumed_run_goes_on_where_wandb_is(tmp_path: Path) -> None:
+    """The first process told more than its checkpoint knows, and in the middle of a step; none of it comes twice."""
+    first = f"""{LINES}
+run = WandbRun(run_dir, 'offline')
+lines(10, 20, 30)
+run.write(40, {{"episode/return": 40.0, "episode/environment": 0}})
+run.close()
+"""
+    second = f"""{LINES}
+os.truncate(run_dir / "metrics.jsonl", kept() // 3)  # what the checkpoint of step 10 knows
+run = WandbRun(run_dir, 'offline', kept=kept())
+lines(20, 30, 40, 50)
+run.close()
+"""
+    run_program(tmp_path, first)
+    (line,) = run_program(tmp_path, second)
+    assert returns(tmp_path) == [10, 10.5, 20, 20.5, 30, 30.5, 40, 40.5, 50, 50.5]
+    folders = offline_folders(tmp_path / "run")
+    assert {records(folder, "run")[0]["run_id"] for folder in folders} == {
+        (tmp_path / "run/wandb/run_id").read_text().strip()
+    }
+    assert line.endswith(f"wandb sync {' '.join(str(folder.relative_to(tmp_path)) for folder in folders)}")
+
+
+def test_what_a_killed_process_did_not_get_to_wandb_is_sent_again(tmp_path: Path) -> None:
+    """W&B's own process writes to the disk now and then: what was not there yet comes from the lines of the run."""
+    first = f"{LINES}\nrun = WandbRun(run_dir, 'offline')\nlines(10, 20)\ntime.sleep(1)\nos.kill(os.getpid(), 9)\n"
+    second = f"{LINES}\nrun = WandbRun(run_dir, 'offline', kept=kept())\nlines(30)\nrun.close()\n"
+    killed = subprocess.run([sys.executable, "-c", START + first], cwd=tmp_path, env=environment(tmp_path), timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    run_program(tmp_path, second)
+    assert returns(tmp_path) == [10, 10.5, 20, 20.5, 30, 30.5]
+    last = rows(offline_folders(tmp_path / "run")[-1])
+    assert all(row["time/hours"] == 0.01 for row in last if row["step"] < 30)
+
+
+def test_a_log_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """Nobody knows how far it goes, so nothing of before is sent again."""
+    other = tmp_path / "run/wandb/offline-run-20200101_000000-other/run-other.wandb"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"something else" * 10_000)
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 10, "episode/return": 1.0}\n')
+    run_program(tmp_path, f"{LINES}\nrun = WandbRun(run_dir, 'offline', kept=kept())\nlines(20)\nrun.close()\n")
+    logged = [row["step"] for folder in offline_folders(tmp_path / "run")[1:] for row in rows(folder)]
+    assert logged == [20, 20]
+
+
+def test_a_training_that_went_back_is_told_once(tmp_path: Path) -> None:
+    """After too many faults it returns to a checkpoint: W&B keeps what it has, and goes on after that."""
+    program = f"{LINES}\nrun = WandbRun(run_dir, 'offline')\nlines(10, 20, 30, 20, 30, 40)\nrun.close()\n"
+    run_program(tmp_path, program)
+    (folder,) = offline_folders(tmp_path / "run")
+    assert [row["step"] for row in rows(folder)] == [10, 10, 20, 20, 30, 30, 40, 40]
 
 
 def test_disabled_imports_nothing(tmp_path: Path) -> None:
@@ -151,7 +205,7 @@ def dripping_server() -> Iterator[str]:
 
 ONLINE = """
 start = time.perf_counter()
-run = WandbRun(run_dir, "online", "a-project", config={"seed": 0})
+run = WandbRun(run_dir, "online", Place("a-project"), config={"seed": 0})
 print(time.perf_counter() - start)
 run.write(1, {"episode/return": 1.0})
 run.close()
@@ -163,7 +217,7 @@ def assert_fell_back(home: Path, lines: list[str], reason: str, seconds: float) 
     why, waited, how = lines
     assert reason in why and why.endswith("; this run is written offline"), why
     assert float(waited) < seconds
-    (folder,) = offline_folders(home)
+    (folder,) = offline_folders(home / "run")
     assert how.endswith(f"wandb sync {folder.relative_to(home)}")
     assert b"episode/return" in log_of(folder)
 
@@ -222,7 +276,7 @@ print("trained")
 """
     command = [sys.executable, "-c", START + program]
     outcome = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=60
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=300
     )
     warning, command, end = outcome.stdout.splitlines()
     assert warning.startswith("warning: W&B failed (") and warning.endswith("; training goes on without it")
@@ -287,7 +341,7 @@ run.close()
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     assert "failed" not in output
-    assert b"after/stop" in log_of(offline_folders(tmp_path)[0])
+    assert b"after/stop" in log_of(offline_folders(tmp_path / "run")[0])
