@@ -15,23 +15,28 @@ BACKGROUND, TARGET, AGENT = (40, 40, 40), (60, 200, 80), (230, 70, 70)
 
 
 class GridReach(gymnasium.Env):
-    """Walk a red square to a green one on a 5 x 5 grid, seen as a 64 x 64 picture.
+    """Walk a red square to a green one on a small grid, seen as a 64 x 64 picture.
 
-    Each step costs 1 / 25, reaching the target gives 1 and ends the episode; after 25 steps it is cut off. Both squares
-    start anywhere, on different cells, so that the shortest way is 2 * 5 / 3 steps long on average. An agent that
-    always takes it gets `optimum` = 1 - (2 * 5 / 3) / 25 = 13 / 15 on average.
+    Both squares start anywhere, on different cells. Each step costs 1 / ``limit``, reaching the target gives 1 and ends
+    the episode; after ``limit`` steps, as many as there are cells, it is cut off. The shortest way is 2 / 3 * ``cells``
+    steps long on average: an agent that always takes it gets the `optimum`.
+
+    Args:
+        cells: on a side, 2 to 10.
 
     Example:
-        >>> round(GridReach.optimum, 4)
+        >>> round(GridReach(cells=5).optimum, 4)
         0.8667
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012, this is how gymnasium wants it
-    cells, limit = 5, 25
-    optimum = 1 - 2 * cells / 3 / limit
 
-    def __init__(self, render_mode: str | None = None):
-        self.render_mode = render_mode
+    def __init__(self, cells: int = 3, render_mode: str | None = None):
+        if not 2 <= cells <= 10:
+            raise ValueError(f"cells={cells} is impossible: give 2 to 10.")
+        self.cells, self.limit, self.render_mode = cells, cells**2, render_mode
+        self.side = 60 // cells  # of a cell, in pixels
+        self.optimum = 1 - 2 / 3 * cells / self.limit
         self.observation_space = Box(0, 255, (64, 64, 3), np.uint8)
         self.action_space = Discrete(len(MOVES))
 
@@ -58,38 +63,49 @@ class GridReach(gymnasium.Env):
         """Draw the grid with a border of two pixels."""
         picture = np.full((64, 64, 3), BACKGROUND, np.uint8)
         for (row, column), color in ((self.target, TARGET), (self.agent, AGENT)):
-            picture[2 + 12 * row : 14 + 12 * row, 2 + 12 * column : 14 + 12 * column] = color
+            top, left = 2 + self.side * row, 2 + self.side * column
+            picture[top : top + self.side, left : left + self.side] = color
         return picture
 
 
 class Memory(gymnasium.Env):
-    """See a cue, walk 30 steps through a corridor without information, then choose the action that matches the cue.
+    """See a card of lamps, walk through a corridor without information, then say whether the first lamp was on.
 
-    The observation is the cue as a one-hot vector, shown at the first step only and zero afterwards, and a flag that
-    asks for the choice ``corridor`` steps later. The right choice gives 1, any other 0, and the episode ends; what is
-    done before the choice changes nothing. The `optimum` is 1, and 1 / ``cues`` is what one gets by chance.
+    The observation holds the lamps, 1 or -1 where the card is shown and 0 elsewhere, and a flag that asks for the
+    choice. The card is shown at the first step, the flag ``corridor`` steps later. The right choice gives 1, the wrong
+    one 0; what is done before changes nothing. With the choice the episode ends and the card is shown again, so that
+    an agent sees what it should have remembered. The `optimum` is 1, by chance one gets 1 / 2.
+
+    Args:
+        lamps: on the card; all can be surprising, only the first counts.
+        corridor: steps between card and flag.
+        shortest: each episode's corridor is drawn from ``shortest`` to ``corridor``; the same as ``corridor`` if none.
     """
 
     optimum = 1.0
 
-    def __init__(self, cues: int = 2, corridor: int = 30):
-        self.cues, self.corridor = cues, corridor
-        self.observation_space = Box(0, 1, (cues + 1,), np.float32)
-        self.action_space = Discrete(cues)
+    def __init__(self, lamps: int = 6, corridor: int = 30, shortest: int | None = None):
+        self.lamps, self.corridor = lamps, corridor
+        self.shortest = corridor if shortest is None else shortest
+        if not 1 <= self.shortest <= corridor:
+            raise ValueError(f"shortest={shortest} is impossible: give 1 to corridor={corridor}.")
+        self.observation_space = Box(-1, 1, (lamps + 1,), np.float32)
+        self.action_space = Discrete(2)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Draw a cue and show it."""
+        """Draw a card and show it."""
         super().reset(seed=seed)
-        self.cue = int(self.np_random.integers(self.cues))
-        self.steps = 0
-        seen = np.zeros(self.cues + 1, np.float32)
-        seen[self.cue] = 1
-        return seen, {}
+        self.card = self.np_random.integers(2, size=self.lamps)
+        self.left = int(self.np_random.integers(self.shortest, self.corridor + 1))
+        return self._seen(card=True), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Go on; the action counts where the flag was seen."""
-        chosen = self.steps == self.corridor
-        self.steps += 1
-        seen = np.zeros(self.cues + 1, np.float32)
-        seen[-1] = self.steps == self.corridor
-        return seen, float(chosen and action == self.cue), chosen, False, {}
+        chosen = self.left == 0
+        self.left -= 1
+        reward = float(chosen and action == self.card[0])
+        return self._seen(card=chosen, flag=self.left == 0), reward, chosen, False, {}
+
+    def _seen(self, card: bool = False, flag: bool = False) -> np.ndarray:
+        lamps = 2 * self.card - 1 if card else np.zeros(self.lamps)
+        return np.append(lamps, flag).astype(np.float32)

@@ -11,74 +11,95 @@ from dreamer_torchrl.envs import frame, make_env
 from dreamer_torchrl.envs.tasks import AGENT, MOVES, TARGET, GridReach, Memory
 
 
-def test_grid_optimum_is_that_of_all_starts() -> None:
-    cells = list(product(range(GridReach.cells), repeat=2))
-    returns = [1 - (abs(a - c) + abs(b - d)) / GridReach.limit for (a, b), (c, d) in permutations(cells, 2)]
-    assert np.mean(returns) == pytest.approx(GridReach.optimum) == pytest.approx(13 / 15)
+@pytest.mark.parametrize(("cells", "optimum"), [(3, 7 / 9), (5, 13 / 15)])
+def test_grid_optimum_is_that_of_all_starts(cells: int, optimum: float) -> None:
+    env = GridReach(cells)
+    places = list(product(range(cells), repeat=2))
+    returns = [1 - (abs(a - c) + abs(b - d)) / env.limit for (a, b), (c, d) in permutations(places, 2)]
+    assert np.mean(returns) == pytest.approx(env.optimum) == pytest.approx(optimum)
 
 
-def place_of(picture: np.ndarray, color: tuple[int, int, int]) -> tuple[int, int]:
+def place_of(picture: np.ndarray, color: tuple[int, int, int], side: int) -> tuple[int, int]:
     """Row and column of a square in a picture."""
     rows, columns = np.nonzero((picture == color).all(-1))
-    assert len(rows) == 12 * 12
-    return (rows[0] - 2) // 12, (columns[0] - 2) // 12
+    assert len(rows) == side * side
+    return (rows[0] - 2) // side, (columns[0] - 2) // side
 
 
-def test_grid_is_solved_by_what_the_picture_shows() -> None:
-    """Reading only the picture, the shortest way pays 1 minus its length over 25."""
-    env = GridReach()
+@pytest.mark.parametrize(("cells", "side"), [(3, 20), (5, 12), (10, 6)])
+def test_grid_is_solved_by_what_the_picture_shows(cells: int, side: int) -> None:
+    """Reading only the picture, the shortest way pays 1 minus its length over the number of cells."""
+    env = GridReach(cells)
     for seed in range(20):
         picture, _ = env.reset(seed=seed)
-        start, target = place_of(picture, AGENT), place_of(picture, TARGET)
+        start, target = place_of(picture, AGENT, side), place_of(picture, TARGET, side)
         distance, total, terminated, steps = sum(abs(a - b) for a, b in zip(start, target, strict=True)), 0.0, False, 0
         while not terminated:
-            (row, column), (goal_row, goal_column) = place_of(picture, AGENT), target
+            (row, column), (goal_row, goal_column) = place_of(picture, AGENT, side), target
             vertical = np.sign(goal_row - row)
             move = (vertical, 0) if vertical else (0, np.sign(goal_column - column))
             picture, reward, terminated, truncated, _ = env.step(MOVES.index(tuple(map(int, move))))
             total, steps = total + reward, steps + 1
             assert not truncated
-            if terminated:
-                break
         assert steps == distance
-        assert total == pytest.approx(1 - distance / GridReach.limit)
+        assert total == pytest.approx(1 - distance / cells**2)
 
 
 def test_grid_cuts_off_and_has_walls() -> None:
     env = GridReach()
     env.reset(seed=0)
-    env.agent, env.target = (0, 0), (4, 4)
-    outcomes = [env.step(0) for _ in range(GridReach.limit)]
+    env.agent, env.target = (0, 0), (2, 2)
+    outcomes = [env.step(0) for _ in range(9)]
     assert env.agent == (0, 0)
-    assert [outcome[3] for outcome in outcomes] == [False] * 24 + [True]
+    assert [outcome[3] for outcome in outcomes] == [False] * 8 + [True]
     assert not any(outcome[2] for outcome in outcomes)
     assert sum(outcome[1] for outcome in outcomes) == pytest.approx(-1)
 
 
-@pytest.mark.parametrize(("cues", "corridor"), [(2, 30), (4, 5)])
-def test_memory_shows_the_cue_once_and_pays_the_choice(cues: int, corridor: int) -> None:
-    env = Memory(cues, corridor)
+@pytest.mark.parametrize("cells", [1, 11])
+def test_grid_refuses_what_it_cannot_draw(cells: int) -> None:
+    with pytest.raises(ValueError, match=f"cells={cells} is impossible: give 2 to 10"):
+        GridReach(cells)
+
+
+@pytest.mark.parametrize(("lamps", "corridor"), [(6, 30), (1, 5)])
+def test_memory_shows_the_card_at_both_ends_and_pays_the_choice(lamps: int, corridor: int) -> None:
+    env = Memory(lamps, corridor)
     for seed, right in product(range(10), (True, False)):
         seen = [env.reset(seed=seed)[0]]
-        cue = int(seen[0][:cues].argmax())
+        first = int(seen[0][0] > 0)
         rewards, ends = [], []
         for _ in range(corridor + 1):
-            observation, reward, terminated, truncated, _ = env.step(cue if right else (cue + 1) % cues)
+            observation, reward, terminated, truncated, _ = env.step(first if right else 1 - first)
             seen.append(observation)
             rewards.append(reward)
             ends.append(terminated)
             assert not truncated
-        assert seen[0].sum() == 1
-        assert not seen[0][-1]
-        assert all(not observation[:cues].any() for observation in seen[1:])
-        assert [bool(observation[-1]) for observation in seen].index(True) == corridor
+        assert np.array_equal(np.abs(seen[0][:-1]), np.ones(lamps))
+        assert np.array_equal(seen[0], seen[-1])
+        assert not any(observation[:-1].any() for observation in seen[1:-1])
+        assert [step for step, observation in enumerate(seen) if observation[-1]] == [corridor]
         assert rewards == [0] * corridor + [float(right)]
         assert ends == [False] * corridor + [True]
 
 
-def test_memory_draws_every_cue() -> None:
-    env = Memory(cues=4)
-    assert {int(env.reset(seed=seed)[0].argmax()) for seed in range(40)} == {0, 1, 2, 3}
+def test_memory_draws_every_card_and_every_corridor() -> None:
+    env = Memory(lamps=3, corridor=4, shortest=2)
+    cards, corridors = set(), set()
+    for seed in range(200):
+        cards.add(tuple(env.reset(seed=seed)[0][:-1]))
+        steps = 0
+        while not env.step(0)[2]:
+            steps += 1
+        corridors.add(steps)
+    assert cards == set(product((-1, 1), repeat=3))
+    assert corridors == {2, 3, 4}
+
+
+@pytest.mark.parametrize("shortest", [0, 31])
+def test_memory_refuses_an_impossible_corridor(shortest: int) -> None:
+    with pytest.raises(ValueError, match=f"shortest={shortest} is impossible: give 1 to corridor=30"):
+        Memory(shortest=shortest)
 
 
 def test_frames() -> None:
