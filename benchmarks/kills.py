@@ -38,7 +38,7 @@ from dreamer_torchrl.train import main as train
 SETTINGS = (
     *("env=cartpole", "device=cpu", "threads=1", "size=nano", "size.belief=32", "size.hidden=16", "size.units=16"),
     *("replay.batch=2", "replay.length=8", "learner.imagination_length=3", "train_ratio=8", "log.every=0.2"),
-    *("checkpoint.every=0.1", "eval.every=100", "eval.episodes=2", "eval.num_envs=2"),
+    *("checkpoint.every=0.1", "eval.every=100", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0"),
 )
 ENDLESS = 1_000_000
 LAST_STEPS = 50

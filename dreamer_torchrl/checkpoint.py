@@ -68,6 +68,10 @@ class Saved:
     pieces: list[Piece]
     replay_files: ReplayFiles
 
+    def check_replay(self) -> None:
+        """Read every file of the replay; raise `DamagedFile` unless all are as they were written."""
+        self.replay_files.check(self.replay_state, self.pieces)
+
     def restore_replay(self, replay: Replay) -> None:
         """Put the steps and their latents back, and everything that the next draw depends on."""
         self.replay_files.restore(replay, self.replay_state, self.pieces)
@@ -120,10 +124,11 @@ class Checkpoints:
         self._loaded = False
         self._damaged: list[str] = []  # later than the one that was loaded
 
-    def load(self) -> Saved | None:
+    def load(self, replay: bool = True) -> Saved | None:
         """The newest sound checkpoint, or None where there is none yet. Only reads.
 
-        Raises `NoSoundCheckpoint` where there are some and all are damaged.
+        Raises `NoSoundCheckpoint` where there are some and all are damaged. Without ``replay`` that of the checkpoint
+        need not be sound, and is not looked at.
         """
         self.wait()
         damaged = {}
@@ -131,7 +136,7 @@ class Checkpoints:
         while names:
             name = names.pop()
             try:
-                saved = self.read(name)
+                saved = self.read(name, replay)
             except DamagedFile as fault:
                 if not (self.folder / name).exists():  # the process that trains has just removed it for a newer one
                     damaged, names = {}, self.names()
@@ -206,8 +211,8 @@ class Checkpoints:
         if names and step < _age(_NAME.fullmatch(names[-1]))[0]:
             raise ValueError(f"Step {step} is before the checkpoint {names[-1]}: load() it, and go on from there.")
 
-    def read(self, name: str) -> Saved:
-        """One checkpoint, checked; raises `DamagedFile` if it is not as it was written."""
+    def read(self, name: str, replay: bool = True) -> Saved:
+        """One checkpoint, checked, its ``replay`` if asked; raises `DamagedFile` if it is not as it was written."""
         path = self.folder / name
         manifest = read_manifest(path)
         for file in manifest.files:
@@ -216,8 +221,10 @@ class Checkpoints:
         replay_state = trees.pop(REPLAY, None)
         if not isinstance(replay_state, dict):
             raise DamagedFile("manifest.json names no replay")
-        self._replay_files.check(replay_state, manifest.replay)
-        return Saved(manifest.step, trees, path, [], replay_state, manifest.replay, self._replay_files)
+        saved = Saved(manifest.step, trees, path, [], replay_state, manifest.replay, self._replay_files)
+        if replay:
+            saved.check_replay()
+        return saved
 
     def _write(self, job: _Job) -> list[Piece]:
         """Write a checkpoint and let the oldest go; the files of its replay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -233,7 +234,22 @@ class Learner:
             value.copy_(state["slow_value"][key])
         self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"])
+        set_generator_state(self.generator, state["generator"])
+
+
+def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:
+    """Go on with the random numbers of ``state``, or, where it comes from another kind of device, with ones it seeds.
+
+    Example:
+        >>> generator, other = torch.Generator(), torch.Generator()
+        >>> set_generator_state(other, generator.get_state())
+        >>> torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=other))
+        True
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(zlib.crc32(state.numpy().tobytes()))
 
 
 def total(losses: TensorDictBase) -> torch.Tensor:

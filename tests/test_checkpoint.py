@@ -156,6 +156,10 @@ def test_a_shared_file_of_the_replay_damages_all_that_use_it(run: Path) -> None:
     damage(run / "replay" / shared.file.name, "bit_flipped")
     with pytest.raises(NoSoundCheckpoint, match=f"(?s)0002 is damaged: {shared.file.name}.*0001 is damaged: "):
         Checkpoints(run).load()
+    saved = Checkpoints(run).load(replay=False)  # what was learned is none the worse for it
+    assert (saved.step, saved.damaged) == (2, [])
+    with pytest.raises(DamagedFile, match=shared.file.name):
+        saved.check_replay()
 
 
 @pytest.mark.parametrize("kind", ["plain", "torch"])

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import Agent, Hyperparameters, Learner, Size, build_agent
-from dreamer_torchrl.learner import example_batch, total
+from dreamer_torchrl.learner import example_batch, set_generator_state, total
 from dreamer_torchrl.modules import observe
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
@@ -415,6 +415,18 @@ def test_a_batch_of_the_wrong_shape_is_told_the_right_one(select: Callable[[Tens
     batch = select(example_batch(learner.agent, batch=2, length=4))
     with pytest.raises(ValueError, match=r"A batch must be \[B, context \+ T\]"):
         learner.update(batch)
+
+
+def test_the_generator_of_another_kind_of_device_seeds_this_one() -> None:
+    """A run that was saved on a GPU, whose generators have a state of 16 bytes, goes on here, each time alike."""
+
+    def drawn(state: Tensor) -> list[float]:
+        generator = torch.Generator()
+        set_generator_state(generator, state)
+        return torch.rand(3, generator=generator).tolist()
+
+    first, second = (torch.arange(start, start + 16, dtype=torch.uint8) for start in (0, 1))
+    assert drawn(first) == drawn(first) != drawn(second)
 
 
 def test_a_refused_batch_does_no_harm() -> None:

@@ -24,7 +24,7 @@ def use_native(root: nn.Module, native: bool) -> None:
 def decide(native: bool | None, device: torch.device) -> bool:
     """Whether kernels are used on a device: as asked for, or where they can be if that is left open (None)."""
     if native and (reason := build.why_not()):
-        raise ValueError(f"native=True, but: {reason}")
+        raise ValueError(f"native=true, but: {reason}")
     return device.type == "cpu" and build.available() if native is None else native
 
 
