@@ -1,0 +1,173 @@
+"""Fill the tables of `benchmarks.md` from the programs' own words and from `benchmarks/results/*.json`.
+
+python docs/make_benchmarks.py
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+MARK = re.compile(r"(?<=<!-- made by docs/make_benchmarks.py: )(?P<name>\w+) -->\n.*?(?=<!-- end -->)", re.DOTALL)
+MEBIBYTE = 2**20
+PARTS = ("learner", "environment", "acting", "replay", "other")
+
+Record = Mapping[str, Any]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def programs() -> str:
+    """What can be run: programs whose docstring shows the command, with its first line and that command."""
+    rows = []
+    for file in sorted(BENCHMARKS.glob("*.py")):
+        told = ast.get_docstring(ast.parse(file.read_text())) or ""
+        command = re.search(rf"^ +(python benchmarks/{file.name}.*)$", told, re.MULTILINE)
+        if command and "--steps steps.pt" not in command[1]:  # a part of learner.py
+            rows.append([f"`{file.name}`", told.splitlines()[0], f"`{command[1]}`"])
+    script = (BENCHMARKS / "gpu.sh").read_text().splitlines()
+    commands = [line.strip("# ") for line in script if line.startswith("#     ")]
+    rows.append(["`gpu.sh`", script[1].strip("# "), f"`{commands[0]}`"])
+    return table(["program", "what it measures", "how to run it"], rows)
+
+
+def results() -> str:
+    """Every committed result, in a table for its kind."""
+    files = {file.name: json.loads(file.read_text()) for file in sorted((BENCHMARKS / "results").glob("*.json"))}
+    parts = []
+    for title, head, rows in KINDS:
+        these = {name: content for name, content in files.items() if kind(content) == title}
+        if these:
+            parts += [f"### {title}\n", table(["file", *head], [row for pair in these.items() for row in rows(*pair)])]
+    origins = [
+        [f"`{name}`", content["date"][:10], commit(content), on(content), f"`{content['command']}`"]
+        for name, content in files.items()
+        if "commit" in content
+    ]
+    parts += ["### Where they come from\n", table(["file", "date", "commit", "machine", "command"], origins)]
+    return "\n".join(parts)
+
+
+def kind(content: Record) -> str:
+    """Which of the tables a result belongs into; none where it has another form."""
+    if "parts" in content:
+        return "GPU machines"
+    if "runs" in content:
+        return "Learning" if "experiment" in content else "Shares of a training"
+    keys = {
+        "workloads": "Updates",
+        "policy": "Acting",
+        "replay": "Replay",
+        "points": "Scaling",
+        "killed_while": "Kills",
+    }
+    return next((title for key, title in keys.items() if key in content), "")
+
+
+def commit(content: Record) -> str:
+    """The commit, cut to seven letters, and whether the tree was another one."""
+    name, dash, dirty = content["commit"].partition("-")
+    return f"`{name[:7]}{dash}{dirty}`"
+
+
+def on(content: Record) -> str:
+    """The machine in a few words."""
+    machine, versions = content["machine"], content["versions"]
+    load = f", load {machine['load_average']:.1f}" if "load_average" in machine else ""
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} used, torch {versions['torch']}{load}"
+
+
+def learner_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """Seconds per update, one contestant a row."""
+    for workload in content["workloads"]:
+        for index, result in enumerate(workload["results"]):
+            quartiles = f"{result['lower_quartile']:.3f} to {result['upper_quartile']:.3f}"
+            ratio = f"{workload['ratio']:.2f}" if index == 0 and workload.get("ratio") else ""
+            memory = f"{result['peak_memory'] / MEBIBYTE:.0f} MiB"
+            times = [f"{result['median']:.3f} s", quartiles, str(len(result["seconds"])), memory]
+            yield [f"`{name}`", workload["workload"], result["contestant"], *times, ratio]
+
+
+def learning_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """What each seed reached."""
+    for run in content["runs"]:
+        evaluation = run["evaluation"]
+        reached = f"{evaluation['mean']:.1f} +- {evaluation['deviation']:.1f}"
+        count = f"{len(evaluation['returns'])}, from seed {evaluation['seed']}"
+        size = [f"{evaluation['step']:,}", f"{run['updates']:,}", f"{run['seconds'] / 60:.1f}"]
+        yield [f"`{name}`", str(run["seed"]), reached, count, *size]
+
+
+def policy_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """Milliseconds of acting."""
+    for row in content["policy"]:
+        times = [f"{row['policy_ms']:.2f}", f"{row['policy_ms_min']:.2f}", f"{row['send_ms']:.2f}"]
+        yield [f"`{name}`", row["workload"], str(row["environments"]), *times]
+
+
+def replay_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """Milliseconds of drawing and refreshing."""
+    for row in content["replay"]:
+        times = [f"{row[key]:.2f}" for key in ("sample_ms", "sample_ms_max", "refresh_ms")]
+        yield [f"`{name}`", row["workload"], f"{row['fill']:,}", f"{row['bytes_per_step']:,}", *times]
+
+
+def share_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """Where the time of whole trainings goes."""
+    for run in content["runs"]:
+        yield [f"`{name}`", run["env"], *(f"{run['shares'][part]:.0%}" for part in PARTS)]
+
+
+def gpu_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """How each part ended, and what its learners took."""
+    for part in content["parts"]:
+        workloads = (part.get("record") or {}).get("workloads", [])
+        taken = [f"{result['contestant']} {result['median']:.4f} s" for work in workloads for result in work["results"]]
+        yield [f"`{name}`", part["part"], part["status"], ", ".join(taken)]
+
+
+def scaling_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """Only how much there is: `scaling.md` beside it has the table."""
+    yield [f"`{name}`", ", ".join(dict.fromkeys(point["axis"] for point in content["points"])), "`scaling.md`"]
+
+
+def kill_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """How often a run was killed, and what it was doing."""
+    while_doing = ", ".join(f"{count} while {what}" for what, count in content["killed_while"].items())
+    compared = f"{content['steps']:,} steps, {content['updates']:,} updates, all bits the same"
+    yield [f"`{name}`", f"{content['kills']} ({while_doing})", compared, f"{content['seconds'] / 60:.1f}"]
+
+
+Rows = Callable[[str, Record], Iterable[list[str]]]
+KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
+    ("Updates", ("workload", "learner", "median", "quartiles", "updates", "peak memory", "ratio"), learner_rows),
+    ("Learning", ("seed", "mean return", "evaluation episodes", "steps", "updates", "minutes"), learning_rows),
+    ("Acting", ("workload", "environments", "policy, ms", "its minimum", "with collector, ms"), policy_rows),
+    ("Replay", ("workload", "steps in it", "bytes a step", "draw, ms", "its maximum", "refresh, ms"), replay_rows),
+    ("Shares of a training", ("environment", *PARTS), share_rows),
+    ("Scaling", ("what grows", "all of it"), scaling_rows),
+    ("GPU machines", ("part", "how it ended", "updates, median"), gpu_rows),
+    ("Kills", ("kills", "compared with a run that was never touched", "minutes"), kill_rows),
+)
+
+
+def filled(page: str) -> str:
+    """The page with both tables as they are now."""
+    made = {"programs": programs, "results": results}
+    return MARK.sub(lambda match: f"{match['name']} -->\n\n{made[match['name']]()}\n", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""The tables of the page about benchmarks are those of the files that were committed, and every program is in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    """`docs/make_benchmarks.py`, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("make_benchmarks", ROOT / "docs" / "make_benchmarks.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_up_to_date(generator: ModuleType) -> None:
+    page = PAGE.read_text()
+    assert page.count("<!-- made by docs/make_benchmarks.py: ") == 2
+    assert page == generator.filled(page), "run: python docs/make_benchmarks.py"
+
+
+def test_a_changed_number_is_noticed(generator: ModuleType) -> None:
+    page = PAGE.read_text()
+    assert generator.filled(page.replace("0.38", "0.37").replace("0.525 s", "0.425 s")) == page
+
+
+def test_every_program_and_every_result_is_named() -> None:
+    """Programs are files that can be run: they end in a call of their own main."""
+    page = PAGE.read_text()
+    programs = {file.name for file in (ROOT / "benchmarks").glob("*.py") if "__main__" in file.read_text()}
+    programs -= {"gpu.py"}  # gpu.sh runs it
+    results = {file.name for file in (ROOT / "benchmarks" / "results").glob("*.json")}
+    assert {"learner.py", "learning.py"} <= programs and results
+    missing = sorted(name for name in programs | results if f"`{name}`" not in page)
+    assert not missing, f"docs/benchmarks.md does not name {missing}"
+
+
+def test_every_kind_of_result_has_a_table(generator: ModuleType) -> None:
+    """A new form of file needs rows of its own, or its numbers stand nowhere."""
+    titles = {title for title, _, _ in generator.KINDS}
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        assert generator.kind(json.loads(file.read_text())) in titles, file.name
