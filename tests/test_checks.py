@@ -88,7 +88,7 @@ REFUSED = {
     "device=gpu": "device=gpu is impossible: there are auto, cpu, mps, cuda, cuda:0, cuda:1 and so on.",
     "device=cuda:x": "device=cuda:x is impossible",
     # what Hydra can and a run cannot
-    "seed=1,2": "asks for several runs: start one per value, for example `for seed in 0 1 2; do",
+    "seed=1,2": "asks for several runs: add --multirun to have them one after another",
     "env=pong,breakout": "asks for several runs",
     "seed=range(1,3)": "asks for several runs",
     "~seed": "takes something away, but everything here has a value: set it",

@@ -255,6 +255,6 @@ def test_steps_that_are_no_episode() -> None:
     steps = episode(agent)
     for wrong in (steps[1:], torch.cat([steps, steps]), steps.unsqueeze(0)):
         with pytest.raises(ValueError, match="the first steps"):
-            dream(agent, wrong)
+            dream(agent, wrong, context=1)
     with pytest.raises(KeyError, match="A dream needs observation"):
         dream(agent, steps.exclude("observation"))

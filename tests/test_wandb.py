@@ -225,7 +225,7 @@ def assert_fell_back(home: Path, lines: list[str], reason: str, seconds: float) 
 def test_online_without_a_key_becomes_offline(tmp_path: Path) -> None:
     """Nobody is asked for one."""
     lines = run_program(tmp_path, ONLINE)
-    assert_fell_back(tmp_path, lines, "there is no key for api.", seconds=10)
+    assert_fell_back(tmp_path, lines, "there is no key for api.", seconds=20)
 
 
 def test_online_without_a_network_becomes_offline(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_online_without_a_network_becomes_offline(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
     lines = run_program(tmp_path, ONLINE, WANDB_API_KEY=KEY, WANDB_BASE_URL=f"http://{host}")
-    assert_fell_back(tmp_path, lines, f"{host} cannot be reached", seconds=10)
+    assert_fell_back(tmp_path, lines, f"{host} cannot be reached", seconds=20)
 
 
 def test_a_server_that_hangs_does_not_hold_up_the_start(tmp_path: Path, dripping_server: str) -> None:
@@ -243,7 +243,7 @@ def test_a_server_that_hangs_does_not_hold_up_the_start(tmp_path: Path, dripping
     netrc.write_text(f"machine {host} login user password {KEY}\n")
     netrc.chmod(0o600)
     lines = run_program(tmp_path, ONLINE, WANDB_BASE_URL=dripping_server)
-    assert_fell_back(tmp_path, lines, f"{host} cannot be reached", seconds=13)
+    assert_fell_back(tmp_path, lines, f"{host} cannot be reached", seconds=23)
 
 
 @pytest.mark.parametrize(("key", "reason"), [(KEY, "401"), ("short", "40+ characters, has 5;")])
