@@ -84,7 +84,7 @@ class Memory(gymnasium.Env):
 
     optimum = 1.0
 
-    def __init__(self, lamps: int = 6, corridor: int = 30, shortest: int | None = None):
+    def __init__(self, lamps: int = 4, corridor: int = 30, shortest: int | None = None):
         self.lamps, self.corridor = lamps, corridor
         self.shortest = corridor if shortest is None else shortest
         if not 1 <= self.shortest <= corridor:
