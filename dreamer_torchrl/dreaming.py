@@ -135,7 +135,7 @@ def dream(agent: Agent, steps: TensorDictBase, context: int = CONTEXT, start: in
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
         >>> steps = example_batch(agent, batch=1, length=11)[0].clone()
-        >>> steps["is_init"][1:] = False
+        >>> steps["is_init"] = (torch.arange(12) == 0).unsqueeze(-1)
         >>> seen = dream(agent, steps, context=5)
         >>> len(seen), seen.open_loop.observation["observation"].shape, seen.difference["observation"].shape
         (12, torch.Size([12, 3]), torch.Size([12, 3]))

@@ -17,7 +17,7 @@ def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvB
     """Call ``package.module:function``, which makes a TorchRL or a gymnasium environment; the folder you are in counts.
 
     Example:
-        >>> custom_env("dreamer_torchrl.envs.tasks:Memory", {"cues": 4}).reset()["observation"].shape
+        >>> custom_env("dreamer_torchrl.envs.tasks:Memory", {"lamps": 4}).reset()["observation"].shape
         torch.Size([5])
     """
     module, function = check_factory(factory)

@@ -315,7 +315,7 @@ def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout.splitlines()[-1])
-    assert re.match(r"native=True\W.*There is no C compiler \(cc, gcc, clang\): install", outcome["refused"])
+    assert re.match(r"native=true\W.*There is no C compiler \(cc, gcc, clang\): install", outcome["refused"])
     assert outcome["native"] is False
     assert len(outcome["value"]) == 2
     learner = small_learner(None)
