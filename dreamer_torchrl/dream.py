@@ -9,13 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamer_torchrl.checks import ConfigError
-from dreamer_torchrl.envs.names import UnknownEnvironment
+from dreamer_torchrl.opening import FAILED, open_run, play
 
 if TYPE_CHECKING:
     from dreamer_torchrl.dreaming import PredictionError
-
-FAILED, NO_CHECKPOINT = 1, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,39 +23,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if complaint:
         parser.error(complaint)
 
-    import torch  # this and what needs it takes seconds
+    run = open_run(parser, options.run, options.checkpoint)
 
-    from dreamer_torchrl.checkpoint import NoSoundCheckpoint
-    from dreamer_torchrl.data.streams import TooManyFailures
-    from dreamer_torchrl.data.tree_files import DamagedFile
-    from dreamer_torchrl.dream_pictures import write_dream
+    from dreamer_torchrl.dream_pictures import write_dream  # these need torch, which takes seconds
     from dreamer_torchrl.dreaming import context_for, dream, imagined, prediction_error
-    from dreamer_torchrl.runs import choose_device, dream_title, evaluation_streams, load, run_evaluation, seed_for
+    from dreamer_torchrl.runs import choose_device, dream_title, seed_for
 
-    try:
-        run = load(options.run, options.checkpoint)
-    except (ConfigError, UnknownEnvironment) as error:
-        parser.error(str(error))
-    except (NoSoundCheckpoint, DamagedFile) as error:
-        print(error, file=sys.stderr)
-        return NO_CHECKPOINT
-    for damage in run.saved.damaged:
-        print(damage, file=sys.stderr)
-    if run.settings.threads:
-        torch.set_num_threads(run.settings.threads)
     agent = run.agent.to(choose_device(run.settings.device))
     seed = run.settings.seed if options.seed is None else options.seed
     settings = replace(run.settings, seed=seed, eval=replace(run.settings.eval, episodes=1))
-    streams = evaluation_streams(settings)
-    try:
-        episode = run_evaluation(settings, agent, streams, record=options.start + options.steps)
-    except TooManyFailures as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    finally:
-        streams.close()
-    for note in episode.notes:
-        print(note)
+    episode = play(settings, agent, record=options.start + options.steps)
     steps, left = episode.steps, len(episode.steps) - options.start
     context = options.context or context_for(max(left, 1))
     if left <= context:

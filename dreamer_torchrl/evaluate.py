@@ -9,10 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dreamer_torchrl.checks import ConfigError
-from dreamer_torchrl.envs.names import UnknownEnvironment
-
-FAILED, NO_CHECKPOINT = 1, 3
+from dreamer_torchrl.opening import FAILED, open_run, play
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,27 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.episodes is not None and options.episodes < 1:
         parser.error(f"--episodes {options.episodes} is impossible: give at least 1.")
 
-    import torch  # this and what needs it takes seconds
+    run = open_run(parser, options.run, options.checkpoint)
 
-    from dreamer_torchrl.checkpoint import NoSoundCheckpoint
-    from dreamer_torchrl.data.streams import TooManyFailures
-    from dreamer_torchrl.data.tree_files import DamagedFile
-    from dreamer_torchrl.runs import choose_device, evaluation_streams, load, run_evaluation
+    from dreamer_torchrl.runs import choose_device  # needs torch, which takes seconds
     from dreamer_torchrl.video import write_video
 
-    try:
-        run = load(options.run, options.checkpoint)
-    except (ConfigError, UnknownEnvironment) as error:
-        parser.error(str(error))
-    except (NoSoundCheckpoint, DamagedFile) as error:
-        print(error, file=sys.stderr)
-        return NO_CHECKPOINT
-    # The same numbers as in training take the same arithmetic.
-    if run.settings.threads:
-        torch.set_num_threads(run.settings.threads)
     agent = run.agent.to(choose_device(run.settings.device))
-    for damage in run.saved.damaged:
-        print(damage, file=sys.stderr)
     given = run.settings.eval
     settings = replace(
         run.settings,
@@ -60,16 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             deterministic=given.deterministic or options.deterministic,
         ),
     )
-    streams = evaluation_streams(settings, options.video)
-    try:
-        evaluation = run_evaluation(settings, agent, streams, options.video)
-    except TooManyFailures as error:
-        print(error, file=sys.stderr)
-        return FAILED
-    finally:
-        streams.close()
-    for note in evaluation.notes:
-        print(note)
+    evaluation = play(settings, agent, options.video)
     for number, (total_reward, length) in enumerate(zip(evaluation.returns, evaluation.lengths, strict=True)):
         print(f"episode {number:>3}  return {total_reward:>10.2f}  length {length:>6}")
     print(f"step {run.saved.step:,}: mean return {evaluation.mean:.2f} +- {evaluation.deviation:.2f}")

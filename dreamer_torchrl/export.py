@@ -31,16 +31,15 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.act import ActionForm, Bounds, as_indices, encodable
 from dreamer_torchrl.agent import LATENTS, Agent, Policy
+from dreamer_torchrl.data.tree_files import DamagedFile
 from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
+from dreamer_torchrl.opening import NO_CHECKPOINT, open_run
 
 DESCRIPTION = "policy.json"
 """Name, inside the file, of the description of what goes in and comes out."""
 
 TOLERANCE = 1e-5
 """Differences above it are no rounding."""
-
-NO_CHECKPOINT = 3
-"""Exit code where there is nothing sound to export."""
 
 STEPS = 64
 """Recorded steps of each environment on which a file is compared with its original."""
@@ -249,24 +248,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     output = options.output or options.run / "policy.pt2"
-    from torchrl import logger
-
-    from dreamer_torchrl.checkpoint import NoSoundCheckpoint
-    from dreamer_torchrl.data.tree_files import DamagedFile
-    from dreamer_torchrl.runs import load  # brings environments and configuration, which an agent alone does without
-
-    logger.setLevel("WARNING")  # it tells of each storage that it makes
+    run = open_run(parser, options.run, options.checkpoint)
     try:
-        run = load(options.run, options.checkpoint)
         steps = run.recorded(STEPS)
         path = export_policy(run.agent, output, options.sample, run.action_bounds)
+    except DamagedFile as error:
+        print(f"The replay of {options.run} is damaged: {error}.", file=sys.stderr)
+        return NO_CHECKPOINT
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    except (NoSoundCheckpoint, DamagedFile) as error:
-        print(error, file=sys.stderr)
-        return NO_CHECKPOINT
-    for damage in run.saved.damaged:
-        print(damage, file=sys.stderr)
     difference = compare(run.agent, path, steps, run.action_bounds)
     print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
     print(f"Largest difference to the original over {steps.numel():,} recorded steps: {difference}.")

@@ -103,3 +103,9 @@ def read_only(folder: Path) -> Iterator[None]:
         with mounted(folder, "--bind", str(folder)):
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
             yield
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)

@@ -160,19 +160,6 @@ def test_wrong_words(words: list[str], complaint: str, cartpole: Path, capsys: p
     assert end.value.code == 2 and complaint in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(tmp_path)])
-    assert end.value.code == 2 and f"{tmp_path} is no run" in capsys.readouterr().err
-
-
-def test_a_checkpoint_that_is_damaged(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = shutil.copytree(cartpole, tmp_path / "run")
-    (run / "checkpoints" / "000000000050" / "learner.pt").unlink()
-    assert main([str(run), "--checkpoint", "000000000050"]) == 3
-    assert "learner.pt" in capsys.readouterr().err
-
-
 def test_a_place_where_nothing_can_be_written(
     cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,20 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
+import shutil
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch import nn
 
 from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.export import Difference, compare, export_policy, largest_difference, main
-from tests.acting_examples import agent_for, recorded, stream
+from tests.acting_examples import agent_for, recorded
+from tests.checkpoint_examples import flip_a_bit
+from tests.training_examples import trained
 
 
 @pytest.fixture(scope="module")
@@ -97,70 +96,51 @@ def test_the_verdict_in_words() -> None:
 # The command
 
 
-class Run:
-    """What `dreamer_torchrl.runs.load` gives."""
-
-    def __init__(self) -> None:
-        self.agent, self.action_bounds = agent_for("Pendulum-v1"), stream("Pendulum-v1").bounds
-        self.saved = SimpleNamespace(damaged=["000200 is damaged"])
-
-    def recorded(self, steps: int) -> TensorDict:
-        return recorded(self.agent, steps, 3)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained on three environments at once, with a checkpoint at step 12 and one at step 24."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    options = ("env=pendulum", "env.num_envs=3", "train_ratio=0", "eval.every=0", "checkpoint.keep=9")
+    trained(folder, *options, "total_steps=12")
+    return trained(folder, *options, "total_steps=24")
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """Runs that the command asked for; one called `missing` is not there."""
-    calls: list[tuple[Any, Any]] = []
-
-    def load(run: Path, checkpoint: str | None = None) -> Run:
-        calls.append((run, checkpoint))
-        if run.name == "missing":
-            raise FileNotFoundError(f"{run} is no run")
-        return Run()
-
-    monkeypatch.setitem(sys.modules, "dreamer_torchrl.runs", SimpleNamespace(load=load))
-    return calls
+def test_the_command_writes_the_file_into_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    assert (run / "policy.pt2").is_file()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{run / 'policy.pt2'}, 0.")
+    assert second.startswith("Largest difference to the original over 24 recorded steps: ")
+    assert second.endswith(" and all 96 discrete choices are equal.")
 
 
-def test_the_command_writes_the_file_into_the_run(
-    asked: list[tuple[Any, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(tmp_path)]) == 0
-    assert asked == [(tmp_path, None)]
-    assert (tmp_path / "policy.pt2").is_file()
-    told = capsys.readouterr()
-    assert told.err == "000200 is damaged\n"
-    first, second = told.out.splitlines()
-    assert first.startswith(f"{tmp_path / 'policy.pt2'}, 0.")
-    assert second.startswith("Largest difference to the original over 192 recorded steps: ")
-    assert second.endswith(" and all 768 discrete choices are equal.")
-
-
-def test_the_command_takes_checkpoint_place_and_draws(asked: list[tuple[Any, Any]], tmp_path: Path) -> None:
+def test_the_command_takes_checkpoint_place_and_draws(run: Path, tmp_path: Path) -> None:
+    """The weights of both checkpoints are the first ones: what was recorded tells them apart."""
     output = tmp_path / "deeper" / "drawn.pt2"
-    assert main([str(tmp_path), "--checkpoint", "000100", "--output", str(output), "--sample"]) == 0
-    assert asked == [(tmp_path, "000100")]
+    assert main([str(run), "--checkpoint", "000000000012", "--output", str(output), "--sample"]) == 0
     with zipfile.ZipFile(output) as archive:
         (description,) = (name for name in archive.namelist() if name.endswith("policy.json"))
         assert json.loads(archive.read(description))["sample"] is True
 
 
 def test_a_file_that_differs_ends_with_an_error_code(
-    asked: list[tuple[Any, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dreamer_torchrl.export.TOLERANCE", -1.0)
-    assert main([str(tmp_path)]) == 1
+    assert main([str(run), "--output", str(tmp_path / "policy.pt2")]) == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [(["missing"], "missing is no run"), (["run", "--output", "policy.onnx"], "name it policy.pt2")],
-)
-def test_what_cannot_be_done_is_told_in_a_line(
-    asked: list[tuple[Any, Any]], arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_replay_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only exporting needs one: what is compared is read from it."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    for file in (copied / "checkpoints" / "replay").iterdir():
+        flip_a_bit(file)
+    assert main([str(copied)]) == 3
+    assert f"The replay of {copied} is damaged: " in capsys.readouterr().err
+
+
+def test_another_ending_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(arguments)
+        main([str(run), "--output", "policy.onnx"])
     assert end.value.code == 2
-    assert complaint in capsys.readouterr().err
+    assert "name it policy.pt2" in capsys.readouterr().err

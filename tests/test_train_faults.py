@@ -22,7 +22,7 @@ from dreamer_torchrl.loop import Diverged, Training
 from dreamer_torchrl.metrics import JsonLines, Metrics
 from dreamer_torchrl.runs import make_replay
 from dreamer_torchrl.signals import StopSignals
-from tests.checkpoint_examples import mounted, read_only
+from tests.checkpoint_examples import flip_a_bit, mounted, read_only
 from tests.training_examples import assert_same_run, lines, trained, words
 
 FAULTY = ("env=custom", "env.factory=tests.training_toys:Faulty", "eval.every=0", "train_ratio=1")
@@ -48,12 +48,6 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def flip_a_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     damage: Callable[[Path], None], run: Path, capsys: pytest.CaptureFixture[str]
@@ -74,8 +68,10 @@ def test_if_all_are_damaged_nothing_is_changed(run: Path, capsys: pytest.Capture
     before = content(run)
     assert train.main(words(run, "total_steps=42", "eval.every=0")) == 3
     assert "No checkpoint can be used, none was changed." in capsys.readouterr().out
-    assert evaluate.main([str(run)]) == 3
-    assert export.main([str(run)]) == 3
+    for main in (evaluate.main, export.main):
+        with pytest.raises(SystemExit) as end:
+            main([str(run)])
+        assert end.value.code == 3
     assert content(run) == before
 
 
@@ -101,8 +97,10 @@ def test_no_pickle_of_a_run_is_executed(run: Path, tmp_path: Path) -> None:
         files = [known if other.name == known.name else other for other in manifest.files]
         (folder / name / "manifest.json").write_text(replace(manifest, files=files).to_text())
     assert train.main(words(run, "total_steps=42", "eval.every=0")) == 3
-    assert evaluate.main([str(run)]) == 3
-    assert export.main([str(run)]) == 3
+    for main in (evaluate.main, export.main):
+        with pytest.raises(SystemExit) as end:
+            main([str(run)])
+        assert end.value.code == 3
     assert not marker.exists()
     torch.load(file, weights_only=False)  # the bomb is a real one
     assert marker.exists()
