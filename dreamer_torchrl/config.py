@@ -95,8 +95,10 @@ def load(words: Sequence[str]) -> Configuration:
 
 
 def saved_settings(folder: Path) -> Settings:
-    """The settings of a run that is there, for whatever devices this machine has."""
-    return replace(settings_from({**read_saved(folder), "device": "auto"}), run_dir=str(folder))
+    """The settings of a run that is there, for whatever GPUs this machine has."""
+    values = read_saved(folder)
+    device = "cpu" if values.get("device") == "cpu" else "auto"
+    return replace(settings_from({**values, "device": device}), run_dir=str(folder))
 
 
 def read_saved(folder: Path) -> dict[str, Any]:

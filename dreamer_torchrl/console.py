@@ -188,9 +188,9 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """Bytes in the unit that fits.
 
-    >>> size(812e6), size(1.25e9), size(3.1e12)
-    ('812 MB', '1.2 GB', '3.1 TB')
+    >>> size(40e3), size(812e6), size(1.25e9), size(3.1e12)
+    ('40 kB', '812 MB', '1.2 GB', '3.1 TB')
     """
     if count < 1e9:
-        return f"{count / 1e6:.0f} MB"
+        return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.1f} GB" if count < 1e12 else f"{count / 1e12:.1f} TB"

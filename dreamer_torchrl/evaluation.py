@@ -15,6 +15,9 @@ from dreamer_torchrl.data.collect import Collector
 from dreamer_torchrl.data.streams import Streams
 from dreamer_torchrl.envs import frame
 
+LONGEST = 50_000
+"""Steps after which an episode is cut off: some environments never end one."""
+
 
 class GivenUp(Exception):
     """An evaluation was to end before its last episode did."""
@@ -66,12 +69,14 @@ def evaluate(
     film: bool = False,
     give_up: Callable[[], bool] = never,
     record: int = 0,
+    longest: int = LONGEST,
 ) -> Evaluation:
     """Play ``episodes`` from the start of the streams on, dealt out evenly, so that short ones are not preferred.
 
     The outcome depends on the policy's weights, its generator and the seeds of the streams. An episode in which its
     environment fails does not count, the next one of its stream does. Films need streams in this process. Of the first
-    episode at most ``record`` steps are kept. Once ``give_up`` is true there is no outcome: `GivenUp`.
+    episode at most ``record`` steps are kept. An episode that does not end counts with its ``longest`` first steps.
+    Once ``give_up`` is true there is no outcome: `GivenUp`.
     """
     collector = Collector(streams, policy, deterministic)
     collector.start()
@@ -92,6 +97,8 @@ def evaluate(
         for index, total_reward, length in collector.finished:
             if len(played[index]) < wanted[index]:
                 played[index].append((total_reward, length))
+        endless = (collector.length == longest - 1) & ~collector.now["is_init"].squeeze(1)  # [N]
+        collector.end_episodes(endless.nonzero().flatten().tolist())
     ordered = [played[number % count][number // count] for number in range(episodes)]
     notes, streams.notes = streams.notes, []
     if film and not frames:

@@ -20,6 +20,14 @@ class RunLocked(Exception):
 class RunNotWritable(OSError):
     """The run directory cannot be written."""
 
+    @classmethod
+    def because(cls, run_dir: Path, error: OSError) -> RunNotWritable:
+        """With the system's reason."""
+        return cls(
+            f"The run directory {run_dir} cannot be written: {error.strerror or error}. "
+            "Make it writable, or give another run_dir."
+        )
+
 
 class RunLock:
     """Hold a run directory while training in it.
@@ -47,7 +55,7 @@ class RunLock:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise self._not_writable(error) from error
+            raise RunNotWritable.because(self.run_dir, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.truncate(descriptor, 0)
@@ -59,7 +67,7 @@ class RunLock:
             ) from None
         except OSError as error:
             os.close(descriptor)
-            raise self._not_writable(error) from error
+            raise RunNotWritable.because(self.run_dir, error) from error
         self._descriptor = descriptor
         # A forked child shares the lock, and would keep it after its parent was killed.
         os.register_at_fork(after_in_child=self._let_go)
@@ -76,12 +84,6 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    def _not_writable(self, error: OSError) -> RunNotWritable:
-        return RunNotWritable(
-            f"The run directory {self.run_dir} cannot be written: {error.strerror}. "
-            "Make it writable, or give another run_dir."
-        )
 
 
 def _this_process() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -12,32 +11,26 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
-from dreamer_torchrl.checkpoint import Checkpoints, Saved
+from dreamer_torchrl.checkpoint import Checkpoints, NoSoundCheckpoint, Saved
 from dreamer_torchrl.console import Console
 from dreamer_torchrl.data.collect import Collector
-from dreamer_torchrl.data.streams import Streams
-from dreamer_torchrl.dream_pictures import write_dream
-from dreamer_torchrl.dreaming import STEPS, context_for, dream
 from dreamer_torchrl.evaluation import GivenUp
+from dreamer_torchrl.evaluations import Evaluations
 from dreamer_torchrl.learner import Learner, set_generator_state
 from dreamer_torchrl.metrics import Metrics, memory_bytes
 from dreamer_torchrl.report_page import Reports
 from dreamer_torchrl.runs import (
     choose_device,
-    dream_title,
-    evaluation_streams,
     make_agent,
     make_policy,
     make_replay,
     make_streams,
     replay_size,
-    run_evaluation,
     seed_for,
 )
 from dreamer_torchrl.settings import Settings
 from dreamer_torchrl.signals import StopSignals
 from dreamer_torchrl.stopwatch import Stopwatch
-from dreamer_torchrl.video import write_video
 
 RECENT = 10
 """Episodes whose mean return is shown."""
@@ -82,14 +75,21 @@ class Training:
         self.settings, self.run_dir, self.console = settings, run_dir, console
         seed, env = settings.seed, settings.env
         self.device = choose_device(settings.device)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
         self.streams = make_streams(settings, "training", env.num_envs, processes=env.workers != "serial")
+        console.note(replay_size(settings, self.streams, run_dir, continued=bool(self.checkpoints.names())))
+        self.replay = make_replay(settings, run_dir)
         agent = make_agent(settings, self.streams).to(self.device)
         self.learner = Learner(agent, settings.learner, seed_for(seed, "learner"), settings.compile, settings.native)
         self.policy = make_policy(agent, seed_for(seed, "policy"))
         self.collector = Collector(self.streams, self.policy)
-        console.note(replay_size(settings, agent, run_dir))
-        self.replay = make_replay(settings, run_dir)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
+        self.evaluations = Evaluations(settings, run_dir, agent, console.note) if settings.eval.every else None
+        self.enough = max(settings.prefill, settings.replay.batch * settings.replay.length)  # steps to learn from
+        if settings.total_steps < self.enough:
+            console.note(
+                f"Nothing will be learned: updates begin at step {self.enough:,} (prefill, or replay.batch times "
+                f"replay.length), and total_steps is {settings.total_steps:,}."
+            )
         self.progress = Progress()
         self.metrics = Metrics([])
         self.reports = Reports(run_dir, console.note)
@@ -97,8 +97,6 @@ class Training:
         self.skipped_in_a_row = 0
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.went_back = False
-        self.evaluation_streams: Streams | None = None
-        self.dreamt_at = -float("inf")  # when the last dream was drawn
 
     # The loop ---------------------------------------------------------------------------------------------------
 
@@ -132,7 +130,7 @@ class Training:
                 steps = self.collector.receive()
             self.remember(steps)
             self._when_due()
-        if saved is None or progress != before:  # a finished run that is started again is left as it is
+        if progress != before:  # a run that is stopped at once, or was finished before, is left as it is
             self.log()
             self.save(wait=True)
             self.reports.refresh(at_end=True)
@@ -143,8 +141,7 @@ class Training:
         with self.stopwatch("replay"):
             self.replay.extend(steps.unsqueeze(0))
         progress.steps += len(self.streams)
-        enough = max(settings.prefill, settings.replay.batch * settings.replay.length)
-        if progress.steps >= enough and self.replay.ready:
+        if progress.steps >= self.enough and self.replay.ready:
             progress.credit += len(self.streams) * settings.updates_per_step
         for environment, total_reward, length in self.collector.finished:
             progress.episodes += 1
@@ -180,28 +177,19 @@ class Training:
 
     def evaluate(self, stop: StopSignals) -> None:
         """Play the evaluation's episodes with the present weights; after a signal it is left for the next process."""
-        settings, progress = self.settings, self.progress
-        film, record = settings.eval.video, STEPS if settings.eval.dream else 0
-        if self.evaluation_streams is None:
-            self.evaluation_streams = evaluation_streams(settings, film)
+        progress = self.progress
         try:
-            evaluation = run_evaluation(
-                settings, self.learner.agent, self.evaluation_streams, film, lambda: bool(stop.requested), record
-            )
+            evaluation = self.evaluations.play(lambda: bool(stop.requested))
         except GivenUp:
             return
         progress.evaluated, progress.evaluation = progress.steps, evaluation.mean
-        for note in evaluation.notes:
-            self.console.note(f"In the evaluation: {note}")
         self.metrics.write(progress.steps, evaluation.values() | {"count/frames": self._frames})
         if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
             progress.best_evaluation = evaluation.mean
             self.metrics.best(progress.steps, evaluation.mean, self.learner.agent)
-        if evaluation.frames:
-            self._film("eval/video", "videos", lambda path: write_video(path, evaluation.frames, fps=30))
-        if evaluation.steps is not None and self._dream_is_due:
-            self.dreamt_at = time.monotonic()
-            self._film("dream/video", "dreams", lambda path: self._draw_dream(path, evaluation.steps))
+        last = progress.steps >= self.settings.total_steps or self.solved
+        for name, video in self.evaluations.videos(evaluation, progress.steps, last):
+            self.metrics.video(progress.steps, name, video)
         self.reports.refresh()
 
     def log(self) -> None:
@@ -269,7 +257,7 @@ class Training:
     def go_back(self) -> None:
         """Return to the last checkpoint after too many skipped updates, once; the next time is the end."""
         fault, batch = self.fault
-        saved = None if self.went_back else self.checkpoints.load()
+        saved = None if self.went_back else self._sound_checkpoint()
         if saved is None:
             path = self.run_dir / "faults" / f"batch-{self.progress.updates:09d}.pt"
             path.parent.mkdir(exist_ok=True)
@@ -282,6 +270,7 @@ class Training:
         self.console.note(f"{MOST_SKIPPED} updates in a row were not finite: back to {saved.path}, this once.")
         self.went_back, self.skipped_in_a_row = True, 0
         self.restore(saved)
+        self._start_clock()
         # The same random numbers would lead to the same place.
         self.learner.generator.manual_seed(seed_for(self.settings.seed, "learner, after going back"))
         self.replay.sampler.generator.manual_seed(seed_for(self.settings.seed, "replay, after going back"))
@@ -289,8 +278,15 @@ class Training:
     def close(self) -> None:
         """Let environments go."""
         self.streams.close()
-        if self.evaluation_streams is not None:
-            self.evaluation_streams.close()
+        if self.evaluations is not None:
+            self.evaluations.close()
+
+    def _sound_checkpoint(self) -> Saved | None:
+        try:
+            return self.checkpoints.load()
+        except NoSoundCheckpoint as error:
+            self.console.note(str(error))
+            return None
 
     @property
     def solved(self) -> bool:
@@ -312,27 +308,6 @@ class Training:
     @property
     def _frames(self) -> int:
         return self.progress.steps * self.settings.env.frames_per_step
-
-    @property
-    def _dream_is_due(self) -> bool:
-        last = self.progress.steps >= self.settings.total_steps or self.solved
-        return last or time.monotonic() - self.dreamt_at >= self.settings.eval.dream
-
-    def _film(self, name: str, folder: str, write: Callable[[Path], Path]) -> None:
-        """Have a video written into a folder of the run, and hand it on."""
-        path = self.run_dir / folder / f"{self.progress.steps:012d}.mp4"
-        try:
-            video = write(path)
-        except OSError as error:  # no video is worth a run
-            self.console.note(f"The video {path.name} was not written: {error}.")
-        else:
-            self.metrics.video(self.progress.steps, name, video)
-
-    def _draw_dream(self, path: Path, steps: TensorDictBase) -> Path:
-        """What the model believes of these steps, by random numbers of its own."""
-        seed = seed_for(self.settings.seed, "dream")
-        believed = dream(self.learner.agent, steps, context_for(len(steps)), seed=seed)
-        return write_dream(believed, path, dream_title(self.settings, self.progress.steps))[0]
 
     def _start_clock(self) -> None:
         self.started = self.saved_at = time.monotonic()

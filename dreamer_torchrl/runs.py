@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import traceback
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,8 @@ from dreamer_torchrl.agent import Agent, Policy, build_agent
 from dreamer_torchrl.checkpoint import Checkpoints, Saved
 from dreamer_torchrl.checks import ConfigError
 from dreamer_torchrl.config import saved_settings
-from dreamer_torchrl.data.replay import Replay, bytes_per_step
+from dreamer_torchrl.console import size
+from dreamer_torchrl.data.replay import SCRATCH, Replay, bytes_per_step
 from dreamer_torchrl.data.stream import StreamEnv
 from dreamer_torchrl.data.streams import Streams
 from dreamer_torchrl.envs import make_env
@@ -43,9 +45,16 @@ def seed_for(seed: int, purpose: str) -> int:
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is a GPU if there is one."""
+    count = torch.cuda.device_count()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+        name = "cuda" if count else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"device={name}, but torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count > 1)}: leave it at "
+            "auto, or install a torch for the GPU that is there."
+        )
+    return device
 
 
 def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: tuple[int, ...]) -> StreamEnv:
@@ -61,7 +70,15 @@ def make_streams(settings: Settings, purpose: str, count: int, processes: bool =
     for index in range(count):
         options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
         makers.append(partial(stream_env, env.family, options, env.action_repeat, (entropy, index)))
-    return Streams(makers, processes, env.step_timeout)
+    try:
+        return Streams(makers, processes, env.step_timeout)
+    except ValueError:  # it names the mend
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"The environment cannot be made: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
+        ) from error
 
 
 def make_agent(settings: Settings, streams: Streams) -> Agent:
@@ -90,25 +107,33 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
         settings.learner.context,
         scratch if replay.storage == "disk" else None,
         seed_for(settings.seed, "replay"),
+        most=settings.total_steps,
     )
 
 
-def replay_size(settings: Settings, agent: Agent, run_dir: Path) -> str:
+def replay_size(settings: Settings, streams: Streams, run_dir: Path, continued: bool = False) -> str:
     """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit."""
-    per_step = bytes_per_step(agent)
+    with torch.device("meta"):  # an agent without memory
+        per_step = bytes_per_step(build_agent(streams.observation_spec, streams.action_spec, settings.size))
     steps = min(settings.replay.capacity, settings.total_steps)
     needed, on_disk = steps * per_step, settings.replay.storage == "disk"
-    free = shutil.disk_usage(run_dir).free if on_disk else free_memory()
+    free = shutil.disk_usage(run_dir).free + scratch_bytes(run_dir) if on_disk else free_memory()
     where = f"of disk in {run_dir}" if on_disk else "of memory"
     if needed > free:
         least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
         fitting = max(int(0.8 * free) // per_step, least)
         disk = " or replay.storage=disk" if not on_disk and needed <= shutil.disk_usage(run_dir).free else ""
+        mend = "make room, give a smaller total_steps" if continued else f"give replay.capacity={fitting}"
         raise ConfigError(
-            f"The replay of {steps:,} steps needs {needed / 1e9:.1f} GB {where}, {free / 1e9:.1f} GB are free: "
-            f"give replay.capacity={fitting}{disk}."
+            f"The replay of {steps:,} steps of {per_step:,} bytes needs {size(needed)} {where}, {size(free)} are free: "
+            f"{mend}{disk}."
         )
-    return f"Replay: {per_step:,} bytes a step, {needed / 1e6:,.1f} MB {where} for {steps:,} steps."
+    return f"Replay: {per_step:,} bytes a step, {size(needed)} {where} for {steps:,} steps."
+
+
+def scratch_bytes(run_dir: Path) -> int:
+    """What the last process left of its replay on disk; the next one begins by removing it."""
+    return sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())
 
 
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -156,13 +181,13 @@ def run_evaluation(
 
 
 def evaluation_streams(settings: Settings, film: bool = False) -> Streams:
-    """The environments of evaluations: those of training but for ``eval.arguments``."""
+    """The environments of evaluations: those of training but for ``eval.arguments``, and for films in this process."""
     env, arguments = settings.env, settings.eval.arguments
     if arguments:
         options = {**env.options, "arguments": {**env.options["arguments"], **arguments}}
         settings = replace(settings, env=replace(env, options=options))
     count = min(settings.eval.num_envs, settings.eval.episodes)
-    return make_streams(settings, "evaluation", count, film=film)
+    return make_streams(settings, "evaluation", count, env.workers != "serial" and not film, film)
 
 
 def dream_title(settings: Settings, step: int) -> str:

@@ -34,6 +34,7 @@ from dreamer_torchrl.envs.names import atari_games
 from dreamer_torchrl.labels import describe, environment_name, wandb_place
 from dreamer_torchrl.lock import RunLock, RunLocked, RunNotWritable
 from dreamer_torchrl.metrics import JsonLines, Metrics, Sink, TensorBoard
+from dreamer_torchrl.signals import StopSignals
 from dreamer_torchrl.sweep import Sweep, continue_command, members
 from dreamer_torchrl.wandb_run import WandbRun
 
@@ -113,18 +114,24 @@ def train_several(words: Sequence[str], only_show: bool) -> int:
 def start(configuration: Configuration) -> int:
     """Train in a folder of its own."""
     settings = configuration.settings
-    print(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}", flush=True)
-    try:
-        run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
-        print(f"run_dir={run_dir}", flush=True)
-        with RunLock(run_dir):
-            return train(configuration, run_dir)
-    except (RunLocked, RunNotWritable) as error:
-        print(error, file=sys.stderr)
-        return NOT_TRAINED
+    with StopSignals(say) as stop:
+        say(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}")
+        try:
+            run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
+            say(f"run_dir={run_dir}")
+            with RunLock(run_dir):
+                return train(configuration, run_dir, stop)
+        except (RunLocked, RunNotWritable) as error:
+            print(error, file=sys.stderr)
+            return NOT_TRAINED
 
 
-def train(configuration: Configuration, run_dir: Path) -> int:
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def train(configuration: Configuration, run_dir: Path, stop: StopSignals) -> int:
     """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
     # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of a large update.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -134,13 +141,13 @@ def train(configuration: Configuration, run_dir: Path) -> int:
     from dreamer_torchrl.checkpoint import NoSoundCheckpoint
     from dreamer_torchrl.data.streams import TooManyFailures
     from dreamer_torchrl.loop import Diverged, Training
-    from dreamer_torchrl.signals import StopSignals
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     settings = configuration.settings
     if settings.threads:
         torch.set_num_threads(settings.threads)
     console = Console(settings.total_steps)
+    stop.say = console.note
     try:
         training = Training(settings, run_dir, console)
         saved = training.checkpoints.load()
@@ -152,20 +159,23 @@ def train(configuration: Configuration, run_dir: Path) -> int:
         return BAD_WORDS
     for damage in saved.damaged if saved else ():
         console.note(damage)
-    configuration.save(run_dir)
-    metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
+    try:
+        configuration.save(run_dir)
+        metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
+    except OSError as error:
+        raise RunNotWritable.because(run_dir, error) from error
     resume = shlex.join(["python", "-m", "dreamer_torchrl.train", f"run_dir={run_dir}"])
     evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(run_dir)])
     try:
-        with StopSignals(console.note) as stop:
-            training.run(metrics, saved, stop)
-            metrics.close()
+        training.run(metrics, saved, stop)
+        metrics.close()
         steps = training.progress.steps
         if training.checkpoints.failure:  # the console has told why
             console.note(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
             return NOT_TRAINED
         if stop.requested:
-            console.note(f"Stopped and saved at step {steps:,}. Continue with: {resume}")
+            done = f"Stopped and saved at step {steps:,}." if steps else "Stopped before the first step."
+            console.note(f"{done} Continue with: {resume}")
         else:
             console.note(f"Finished and saved at step {steps:,}. Evaluate with: {evaluate}")
         return stop.exit_code

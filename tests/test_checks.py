@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamer_torchrl.checks import ConfigError, as_word, check, leaves, nearest
 from dreamer_torchrl.config import load
-from dreamer_torchrl.runs import free_memory, make_agent, make_replay, make_streams, replay_size
+from dreamer_torchrl.runs import choose_device, free_memory, make_agent, make_replay, make_streams, replay_size
 from dreamer_torchrl.settings import Settings
 
 REFUSED = {
@@ -151,6 +152,14 @@ def test_names_that_end_alike_are_told_apart() -> None:
         assert nearest(name.replace("every", "evry"), known) == f" Did you mean {name!r}?"
 
 
+def test_a_gpu_that_torch_cannot_see() -> None:
+    """The machine may have one all the same."""
+    count = torch.cuda.device_count()
+    assert choose_device("auto").type == ("cuda" if count else "cpu")
+    with pytest.raises(ConfigError, match=f"device=cuda:{count}, but torch .* sees {count or 'no'} GPU"):
+        choose_device(f"cuda:{count}")
+
+
 def test_words_of_values() -> None:
     assert [as_word(value) for value in (None, True, False, 3, 0.5, "word", (1.0, None))] == [
         *("null", "true", "false", "3", "0.5", "word", "[1.0, null]")
@@ -172,34 +181,33 @@ def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(
 ) -> None:
     settings = replace(settings, replay=replace(settings.replay, storage=storage))
     streams = make_streams(settings, "training", 1)
-    agent = make_agent(settings, streams)
-    streams.close()
-    with pytest.raises(ConfigError, match=r"The replay of 1,000,000,000,000,000 steps needs [\d.]+ GB of ") as refused:
-        replay_size(settings, agent, tmp_path)
+    complaint = r"The replay of 1,000,000,000,000,000 steps of [\d,]+ bytes needs [\d.]+ TB of "
+    with pytest.raises(ConfigError, match=complaint) as refused:
+        replay_size(settings, streams, tmp_path)
     assert f"of disk in {tmp_path}" in str(refused.value) if storage == "disk" else "of memory" in str(refused.value)
     assert "replay.storage" not in str(refused.value)  # no disk has as much either
     capacity = int(str(refused.value).partition("replay.capacity=")[2].rstrip("."))
     fitting = replace(settings, replay=replace(settings.replay, capacity=capacity))
-    assert f"for {capacity:,} steps." in replay_size(fitting, agent, tmp_path)
+    assert f"for {capacity:,} steps." in replay_size(fitting, streams, tmp_path)
     room = shutil.disk_usage(tmp_path).free if storage == "disk" else free_memory()
-    per_step = int(replay_size(fitting, agent, tmp_path).split()[1].replace(",", ""))
+    per_step = int(replay_size(fitting, streams, tmp_path).split()[1].replace(",", ""))
     assert 0.5 * room < capacity * per_step < room
     short = replace(settings, total_steps=50)
-    assert replay_size(short, agent, tmp_path).endswith("for 50 steps.")  # a short run fills no more than its steps
+    assert replay_size(short, streams, tmp_path).endswith("for 50 steps.")  # a short run fills no more than its steps
 
 
 def test_the_disk_is_named_where_it_has_the_room(settings: Settings, tmp_path: Path) -> None:
     """Between what memory and what the disk can hold; most machines have more disk."""
     streams = make_streams(settings, "training", 1)
-    agent = make_agent(settings, streams)
-    streams.close()
-    per_step = int(replay_size(replace(settings, total_steps=50), agent, tmp_path).split()[1].replace(",", ""))
+    per_step = int(replay_size(replace(settings, total_steps=50), streams, tmp_path).split()[1].replace(",", ""))
     memory, disk = free_memory(), shutil.disk_usage(tmp_path).free
     if disk < 1.5 * memory:
         pytest.skip("this machine has more memory than disk")
     middle = replace(settings, total_steps=int(1.25 * memory) // per_step)
     with pytest.raises(ConfigError, match=r"replay\.capacity=\d+ or replay\.storage=disk\."):
-        replay_size(middle, agent, tmp_path)
+        replay_size(middle, streams, tmp_path)
+    with pytest.raises(ConfigError, match=r"give a smaller total_steps or replay\.storage=disk\."):
+        replay_size(middle, streams, tmp_path, continued=True)  # its capacity cannot change any more
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,14 @@ def test_new_defaults_leave_a_run_as_it_was(run: Path) -> None:
         load([f"run_dir={run}", "learner.horizon=333"])
 
 
+def test_a_run_on_a_cpu_stays_there(run: Path) -> None:
+    """Its evaluations draw the same numbers then; a run on a GPU takes what this machine has."""
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    for device, expected in (("cpu", "cpu"), ("cuda:1", "auto"), ("auto", "auto")):
+        (run / "config.yaml").write_text(yaml.safe_dump(values | {"device": device}, explicit_end=True))
+        assert saved_settings(run).device == expected
+
+
 def test_a_half_written_configuration_is_told(run: Path) -> None:
     """Cut anywhere, and each kind of rubbish."""
     whole = (run / "config.yaml").read_text()

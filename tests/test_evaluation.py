@@ -132,6 +132,15 @@ def test_an_episode_in_which_the_environment_fails_does_not_count(tmp_path: Path
     assert streams.notes == []
 
 
+def test_an_episode_that_never_ends_is_cut_off() -> None:
+    """The shorter ones of the same streams are whole."""
+    streams = walks({}, {})
+    whole = lengths_by_seed(8, 2)
+    evaluation = evaluate(seeded(agent_for(streams)), streams, 8, longest=5)
+    assert evaluation.lengths == [min(length, 5) for length in whole]
+    assert min(whole) < 5 < max(whole)
+
+
 def test_it_can_be_given_up() -> None:
     streams = walks({})
     policy = seeded(agent_for(streams))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -101,3 +102,16 @@ def test_handlers_come_back() -> None:
         raise KeyError
     assert (stop.requested, stop.exit_code, len(said)) == (signal.SIGINT, 130, 1)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_signal_before_anything_has_begun(tmp_path: Path) -> None:
+    """From the first line on, while torch is still loading: nothing is saved, and the run can be started again."""
+    words = ["run_dir=run", "experiment=null", "threads=1", "total_steps=500", "eval.every=0"]
+    command = [sys.executable, "-m", "dreamer_torchrl.train", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("dreamer_torchrl ")
+        process.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
+    assert process.returncode == 0
+    assert "Stopped before the first step. Continue with: python -m dreamer_torchrl.train run_dir=run" in output
+    assert (tmp_path / "run" / "config.yaml").is_file() and not list((tmp_path / "run").glob("checkpoints/0*"))

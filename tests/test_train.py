@@ -47,6 +47,13 @@ def test_it_trains(kind: str, tmp_path: Path) -> None:
     assert saved.parts["progress"]["updates"] == last["count/updates"]
 
 
+def test_a_run_that_is_too_short_to_learn_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run", "total_steps=15", "eval.every=0")
+    assert "Nothing will be learned: updates begin at step 16 " in capsys.readouterr().out
+    trained(tmp_path / "other", "total_steps=16", "eval.every=0")
+    assert "Nothing will be learned" not in capsys.readouterr().out
+
+
 def test_learning_moves_all_weights(tmp_path: Path) -> None:
     """Between two checkpoints of a run; the latents in the replay are new as well."""
     run = trained(tmp_path / "run", "total_steps=30")

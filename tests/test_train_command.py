@@ -50,6 +50,8 @@ def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
         ("env=pendlum", "Did you mean 'pendulum'?"),
         ("env=gym env.id=LunarLander-v2", "did you mean 'LunarLander-v3'?"),
         ("env=custom env.factory=mine:mkae", "has no 'mkae': did you mean 'make'?"),
+        ("env=custom env.factory=broken:make", "broken.py cannot be read, line 1: "),
+        ("env=lunarlander env.arguments.gravty=-9", "takes no argument 'gravty': did you mean 'gravity'?"),
         ("seed=1.5", "seed=1.5 should be a whole number."),
         ("seed=1,2", "asks for several runs: add --multirun"),
         ("--multirun seed=1,2,x env=cartpole,pendulum", "seed='x' should be a whole number."),
@@ -57,10 +59,11 @@ def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
 )
 def test_wrong_words_end_at_once(words: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\ndef make(): ...\n")
+    (tmp_path / "broken.py").write_text("def make(:\n")
     code, output, complaint = run(*words.split(), cwd=tmp_path)
     assert (code, output, complaint.count("\n")) == (2, "", 0)
     assert told in complaint
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.py", "broken.py"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -225,7 +227,96 @@ def test_a_run_that_diverges_twice_stops_with_its_batch(run: Path) -> None:
     assert content(run / "checkpoints") == before
 
 
+def test_checkpoints_that_are_lost_meanwhile(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to go back to: the batch is kept all the same."""
+
+    class Robbed(Poisoned):
+        def go_back(self) -> None:
+            for name in self.checkpoints.names():
+                (run / "checkpoints" / name / "learner.pt").unlink()
+            super().go_back()
+
+    with pytest.raises(Diverged, match="The last batch is in"):
+        go_on(Robbed, run, 90)
+    assert "No checkpoint can be used" in capsys.readouterr().out
+    assert len(list((run / "faults").iterdir())) == 1
+
+
+# Environments that cannot be made
+
+
+def broken(**arguments: float) -> None:
+    """A factory that does not work."""
+    raise KeyError("the garage is empty")
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        ("tests.test_train_faults:broken", "KeyError: 'the garage is empty'"),
+        ("tests.test_train_faults:words", "TypeError: words() missing 1 required positional argument"),
+        ("tests.training_toys:EPISODE", "TypeError: 'int' object is not callable"),
+    ],
+)
+def test_an_environment_that_cannot_be_made(
+    factory: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(words(tmp_path / "run", "env=custom", f"env.factory={factory}")) == 2
+    assert f"The environment cannot be made: {told}" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_cannot_be_made_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not when the first one is due."""
+    faulty = ("env=custom", "env.factory=tests.training_toys:Faulty", "+eval.arguments.speed=3", "eval.every=40")
+    assert train.main(words(tmp_path / "run", *faulty)) == 2
+    assert "unexpected keyword argument 'speed'" in capsys.readouterr().out
+
+
+def test_a_worker_that_hangs_in_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is replaced as in training; training itself meets no fault."""
+    arguments = ("+env.arguments.share=0", "+eval.arguments.fault=hang", "+eval.arguments.share=0.3")
+    arguments += (f"+eval.arguments.only_once={tmp_path / 'lost'}",)
+    workers = ("env.workers=processes", "env.step_timeout=2", "eval.every=30", "eval.num_envs=1")
+    run = trained(tmp_path / "run", *FAULTY, *arguments, *workers)
+    assert "In the evaluation: Environment 0 failed and is replaced" in capsys.readouterr().out
+    assert [line["eval/episodes"] for line in lines(run) if "eval/episodes" in line] == [2, 2]
+
+
 # Disks
+
+
+def fill(folder: Path, but: int) -> Path:
+    """A file that leaves so many bytes of the disk; its place."""
+    ballast = folder / "ballast"
+    with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with ballast.open("r+b") as file:
+        file.truncate(ballast.stat().st_size - but)
+    return ballast
+
+
+def test_a_replay_on_disk_takes_the_room_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not that of its capacity; and what the last process left of it is no reason to refuse the next."""
+    run, options = tmp_path / "disk" / "run", ("replay.storage=disk", "replay.capacity=1000000", "eval.every=0")
+    run.parent.mkdir()
+    with mounted(run.parent, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
+        command = [sys.executable, "-m", "dreamer_torchrl.train"]  # a process that ends, and lets go of its files
+        subprocess.run([*command, *words(run, *options, "total_steps=4000", "train_ratio=0")], check=True)
+        assert sum(file.stat().st_size for file in (run / "replay-scratch").rglob("*")) > 600_000
+        fill(run.parent, but=560_000)
+        trained(run, *options, "total_steps=4001", "train_ratio=0")
+        assert "Resumed at step 4000" in capsys.readouterr().out.replace(",", "")
+
+
+def test_a_disk_that_is_full_before_a_run_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = run.parent / "disk"
+    place.mkdir()
+    with mounted(place, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
+        shutil.copytree(run, place / "run")
+        fill(place, but=4096)
+        assert train.main(words(place / "run", "total_steps=42", "eval.every=0")) == 1
+    assert f"{place / 'run'} cannot be written: No space left on device." in capsys.readouterr().err
 
 
 def test_a_full_disk_stops_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,12 +325,7 @@ def test_a_full_disk_stops_no_training(tmp_path: Path, capsys: pytest.CaptureFix
     run.parent.mkdir()
     with mounted(run.parent, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
         trained(run, "eval.every=0", "total_steps=30")
-        ballast = run.parent / "ballast"
-        with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-        with ballast.open("r+b") as file:
-            file.truncate(ballast.stat().st_size - 65_536)
+        ballast = fill(run.parent, but=65_536)
         assert train.main(words(run, *options)) == 1
         printed = capsys.readouterr().out
         assert "The checkpoint of step 60 was not written: No space left on device. It needs " in printed

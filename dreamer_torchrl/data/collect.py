@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -90,10 +90,14 @@ class Collector:
         arrived = self.streams.start([StreamState(episode, actions) for episode, actions in pairs])
         same = [_equal(now, then) for now, then in zip(arrived.unbind(0), recorded.unbind(0), strict=True)]
         elsewhere = [index for index, is_same in enumerate(same) if not is_same]
-        recorded["done"][elsewhere] = True
-        self.streams.end_episodes(elsewhere)
         self.now = recorded
+        self.end_episodes(elsewhere)
         return elsewhere
+
+    def end_episodes(self, which: Sequence[int]) -> None:
+        """Let what these environments show now be the last step of their episodes."""
+        self.now["done"][which] = True
+        self.streams.end_episodes(which)
 
     def _count(self, steps: TensorDictBase, broken: torch.Tensor) -> None:
         first = steps["is_init"].squeeze(1)

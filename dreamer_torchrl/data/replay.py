@@ -22,6 +22,9 @@ from dreamer_torchrl.modules.spaces import Image, Space
 
 LATENTS = ("belief", "state")
 
+SCRATCH = "replay-scratch"
+"""The folder of steps that are kept on disk: an own one, so that nothing else can be removed with it."""
+
 
 class StreamSampler(SliceSampler):
     """Slices of a ``[time, environment]`` storage: each new stretch of a stream once, then uniform.
@@ -113,6 +116,7 @@ class Replay:
             removed: such files are scratch, and only a checkpoint brings steps back.
         seed: of the draws.
         block: time steps whose latents are remembered, and saved, together.
+        most: steps that will ever be written, of all streams together; no room is taken for more of them.
 
     Example:
         >>> from tensordict import TensorDict
@@ -136,6 +140,7 @@ class Replay:
         directory: str | Path | None = None,
         seed: int = 0,
         block: int = 1024,
+        most: int | None = None,
     ):
         slice_len = context + length
         if capacity // streams < slice_len:
@@ -143,23 +148,31 @@ class Replay:
                 f"A capacity of {capacity} steps for {streams} streams is shorter than one sequence of {slice_len}: "
                 f"give at least {slice_len * streams}."
             )
-        steps = capacity // streams * streams
-        if directory is None:
-            storage = LazyTensorStorage(steps, ndim=2)
-        else:
-            # A folder of its own, so that nothing else in the directory can be removed with it.
-            scratch = Path(directory) / "replay-scratch"
-            if scratch.exists():
-                shutil.rmtree(scratch)
-            storage = LazyMemmapStorage(steps, scratch_dir=scratch, ndim=2)
+        self.scratch = None
+        if directory is not None:
+            self.scratch = Path(directory) / SCRATCH
+            if self.scratch.exists():
+                shutil.rmtree(self.scratch)
         self.streams, self.batch, self.context, self.block = streams, batch, context, block
         self.history = object()  # another one once other steps were loaded in place of these
         self.revision = 0  # of the latents: one more with each change
-        # A ring with room for all blocks that can be alive at once.  [blocks]
-        self._changed = torch.zeros(capacity // streams // block + 2, dtype=torch.long)
         self.sampler = StreamSampler(slice_len, capacity // streams, streams, seed)
+        self._make_room(self.sampler.capacity if most is None else -(-most // streams) + 1)
+
+    def _make_room(self, slots: int) -> None:
+        """An empty storage of so many time steps, of the whole capacity at most; the first step takes its memory."""
+        self.slots = min(slots, self.sampler.capacity)
+        # A ring with room for all blocks that can be alive at once.  [blocks]
+        self._changed = torch.zeros(self.slots // self.block + 2, dtype=torch.long)
+        steps = self.slots * self.streams
+        if self.scratch is None:
+            storage = LazyTensorStorage(steps, ndim=2)
+        else:
+            storage = LazyMemmapStorage(steps, scratch_dir=self.scratch, ndim=2)
         # TorchRL takes the last dimension for time unless told otherwise.
-        self.buffer = ReplayBuffer(storage=storage, sampler=self.sampler, batch_size=batch * slice_len, dim_extend=0)
+        self.buffer = ReplayBuffer(
+            storage=storage, sampler=self.sampler, batch_size=self.batch * self.sampler.slice_len, dim_extend=0
+        )
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -176,8 +189,13 @@ class Replay:
         state = steps["state"]
         if state.is_floating_point():
             steps = steps.copy().set("state", state.argmax(-1).to(torch.uint8))
-        self._append(steps)
         first = self.sampler.written
+        if first + len(steps) > self.slots < self.sampler.capacity:
+            raise RuntimeError(
+                f"The replay was made for {self.slots * self.streams} steps at most, and more of them come: "
+                "give it a larger `most`."
+            )
+        self._append(steps)
         self.sampler.note_written(steps.shape[0])
         self._note_change(torch.arange(first, self.sampler.written))
 
@@ -233,8 +251,10 @@ class Replay:
                     f"The saved replay has {name} {state['sizes'][name]}, this one {size}: "
                     f"build it with the saved {name}, or start a new run."
                 )
-        self.buffer.empty()
         written = state["sampler"]["written"]
+        if written > self.slots:
+            self._make_room(written)
+        self.buffer.empty()
         oldest = max(0, written - self.sampler.capacity)
         # The writer stands where the oldest step was written, so that each step returns to its own slot.
         self.buffer.writer.load_state_dict({"_cursor": oldest % self.sampler.capacity, "_write_count": oldest})

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def check_env(family: str, options: Mapping[str, Any]) -> None:
     if not options.get(key):
         raise UnknownEnvironment(f"The family {family!r} needs an option {key!r}, which names the environment.")
     check(options[key])
+    if family == "gym":
+        check_arguments(options[key], options.get("arguments") or {})
     _check_values(options)
 
 
@@ -89,6 +92,21 @@ def check_gym(id: str) -> None:
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         mend = f": pip install {error.name}" if isinstance(error, ImportError) and error.name else ""
         raise UnknownEnvironment(f"The environment {id!r} needs something that is missing ({error}){mend}") from error
+
+
+def check_arguments(id: str, arguments: Iterable[str]) -> None:
+    """Check the names of arguments for a gymnasium environment whose id was checked."""
+    import gymnasium
+    from gymnasium.envs.registration import load_env_creator
+
+    entry_point = gymnasium.spec(id.rpartition(":")[2]).entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    own, common = signature(creator).parameters, signature(gymnasium.make).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in own.values()):
+        return
+    for name in arguments:
+        if name not in {*own, *common}:
+            raise UnknownEnvironment(f"The environment {id!r} takes no argument {name!r}{nearest(name, own)}")
 
 
 def register(id: str) -> None:
@@ -173,7 +191,10 @@ def check_factory(factory: str) -> tuple[str, str]:
             f"it (this is {Path.cwd()}), or install it."
         )
     if source.suffix == ".py":
-        bound = set(_bound(ast.parse(source.read_text())))
+        try:
+            bound = set(_bound(ast.parse(source.read_text())))
+        except SyntaxError as error:
+            raise UnknownEnvironment(f"{source} cannot be read, line {error.lineno}: {error.msg}.") from None
         if function not in bound and "*" not in bound:
             raise UnknownEnvironment(f"{source} has no {function!r}{nearest(function, bound)}")
     return module, function

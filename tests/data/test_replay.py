@@ -156,3 +156,28 @@ def test_drawing_before_there_is_a_sequence_is_named() -> None:
 def _starts(replay: Replay) -> list[tuple[int, int]]:
     batch, _ = replay.sample()
     return list(zip(batch["time"][:, 0, 0].tolist(), batch["stream"][:, 0, 0].tolist(), strict=True))
+
+
+def test_no_room_is_taken_for_steps_that_never_come(replay: Replay, tmp_path: Path) -> None:
+    """A short run with a large capacity: draws are the same as with all the room."""
+    directory = tmp_path / "few" if (tmp_path / "steps").exists() else None
+    few = Replay(capacity=40, streams=2, batch=4, length=4, directory=directory, most=25)
+    for both in (few, replay):
+        both.extend(steps(0, 14))
+    assert (few.buffer.storage.max_size, replay.buffer.storage.max_size) == (28, 40)
+    for _ in range(3):
+        assert torch.equal(few.sample()[0]["time"], replay.sample()[0]["time"])
+    with pytest.raises(RuntimeError, match="made for 28 steps at most"):
+        few.extend(steps(14, 1))
+
+
+def test_a_longer_run_has_room_for_what_was_saved() -> None:
+    """And one that was shortened."""
+    saved = Replay(capacity=40, streams=2, batch=4, length=4)
+    saved.extend(steps(0, 18))
+    piece = saved.copy_steps(0, 18).update(saved.copy_latents(0, 18))
+    for most in (4, 36, 4000):
+        other = Replay(capacity=40, streams=2, batch=4, length=4, most=most)
+        other.load_state_dict(saved.state_dict(), [piece])
+        assert torch.equal(other.sample()[0]["time"], saved.sample()[0]["time"])
+        saved.sampler.load_state_dict(other.sampler.state_dict())
