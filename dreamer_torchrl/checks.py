@@ -157,13 +157,16 @@ def check(settings: Settings) -> None:
     _check_sizes(settings)
     _check_device(settings.device)
     _check_labels(settings.wandb)
-    if settings.eval.arguments and "arguments" not in settings.env.options:
+    options = settings.env.options
+    if settings.eval.arguments and "arguments" not in options:
         raise ConfigError("eval.arguments is impossible: this environment takes no arguments, as env=gym does.")
     missing = missing_tensorboard() if settings.log.tensorboard else None
     if missing:
         raise ConfigError(missing)
     try:
-        check_env(settings.env.family, settings.env.options)
+        check_env(settings.env.family, options)
+        if settings.eval.arguments:
+            check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
     except UnknownEnvironment as error:
         raise ConfigError(str(error)) from None
 

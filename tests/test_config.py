@@ -28,6 +28,9 @@ def chosen(group: str, name: str) -> list[str]:
     return [f"{group}={name}", FACTORY] if (group, name) == ("env", "custom") else [f"{group}={name}"]
 
 
+OWN = "env=custom env.factory=tests.training_toys:Faulty"
+
+
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
 def test_every_file_composes(group: str, name: str) -> None:
     settings = load(chosen(group, name)).settings
@@ -114,10 +117,10 @@ WORDS: list[tuple[str, str, Any]] = [
     ("env=pendulum env=cartpole", "env.options.id", "CartPole-v1"),
     ("env=gym env.id=Acrobot-v1", "env.options.id", "Acrobot-v1"),
     ("env=pong env.size=64.0", "env.options.size", 64),
-    ("env=gym env.arguments.gravity=5", "env.options.arguments.gravity", 5),
-    ("env=gym +env.arguments.deep.x=[1]", "env.options.arguments.deep.x", [1]),
-    ("env=gym env.arguments={x:1,y:two}", "env.options.arguments.y", "two"),
-    ("env=gym eval.arguments.gravity=5", "eval.arguments.gravity", 5),
+    ("env=lunarlander env.arguments.gravity=-5", "env.options.arguments.gravity", -5),
+    (f"{OWN} +env.arguments.deep.x=[1]", "env.options.arguments.deep.x", [1]),
+    (f"{OWN} env.arguments={{x:1,y:two}}", "env.options.arguments.y", "two"),
+    ("env=lunarlander eval.arguments.gravity=-5", "eval.arguments.gravity", -5),
     ("env.step_timeout=2.5", "env.step_timeout", 2.5),
     ("run_dir=runs/${seed}", "run_dir", "runs/0"),
     ("logger=wandb logger=null", "wandb.mode", "disabled"),

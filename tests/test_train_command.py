@@ -52,6 +52,7 @@ def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
         ("env=custom env.factory=mine:mkae", "has no 'mkae': did you mean 'make'?"),
         ("env=custom env.factory=broken:make", "broken.py cannot be read, line 1: "),
         ("env=lunarlander env.arguments.gravty=-9", "takes no argument 'gravty': did you mean 'gravity'?"),
+        ("env=lunarlander eval.arguments.gravty=-9", "takes no argument 'gravty': did you mean 'gravity'?"),
         ("seed=1.5", "seed=1.5 should be a whole number."),
         ("seed=1,2", "asks for several runs: add --multirun"),
         ("--multirun seed=1,2,x env=cartpole,pendulum", "seed='x' should be a whole number."),
