@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -50,7 +51,14 @@ class Event(Protocol):
 
 
 class CudaGraphs:
-    """What a `CapturedUpdate` needs of the current GPU. The tests have one for the CPU, which replays a list."""
+    """What a `CapturedUpdate` needs of the current GPU. The tests have one for the CPU, which replays a list.
+
+    One is kept for all captures of a learner: they share its stream. Autograd runs a node on the stream where it was
+    made, and what is captured may not wait for another stream.
+    """
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
 
     def record(self, body: Callable[[], Output], generator: torch.Generator) -> tuple[Callable[[], None], Output]:
         """Run ``body`` to warm up, then capture it.
@@ -58,9 +66,8 @@ class CudaGraphs:
         Gives what replays it, and the outputs that each replay writes anew. The generator counts on with each replay as
         it does with each plain run, so that its state is right at any time.
         """
-        # One stream for both: autograd runs a node on the stream where it was made, and what is captured may not wait
-        # for another stream.
-        stream = torch.cuda.Stream()
+        gc.collect()  # what waits in a cycle may hold nodes of another stream
+        stream = self.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
+import warnings
 import zlib
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +35,8 @@ class Learner:
         agent: what is trained.
         hyperparameters: the official ones if left out.
         seed: of the noise; the same seed and batches give the same weights.
-        compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop).
+        compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop);
+            None for on a GPU where Triton can work.
         native: whether kernels in C do the loops where they can, which is on a CPU; None for where they can be built.
 
     Example:
@@ -43,14 +49,16 @@ class Learner:
         (torch.Size([2, 4, 256]), torch.Size([2, 4, 16]), torch.uint8)
     """
 
-    _captured: CapturedUpdate | None = None  # on a GPU, after the first update
+    _graphs: CudaGraphs | None = None  # on a GPU, after the first update
+    _captured: CapturedUpdate | None = None
+    _capturable = True  # until a capture failed
 
     def __init__(
         self,
         agent: Agent,
         hyperparameters: Hyperparameters | None = None,
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | None = None,
         native: bool | None = None,
     ):
         h = hyperparameters or Hyperparameters()
@@ -62,7 +70,7 @@ class Learner:
         native = decide(native, self.device)
         observe = ObserveSequence(agent.rssm)
         imagine = ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
-        if compile:
+        if can_compile(self.device) if compile is None else compile:
             observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
             for network in (agent.encoder, agent.decoder, agent.reward, agent.continuation, agent.actor, agent.value):
                 network.compile()
@@ -139,7 +147,7 @@ class Learner:
         check_steps(batch, self._spaces(batch))
         if self.device.type == "cuda":
             with torch.cuda.device(self.device):
-                outcome = self._captured_for(batch)(batch)
+                outcome = self._update_captured(batch)
         else:
             outcome = self.step(batch.to(self.device))
         self.gradient_norms = outcome.gradient_norms
@@ -167,12 +175,20 @@ class Learner:
         self.optimizer.zero_grad()
         return Outcome(metrics, latents, norms)
 
-    def _captured_for(self, batch: TensorDictBase) -> CapturedUpdate:
-        """The graph of updates from such batches; a batch of another form takes the time of another capture."""
-        if self._captured is None or not self._captured.fits(self, batch):
+    def _update_captured(self, batch: TensorDictBase) -> Outcome:
+        """Update by a graph; a batch of another form takes the time of another capture.
+
+        Where nothing can be captured, which the first attempt shows, updates are launched one by one.
+        """
+        if self._capturable and (self._captured is None or not self._captured.fits(self, batch)):
+            self._graphs = self._graphs or CudaGraphs()
             self._captured = None  # the new graph needs its memory
-            self._captured = CapturedUpdate(self, batch, CudaGraphs())
-        return self._captured
+            try:
+                self._captured = CapturedUpdate(self, batch, self._graphs)
+            except RuntimeError as error:
+                self._capturable = False
+                warnings.warn(f"Updates are slow, since no CUDA graph can hold them: {error}", stacklevel=3)
+        return self._captured(batch) if self._captured else self.step(batch.to(self.device))
 
     def fault(self, metrics: TensorDictBase) -> str:
         """Name what was not finite in the last update, whose metrics these are."""
@@ -235,6 +251,13 @@ class Learner:
         self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         set_generator_state(self.generator, state["generator"])
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether compiling is worth its minute: on a GPU, with Triton and the C compiler and headers that it needs."""
+    compilers = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return device.type == "cuda" and find_spec("triton") is not None and compilers and headers
 
 
 def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:

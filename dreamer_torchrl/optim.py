@@ -200,6 +200,7 @@ def _update_foreach(
     beta1, beta2 = group["betas"]
     steps, mus, nus = ([state[name] for state in states] for name in ("step", "mu", "nu"))
     grads = [param.grad for param in params]
+    zero = params[0].new_zeros(())  # a number would become a tensor each time
 
     one = _one(where, steps[0])
     torch._foreach_add_(steps, one if where is None else [one] * len(steps))  # a single tensor would be read back
@@ -208,7 +209,7 @@ def _update_foreach(
 
     limits = group["clip"] * _foreach_norm(params).clamp(min=group["clip_floor"])  # [P]
     excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
-    updates = [_where(where, update, 0) for update in torch._foreach_div(grads, excess.unbind())]
+    updates = [_where(where, update, zero) for update in torch._foreach_div(grads, excess.unbind())]
 
     torch._foreach_mul_(nus, _where(where, beta2, 1.0, like=nus[0]))
     torch._foreach_addcmul_(nus, updates, updates, 1 - beta2)

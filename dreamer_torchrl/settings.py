@@ -158,7 +158,7 @@ class Settings:
     prefill: int = 0
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool = False
+    compile: bool | None = None
     native: bool | None = None
     threads: int | None = None
     unimix: float = 0.01

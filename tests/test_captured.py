@@ -116,13 +116,15 @@ def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def learner_for(dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any) -> Learner:
+def learner_for(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", compile: bool = False, **options: Any
+) -> Learner:
     """One whose weights are the same at each call; on the CPU without images, which take other ways there."""
     torch.manual_seed(0)
     seen = Composite(goal=SEEN["goal"], hook=SEEN["hook"]) if device == "cpu" else SEEN
     agent = build_agent(seen, DONE, TINY, dtype=dtype).to(device)
     h = Hyperparameters(**{"imagination_length": 2, "warmup": 2, "learning_rate": 1e-2, **options})
-    return Learner(agent, h, native=False)  # as on a GPU
+    return Learner(agent, h, compile=compile, native=False)  # as on a GPU
 
 
 def batches_for(learner: Learner, count: int, length: int = 3) -> list[TensorDict]:
@@ -255,6 +257,37 @@ def test_a_capture_that_fails_changes_nothing() -> None:
     assert differences(learner.state_dict(), before) == []
 
 
+def test_a_learner_that_cannot_be_captured_learns_all_the_same() -> None:
+    """It says so, once, and does not try again."""
+    plain, learner = learner_for(), learner_for()
+    attempts = []
+
+    class Broken(TapeGraphs):
+        def record(self, body: Callable[[], Any], generator: torch.Generator) -> tuple[Callable[[], None], Any]:
+            attempts.append(body())
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    learner._graphs = Broken()
+    batches = batches_for(learner, 3)
+    with pytest.warns(UserWarning, match="no CUDA graph can hold them: operation not permitted"):
+        outcomes = [learner._update_captured(batches[0])]
+    outcomes += [learner._update_captured(batch) for batch in batches[1:]]
+    assert len(attempts) == 1
+    for batch, outcome in zip(batches, outcomes, strict=True):
+        assert differences(plainly(outcome), plainly(plain.step(batch))) == []
+
+
+def test_a_learner_captures_once_for_each_form_of_batch() -> None:
+    plain, learner = learner_for(), learner_for()
+    learner._graphs = TapeGraphs()
+    graphs = []
+    for length in (3, 3, 4, 4):
+        (batch,) = batches_for(learner, 1, length)
+        assert differences(plainly(learner._update_captured(batch)), plainly(plain.step(batch))) == []
+        graphs.append(learner._captured)
+    assert graphs[0] is graphs[1] is not graphs[2] is graphs[3]
+
+
 def test_what_a_graph_cannot_follow_does_not_fit() -> None:
     learner = learner_for()
     (batch,) = batches_for(learner, 1)
@@ -319,8 +352,12 @@ def test_the_device_without_numbers_notices_the_host() -> None:
 
 @needs_gpu
 @every_dtype
-def test_a_captured_learner_equals_an_eager_one(dtype: torch.dtype) -> None:
-    plain, learner = (learner_for(dtype, device="cuda") for _ in range(2))
+@pytest.mark.parametrize("compile", [False, True], ids=["plain", "compiled"])
+def test_a_captured_learner_equals_an_eager_one(
+    dtype: torch.dtype, compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    plain, learner = (learner_for(dtype, device="cuda", compile=compile) for _ in range(2))
     for batch in batches_for(learner, 4):
         eager = plain.step(batch.to("cuda"))
         metrics, latents = learner.update(batch)

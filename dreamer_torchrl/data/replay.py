@@ -217,7 +217,7 @@ class Replay:
         index = (position % self.sampler.capacity, where.environment[kept])
         stored = self.buffer.storage[:]
         for key in LATENTS:
-            stored[key][index] = latents[key][kept].to(stored[key].device)
+            stored[key][index] = latents[key].to(stored[key].device)[kept]  # the indices stay where they are
         self._note_change(position)
         return len(position)
 

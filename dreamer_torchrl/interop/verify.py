@@ -25,7 +25,7 @@ from dreamer_torchrl.modules.decoder import reconstruction_key
 from dreamer_torchrl.modules.distributions import unimix_probs
 from dreamer_torchrl.modules.spaces import Image
 from dreamer_torchrl.objectives.actor import reinforce_loss
-from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentile
+from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentiles
 from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
 from dreamer_torchrl.objectives.world_model import kl
 
@@ -173,8 +173,8 @@ def _returns(learner: Learner, data: TensorDictBase, step: dict[str, np.ndarray]
     normalizer = ReturnNormalizer(h.return_percentiles, h.return_rate, h.return_limit)
     normalizer.low.copy_(t["retnorm/before"][0])
     normalizer.high.copy_(t["retnorm/before"][1])
-    percentiles = torch.stack([percentile(t["img/ret"], percent) for percent in h.return_percentiles])
-    yield compare("normalizer percentiles", percentiles, step["retnorm/batch_perc"], FEATURE)
+    low_high = torch.stack(percentiles(t["img/ret"], h.return_percentiles))
+    yield compare("normalizer percentiles", low_high, step["retnorm/batch_perc"], FEATURE)
     normalizer.update(t["img/ret"])
     yield compare("normalizer after", torch.stack([normalizer.low, normalizer.high]), step["retnorm/after"], FEATURE)
     ours = torch.stack([normalizer.low, normalizer.scale])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +32,20 @@ def lambda_return(reward: Tensor, value: Tensor, live: Tensor, mix: Tensor | flo
     onward = (live * mix).unbind(-1)
     returns = [value[..., -1]]
     for now, factor in zip(immediate[::-1], onward[::-1], strict=True):
-        returns.append(now + factor * returns[-1])
+        returns.append(torch.addcmul(now, factor, returns[-1]))
     return torch.stack(returns[:0:-1], -1)
 
 
-def percentile(values: Tensor, percent: float) -> Tensor:
-    """Percentile over all values with linear interpolation; sorted positions are fixed, so a GPU can capture it.
+def percentiles(values: Tensor, percents: Iterable[float]) -> list[Tensor]:
+    """Percentiles over all values with linear interpolation; sorted positions are fixed, so a GPU can capture it.
 
     Example:
-        >>> percentile(torch.tensor([3.0, 1.0, 2.0]), 25)
-        tensor(1.5000)
+        >>> percentiles(torch.tensor([3.0, 1.0, 2.0]), (25, 100))
+        [tensor(1.5000), tensor(3.)]
     """
     ordered = values.flatten().sort().values
-    position = percent / 100 * (ordered.numel() - 1)
-    low, high = ordered[math.floor(position)], ordered[math.ceil(position)]
-    return torch.lerp(low, high, position - math.floor(position))
+    positions = [percent / 100 * (ordered.numel() - 1) for percent in percents]
+    return [torch.lerp(ordered[math.floor(p)], ordered[math.ceil(p)], p - math.floor(p)) for p in positions]
 
 
 class ReturnNormalizer(nn.Module):
@@ -67,7 +67,7 @@ class ReturnNormalizer(nn.Module):
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
         """Move towards the percentiles of these returns, of any shape."""
-        low, high = (percentile(returns, percent) for percent in self.percentiles)
+        low, high = percentiles(returns, self.percentiles)
         self.low.lerp_(low.to(self.low.dtype), self.rate)
         self.high.lerp_(high.to(self.high.dtype), self.rate)
 

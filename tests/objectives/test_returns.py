@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentile
+from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentiles
 from dreamer_torchrl.objectives.value import replay_return
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -96,7 +96,7 @@ def test_a_break_in_a_recording_is_bridged_by_its_value_and_an_end_is_not() -> N
 
 @given(many, percents)
 def test_percentile_is_that_of_numpy_and_torch(values: list[float], percent: float) -> None:
-    found = percentile(torch.tensor(values, dtype=torch.float64), percent)
+    (found,) = percentiles(torch.tensor(values, dtype=torch.float64), (percent,))
     close = {"rtol": 1e-9, "atol": 1e-6}
     assert_close(found, torch.tensor(np.percentile(values, percent)), **close)
     assert_close(found, torch.quantile(torch.tensor(values, dtype=torch.float64), percent / 100), **close)
@@ -104,7 +104,7 @@ def test_percentile_is_that_of_numpy_and_torch(values: list[float], percent: flo
 
 def test_percentile_looks_at_all_values_together() -> None:
     values = torch.randn(3, 4, 5)
-    assert percentile(values, 30) == percentile(values.flatten().flip(0), 30)
+    assert percentiles(values, (30, 60)) == percentiles(values.flatten().flip(0), (30, 60))
 
 
 # --- Normalizer -------------------------------------------------------------------------------------------------------
