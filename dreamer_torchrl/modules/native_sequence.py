@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.at_once import block_product
 from dreamer_torchrl.modules.native_weights import actor_weights, layer_of, sizes_of, with_cast_scale
 from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.split import SplitRSSM
@@ -125,10 +126,10 @@ class NativeObserve(torch.autograd.Function):
             state_in=d_state_in.t() @ before_state.flatten(0, 1),
             state_bias=d_state_in.sum(0),
             state_scale=state_scale,
-            mix_own=_block_product(before, d.mixed, sizes.blocks),
+            mix_own=block_product(before, d.mixed, sizes.blocks),
             mix_recurrent=trace.recurrent.flatten(0, 1).t() @ d.mixed.flatten(0, 1),
             mix_scale=mix_scale,
-            gates=_block_product(trace.hidden, d.gates, sizes.blocks),
+            gates=block_product(trace.hidden, d.gates, sizes.blocks),
             gates_bias=d.gates.sum((0, 1)),
             posterior_own=d.posterior_inner.flatten(0, 1).t() @ beliefs.flatten(0, 1),
             posterior_scale=posterior_scale,
@@ -237,9 +238,3 @@ def _observe_arguments(
     c.fill(arguments, tensors)
     c.fill(arguments.trace, _recurrent(trace))
     return arguments
-
-
-def _block_product(x: Tensor, y: Tensor, blocks: int) -> Tensor:
-    """Sum over all steps of the outer products of chunk k of x with chunk k of y: ``[g, X / g, Y / g]``."""
-    left, right = (z.flatten(0, 1).unflatten(1, (blocks, -1)).transpose(0, 1) for z in (x, y))  # [g, N, ...]
-    return torch.bmm(left.transpose(1, 2), right)

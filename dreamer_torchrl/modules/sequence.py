@@ -1,28 +1,42 @@
 """Whole sequences and rollouts of the RSSM, with all that does not depend on the recurrent state taken out of the loop.
 
 What is left inside: the belief's and state's share of the recurrence and the belief's share of the posterior. Actions,
-observations, the prior and the noise are handled for all steps at once. The tests compare with the steps of `rssm.py`.
+observations, the prior and the noise are handled for all steps at once, and backwards the gradients of the weights are.
+The tests compare with the steps of `rssm.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.at_once import WeightsOfAllSteps
 from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.layers import rms_norm
 from dreamer_torchrl.modules.native_sequence import native_imagine, native_observe
 from dreamer_torchrl.modules.native_weights import actor_fits
 from dreamer_torchrl.modules.rssm import RSSM, features_of
-from dreamer_torchrl.modules.split import SplitRSSM
+from dreamer_torchrl.modules.split import Rows, SplitRSSM
 from dreamer_torchrl.native.calls import fits
 
 Policy = Callable[[Tensor, Tensor | None], Tensor]
 """Features ``[N, F]`` and the noise of one step to a flat action ``[N, A]``."""
+
+
+class Seen(NamedTuple):
+    """What the matrices of an observed step were multiplied with, a list of T inputs ``[B, ...]`` each."""
+
+    belief: list[Tensor]  # the one before, forgotten at resets
+    state: list[Tensor]  # likewise
+    recurrent: list[Tensor]
+    mixed: list[Tensor]
+    hidden: list[Tensor]
+    new_belief: list[Tensor]
 
 
 def observe_step(
@@ -33,27 +47,37 @@ def observe_step(
     action_share: Tensor,
     encoded_share: Tensor,
     noise: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """What is left of an observed step inside the loop.
 
-    ``[N, D]``, ``[N, S, K]``, ``[N, 1]``, ``[N, D]``, ``[N, hidden]``, ``[N, S]`` to belief, state, posterior logits.
+    ``[N, D]``, ``[N, S, K]``, ``[N, 1]``, ``[N, D]``, ``[N, hidden]``, ``[N, S]`` to belief, state and posterior
+    logits; after them comes what matrices were multiplied with on the way, in the order of `Seen`.
     """
-    belief = split.next_belief(belief * kept, state.flatten(1) * kept, action_share)
+    old_belief, old_state = belief * kept, state.flatten(1) * kept
+    belief, recurrent, mixed = split.next_belief(old_belief, old_state, action_share)
     hidden = torch.addmm(encoded_share, belief, split.posterior_own.t())
     hidden = F.silu(rms_norm(hidden, split.posterior_scale))
     logits = split.rssm.as_state(F.linear(hidden, *split.posterior_logits))
-    return belief, split.rssm.sample(logits, noise), logits
+    return belief, split.rssm.sample(logits, noise), logits, old_belief, old_state, recurrent, mixed, hidden
 
 
-def imagine_step(split: SplitRSSM, features: Tensor, action_share: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """What is left of an imagined step: ``[N, F]``, ``[N, D]``, ``[N, S]`` to belief and state."""
+def imagine_step(
+    split: SplitRSSM, policy: Policy, features: Tensor, noise: Tensor, action_noise: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An imagined step: features ``[N, F]`` and noise ``[N, S]``, ``[N, ...]`` to action, belief and state."""
     rssm = split.rssm
+    action = policy(features, action_noise)
     belief, state = features.split([rssm.belief_size, rssm.state_size], -1)
-    belief = split.next_belief(belief, state, action_share)
+    belief, _, _ = split.next_belief(belief, state, split.action_share(action))
     hidden = belief
     for layer in split.prior:
         hidden = layer(hidden)
-    return belief, rssm.sample(rssm.as_state(F.linear(hidden, *split.prior_logits)), noise)
+    return action, belief, rssm.sample(rssm.as_state(F.linear(hidden, *split.prior_logits)), noise)
+
+
+def as_given(features: Tensor, action: Tensor | None) -> Tensor:
+    """A policy whose actions are known: they come in the place of its noise."""
+    return action
 
 
 def observe(
@@ -64,7 +88,7 @@ def observe(
     belief: Tensor,
     state: Tensor,
     noise: Tensor,
-    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = observe_step,
+    step: Callable[..., tuple[Tensor, ...]] = observe_step,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run T observed steps from one start, with gradient.
 
@@ -91,12 +115,46 @@ def observe(
     kept = (~is_init).to(encoded.dtype)  # [B, T, 1]
     action_shares = split.action_share(previous_action * kept)  # [B, T, D]
     encoded_shares = split.encoded_share(encoded)  # [B, T, hidden]
+    seen = Seen([], [], [], [], [], [])
+    action_shares, encoded_shares, all_rows = weights_at_the_end(split, action_shares, encoded_shares, seen)
     inputs = (kept, action_shares, encoded_shares, noise)
-    outputs = [(belief.to(encoded.dtype), state.to(encoded.dtype), None)]
-    for now in zip(*(x.unbind(1) for x in inputs), strict=True):
-        outputs.append(step(split, *outputs[-1][:2], *now))
-    beliefs, states, logits = (torch.stack(parts, 1) for parts in zip(*outputs[1:], strict=True))
+    belief, state = belief.to(encoded.dtype), state.to(encoded.dtype)
+    outputs = []
+    for now, rows in zip(_steps(inputs), _steps(all_rows), strict=True):
+        belief, state, logits, *multiplied = step(split.at(Rows(*rows)), belief, state, *now)
+        outputs.append((belief, state, logits))
+        for inputs_of_all, own in zip(seen, (*multiplied, belief), strict=True):
+            inputs_of_all.append(own.detach())
+    beliefs, states, logits = (torch.stack(parts, 1) for parts in zip(*outputs, strict=True))
     return beliefs, states, logits
+
+
+def weights_at_the_end(
+    split: SplitRSSM, action_shares: Tensor, encoded_shares: Tensor, seen: Seen
+) -> tuple[Tensor, Tensor, Rows]:
+    """Shares ``[B, T, ...]`` and rows ``[B, T, ...]`` whose gradients are also those of the matrices, see `at_once`."""
+
+    def expanded(vector: Tensor) -> Tensor:
+        return vector.expand(*action_shares.shape[:2], -1)
+
+    products = WeightsOfAllSteps.apply
+    rows = Rows(
+        belief_bias=products(expanded(split.belief_in.bias), [seen.belief], split.belief_in.weight.t()),
+        state_bias=products(expanded(split.state_in.bias), [seen.state], split.state_in.weight.t()),
+        gates_bias=products(expanded(split.gates_bias), [seen.mixed], split.gates),
+        logits_bias=products(expanded(split.posterior_logits[1]), [seen.hidden], split.posterior_logits[0].t()),
+        belief_scale=expanded(split.belief_in.scale),
+        state_scale=expanded(split.state_in.scale),
+        mix_scale=expanded(split.mix_scale),
+        posterior_scale=expanded(split.posterior_scale),
+    )
+    action_shares = products(action_shares, [seen.belief, seen.recurrent], split.mix_own, split.mix_recurrent)
+    return action_shares, products(encoded_shares, [seen.new_belief], split.posterior_own.t()), rows
+
+
+def _steps(sequences: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Of ``[B, T, ...]`` each, step by step."""
+    return zip(*(sequence.unbind(1) for sequence in sequences), strict=True)
 
 
 @torch.no_grad()
@@ -107,7 +165,7 @@ def imagine(
     action: Policy | Tensor,
     noise: Tensor,
     action_noise: Tensor | None = None,
-    step: Callable[..., tuple[Tensor, Tensor]] = imagine_step,
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = imagine_step,
 ) -> tuple[Tensor, Tensor]:
     """Dream H steps on from N starts, without gradient: the actor learns from advantages.
 
@@ -130,17 +188,16 @@ def imagine(
     """
     split = SplitRSSM(rssm, belief.dtype)
     length = noise.shape[1]
+    if isinstance(action, Tensor):
+        action, action_noise = as_given, action
     # Written in place, row by row: stacking H + 1 steps afterwards would copy everything once more.
     features = belief.new_empty(belief.shape[0], length + 1, rssm.feature_size)
     features[:, 0] = features_of(belief, state.to(belief.dtype))
     actions = []
     for h in range(length):
-        now = features[:, h]
-        if isinstance(action, Tensor):
-            actions.append(action[:, h])
-        else:
-            actions.append(action(now, None if action_noise is None else action_noise[:, h]))
-        belief, state = step(split, now, split.action_share(actions[-1]), noise[:, h])
+        own_noise = None if action_noise is None else action_noise[:, h]
+        chosen, belief, state = step(split, action, features[:, h], noise[:, h], own_noise)
+        actions.append(chosen)
         features[:, h + 1, : rssm.belief_size] = belief
         features[:, h + 1, rssm.belief_size :] = state.flatten(1)
     return features, torch.stack(actions, 1)

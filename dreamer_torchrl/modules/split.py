@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,19 @@ class CastLayer(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.silu(rms_norm(F.linear(x, self.weight, self.bias), self.scale))
+
+
+class Rows(NamedTuple):
+    """What one observed step adds and scales with, a row for each of N sequences."""
+
+    belief_bias: Tensor  # [N, hidden]
+    state_bias: Tensor  # [N, hidden]
+    gates_bias: Tensor  # [N, 3 D]
+    logits_bias: Tensor  # [N, S*K]
+    belief_scale: Tensor  # [N, hidden]
+    state_scale: Tensor  # [N, hidden]
+    mix_scale: Tensor  # [N, D]
+    posterior_scale: Tensor  # [N, hidden]
 
 
 class SplitRSSM:
@@ -55,6 +69,17 @@ class SplitRSSM:
         self.prior = [CastLayer.of(layer, dtype) for layer in rssm.prior]
         self.prior_logits = rssm.prior_logits.weight.to(dtype), rssm.prior_logits.bias.to(dtype)
 
+    def at(self, rows: Rows) -> SplitRSSM:
+        """The same for one step: detached matrices, and biases and scales of its own."""
+        step = copy.copy(self)
+        step.belief_in = CastLayer(self.belief_in.weight.detach(), rows.belief_bias, rows.belief_scale)
+        step.state_in = CastLayer(self.state_in.weight.detach(), rows.state_bias, rows.state_scale)
+        step.mix_own, step.mix_recurrent = self.mix_own.detach(), self.mix_recurrent.detach()
+        step.mix_scale, step.gates, step.gates_bias = rows.mix_scale, self.gates.detach(), rows.gates_bias
+        step.posterior_own, step.posterior_scale = self.posterior_own.detach(), rows.posterior_scale
+        step.posterior_logits = self.posterior_logits[0].detach(), rows.logits_bias
+        return step
+
     def action_share(self, action: Tensor) -> Tensor:
         """The action's and the bias's share of the mixing layer for any batch: ``[..., A]`` to ``[..., D]``."""
         return self.action_in(bounded(action.to(self.dtype))) @ self.mix_action + self.mix_bias
@@ -63,12 +88,15 @@ class SplitRSSM:
         """The observation's and the bias's share of the posterior for any batch: ``[..., E]`` to ``[..., hidden]``."""
         return F.linear(encoded, self.posterior_encoded, self.posterior_bias)
 
-    def next_belief(self, belief: Tensor, state: Tensor, action_share: Tensor) -> Tensor:
-        """The recurrence from ``[N, D]``, ``[N, S*K]`` and the action's share ``[N, D]``."""
+    def next_belief(self, belief: Tensor, state: Tensor, action_share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The recurrence from ``[N, D]``, ``[N, S*K]`` and the action's share ``[N, D]``.
+
+        Beside the belief it gives what went into the matrices on the way: ``[N, 2 hidden]`` and ``[N, D]``.
+        """
         recurrent = torch.cat([self.belief_in(belief), self.state_in(state)], -1)
         mixed = self._blocks(belief, self.mix_own) + torch.addmm(action_share, recurrent, self.mix_recurrent)
         mixed = F.silu(rms_norm(mixed, self.mix_scale))
-        return gru_update(self._blocks(mixed, self.gates) + self.gates_bias, belief, self.blocks)
+        return gru_update(self._blocks(mixed, self.gates) + self.gates_bias, belief, self.blocks), recurrent, mixed
 
     def _blocks(self, x: Tensor, weight: Tensor) -> Tensor:
         blocks = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # [g, N, in / g]

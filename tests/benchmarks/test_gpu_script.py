@@ -39,12 +39,12 @@ def test_a_small_run(tmp_path: Path) -> None:
     parts = {part["part"]: part for part in json.loads((tmp_path / "new" / "trial.json").read_text())["parts"]}
     assert list(parts) == [
         *("imports", "verify-proprio_cont", "exactness"),
-        *("duel-proprio_size1m-float32", "alone-proprio_size1m-float32"),
+        "eager-proprio_size1m-float32",
     ]
     assert {part["status"] for part in parts.values()} == {"ok"}
     assert str(ROOT) not in parts["imports"]["printed"][-1]  # from the folder of links, not from where it is installed
     assert parts["exactness"]["record"]["captured"]["wrong"] == []
-    (duel,) = parts["duel-proprio_size1m-float32"]["record"]["workloads"]
+    (duel,) = parts["eager-proprio_size1m-float32"]["record"]["workloads"]
     assert len(duel["results"]) == 2 and duel["ratio"] > 0
     assert f"ratio {duel['ratio']:.3f}" in outcome.stdout
 
