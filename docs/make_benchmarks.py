@@ -51,6 +51,10 @@ def results() -> str:
         these = {name: content for name, content in files.items() if kind(content) == title}
         if these:
             parts += [f"### {title}\n", table(["file", *head], [row for pair in these.items() for row in rows(*pair)])]
+            told = [
+                f"- `{name}`: {' '.join(remarks(content))}\n" for name, content in these.items() if remarks(content)
+            ]
+            parts += ["".join(told)] if told else []
     origins = [
         [f"`{name}`", content["date"][:10], commit(content), on(content), f"`{content['command']}`"]
         for name, content in files.items()
@@ -76,6 +80,23 @@ def kind(content: Record) -> str:
     return next((title for key, title in keys.items() if key in content), "")
 
 
+def remarks(content: Record) -> list[str]:
+    """What a reader of its numbers must know: seeds that are missing, shared memory, and what was noted by hand."""
+    found = []
+    asked = re.search(r"--seeds((?: \d+)+)", content.get("command", ""))
+    done = [str(run["seed"]) for run in content.get("runs", ()) if "seed" in run]
+    if asked and len(done) < len(asked[1].split()):
+        found.append(f"Of the seeds {', '.join(asked[1].split())} only {', '.join(done)}.")
+    if shares_a_process(content):
+        found.append("Memory in brackets is that of one process that held both learners: it compares nothing.")
+    return found + [content[key] for key in ("note", "circumstances") if key in content]
+
+
+def shares_a_process(content: Record) -> bool:
+    """Whether two learners were measured in one process, as TorchRL's is."""
+    return "workloads" in content and content["settings"]["against"] == "torchrl"
+
+
 def commit(content: Record) -> str:
     """The commit, cut to seven letters, and whether the tree was another one."""
     name, dash, dirty = content["commit"].partition("-")
@@ -96,6 +117,7 @@ def learner_rows(name: str, content: Record) -> Iterable[list[str]]:
             quartiles = f"{result['lower_quartile']:.3f} to {result['upper_quartile']:.3f}"
             ratio = f"{workload['ratio']:.2f}" if index == 0 and workload.get("ratio") else ""
             memory = f"{result['peak_memory'] / MEBIBYTE:.0f} MiB"
+            memory = f"({memory})" if shares_a_process(content) else memory
             times = [f"{result['median']:.3f} s", quartiles, str(len(result["seconds"])), memory]
             yield [f"`{name}`", workload["workload"], result["contestant"], *times, ratio]
 
@@ -104,7 +126,8 @@ def learning_rows(name: str, content: Record) -> Iterable[list[str]]:
     """What each seed reached."""
     for run in content["runs"]:
         evaluation = run["evaluation"]
-        reached = f"{evaluation['mean']:.1f} +- {evaluation['deviation']:.1f}"
+        decimals = 2 if abs(evaluation["mean"]) < 10 else 1
+        reached = f"{evaluation['mean']:.{decimals}f} +- {evaluation['deviation']:.{decimals}f}"
         count = f"{len(evaluation['returns'])}, from seed {evaluation['seed']}"
         size = [f"{evaluation['step']:,}", f"{run['updates']:,}", f"{run['seconds'] / 60:.1f}"]
         yield [f"`{name}`", str(run["seed"]), reached, count, *size]

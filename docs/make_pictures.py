@@ -34,6 +34,9 @@ from dreamer_torchrl.modules.sequence import imagine
 SEEN, DREAMS, SHOWN = 5, 8, 45  # steps seen, dreams of the rest, steps in the picture
 BLUE, ORANGE, GREEN = PALETTE[:3]
 
+NAMES = {"Acrobot-v1": {4: "speed of the first joint", 5: "speed of the second joint"}}
+"""Of an environment's numbers that the page speaks of."""
+
 Drawn = tuple[Figure, dict[str, str]]
 """A picture, and the numbers that the page says about it."""
 
@@ -62,15 +65,16 @@ def draw_dream(look: Look) -> Drawn:
     values = symexp(dreamt[reconstruction_key(key)])  # [N, H + 1, size]
     truth = agent.spaces[key].flatten(steps[key])  # [T, size]
     shown = truth.var(0).argsort(descending=True)[:2].sort().values.tolist()
+    names = NAMES.get(look.run.settings.env.options.get("id"), {})
     figure, plots = side_by_side(len(shown))
     for axes, index in zip(plots, shown, strict=True):
         for row, line in enumerate(values[..., index]):
             label = None if row else f"{DREAMS} dreams"
             axes.plot(range(last, len(steps)), line, color=ORANGE, linewidth=0.8, alpha=0.8, label=label)
         axes.plot(truth[:, index], color=BLUE, linewidth=1.6, label="what happened")
-        axes.axvline(last, color=REFERENCE, linestyle=":", linewidth=1.2)
-        plain(axes, "step of the episode", f"number {index} of {key}")
-    plots[0].set_title(f"left of the dots seen ({last + 1} steps), right dreamt", fontsize=8, loc="left")
+        axes.axvline(last, color=REFERENCE, linestyle="--", linewidth=1.2)
+        plain(axes, "step of the episode", names.get(index, f"number {index} of {key}"))
+    figure.suptitle(f"dashed line: {last + 1} steps seen, then dreamt", fontsize=9)
     plots[-1].legend(fontsize=7, frameon=False)
     error = (values[:, :, shown] - truth[last:, shown]).abs().mean((0, 2))  # [H + 1]
     ahead = min(5, len(error) - 1)
@@ -113,7 +117,7 @@ def draw_free_nats(look: Look) -> Drawn:
     right.plot(*look.curve("train/loss_dynamics"), color=BLUE, linewidth=1)
     right.axhline(look.run.settings.learner.free_nats, color=ORANGE, linewidth=1.5)
     right.set_ylim(0)
-    plain(right, "environment steps", "loss_dynamics")
+    plain(right, "environment steps", "dynamics loss (nats)")
     return figure, {
         "kl_mean": f"{nats.mean():.2f}",
         "kl_free": f"{100 * (nats < look.run.settings.learner.free_nats).float().mean():.0f}%",
@@ -238,8 +242,8 @@ def draw_laprop(look: Look) -> Drawn:
         right.plot(range(90, 140), speed[90:140], color=color, label=name)
         numbers[f"speed_{name}"] = f"{speed[-1]:.2f}"
         numbers[f"jump_{name}"] = f"{max(speed):.1f}"
-    plain(left, "update", "way, in learning rates")
-    plain(right, "update", "step, in learning rates", "around the outlier")
+    plain(left, "update", "distance travelled", "in learning rates")
+    plain(right, "update", "step", "in learning rates, around the outlier")
     left.legend(fontsize=8, frameon=False)
     return figure, numbers
 

@@ -289,15 +289,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--env", nargs="+", metavar="WORD", help="try an environment instead, such as env=gym env.id=Taxi-v4"
     )
     words = parser.parse_args(arguments).env
-    if words is None:
-        report = machine()
-    else:
-        try:
-            family, options = _environment(words)
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            return 2
-        report = examine(family, options)
+    try:
+        chosen = None if words is None else _environment(words)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    from torchrl import logger  # takes seconds
+
+    logger.setLevel("WARNING")  # its lines would stand before what is found
+    report = machine() if chosen is None else examine(*chosen)
     print(report)
     return report.exit_code
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamer_torchrl.opening import FAILED, open_run, play
+from dreamer_torchrl.page_frame import IMAGINED
 
 if TYPE_CHECKING:
     from dreamer_torchrl.dreaming import PredictionError
@@ -43,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, title = seed_for(seed, "dream"), dream_title(settings, run.saved.step)
     path = options.output or options.run / "dreams" / f"{run.saved.path.name}.mp4"
     print(f"Step {run.saved.step:,}: an episode of {episode.lengths[0]} actions with return {episode.returns[0]:.2f}.")
-    print(f"Seen are {context} steps from step {options.start} on, dreamt are the {left - context} after them.")
+    plural = "s" if context > 1 else ""
+    print(f"Sees {context} step{plural} from step {options.start} on, then dreams {left - context}.")
     print(table(prediction_error(agent, steps, context, seed=own)))
     try:
         files = [*write_dream(dream(agent, steps, context, options.start, own), path, title)]
         if options.imagine:
             free = imagined(agent, steps, options.imagine, context, options.start, own)
-            files += write_dream(free, path.with_name(f"{path.stem}-imagined.mp4"), title)
+            files += write_dream(free, path.with_name(f"{path.stem}{IMAGINED}.mp4"), title)
     except OSError as error:
         print(f"Not written: {error}. Give another --output.", file=sys.stderr)
         return FAILED

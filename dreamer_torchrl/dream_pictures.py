@@ -128,10 +128,11 @@ def film(dream: Dream, title: str) -> Iterator[np.ndarray]:
         for panel in panels:
             now = panel.at[step]
             frame[panel.rows, panel.columns.start : now] = clear[panel.rows, panel.columns.start : now]
-            frame[panel.rows, now - 1 : now + 1] = rgb(border("open loop", dream, step))
+            frame[panel.rows, now - 1 : now + 1] = rgb(border("dream", dream, step))
         for row, of_key in enumerate(tiles.values()):
             for column, (kind, pictures) in enumerate(zip(kinds_of(dream), of_key, strict=True)):
-                grid.paint(frame, row, column, pictures[step], border(kind, dream, step))
+                if is_there(kind, dream, step):
+                    grid.paint(frame, row, column, pictures[step], border(kind, dream, step))
         yield frame
 
 
@@ -150,7 +151,8 @@ def still(dream: Dream, title: str) -> np.ndarray:
     picture = sheet(dream, title, STILL_WIDTH, grid)[0].copy()
     for row, (kind, images) in enumerate(pictures):
         for column, moment in enumerate(moments):
-            grid.paint(picture, row, column, images[moment], border(kind, dream, moment))
+            if is_there(kind, dream, moment):
+                grid.paint(picture, row, column, images[moment], border(kind, dream, moment))
     return picture
 
 
@@ -160,20 +162,25 @@ def still(dream: Dream, title: str) -> np.ndarray:
 def kinds_of(dream: Dream) -> dict[str, str]:
     """The columns of tiles, with a line about each."""
     if dream.imagined:
-        return {"truth": "truth\nas long as it is seen", "open loop": f"dream\nafter step {dream.last_seen}"}
+        return {"truth": "truth\nas long as it is seen", "dream": f"dream\nafter step {dream.last_seen}"}
     return {
         "truth": "truth\nwhat happened",
         "reconstruction": "reconstruction\nsees every step",
-        "open loop": f"open loop\ndreams after step {dream.last_seen}",
-        "difference": "difference\nopen loop and truth",
+        "dream": f"dream\nafter step {dream.last_seen}",
+        "difference": "difference\ndream and truth",
     }
 
 
 def border(kind: str, dream: Dream, step: int) -> str:
-    """Colour around a tile: who believes it, and the open loop changes with its first dreamt step."""
-    if kind == "open loop":
+    """Colour around a tile: who believes it, and the dream changes with its first step that is not seen."""
+    if kind == "dream":
         return SEES if step < dream.context else DREAMS
     return SEES if kind == "reconstruction" else REFERENCE
+
+
+def is_there(kind: str, dream: Dream, step: int) -> bool:
+    """Whether there is a tile: of a free imagination nothing is true after its context."""
+    return not (dream.imagined and kind == "truth" and step >= dream.context)
 
 
 def image_tiles(dream: Dream) -> dict[NestedKey, list[np.ndarray]]:
@@ -184,7 +191,7 @@ def image_tiles(dream: Dream) -> dict[NestedKey, list[np.ndarray]]:
         of_kind = {
             "truth": dream.observation[key],
             "reconstruction": dream.reconstruction.observation[key],
-            "open loop": dream.open_loop.observation[key],
+            "dream": dream.open_loop.observation[key],
             "difference": dream.difference[key].abs(),
         }
         tiles[key] = [colours(of_kind[kind]) for kind in kinds_of(dream)]
@@ -319,7 +326,7 @@ def write_legend(figure: Figure, dream: Dream, top: int) -> None:
 
 
 def draw_curve(axes: Axes, curve: Curve, dream: Dream, last: bool) -> None:
-    """One small panel; the steps that the open loop sees are shaded."""
+    """One small panel; the steps that the dream sees are shaded."""
     steps = np.arange(dream.start, dream.start + len(dream))
     dreamt = slice(dream.context - 1, None)  # from where the two part
     plain(axes, "step of the episode" if last else "")

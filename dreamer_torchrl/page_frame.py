@@ -22,6 +22,9 @@ MOST_BYTES = 8_000_000
 KINDS = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
 """What a page can show, the best first."""
 
+IMAGINED = "-imagined"
+"""How the name of a dream ends in which the policy acted without an environment."""
+
 PAPER = """@article{hafner2025mastering,
   title   = {Mastering diverse control tasks through world models},
   author  = {Hafner, Danijar and Pasukonis, Jurgis and Ba, Jimmy and Lillicrap, Timothy},
@@ -131,9 +134,13 @@ def embedded(path: Path, title: str, look: str) -> str:
 
 
 def newest_picture(folder: Path) -> Path | None:
-    """By its name, which begins with the step; of several with one name the best kind."""
+    """By its name, which begins with the step; of several with one name the best kind.
+
+    Not what was imagined freely: it has no truth beside it.
+    """
     rank = {kind: -place for place, kind in enumerate(KINDS)}
     found = [path for path in folder.glob("[!.]*") if path.suffix in KINDS and path.stat().st_size]
+    found = [path for path in found if not path.stem.endswith(IMAGINED)]
     return max(found, key=lambda path: (path.stem, rank[path.suffix]), default=None)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from dreamer_torchrl.checks import ConfigError, nearest
-from dreamer_torchrl.config import read_saved
+from dreamer_torchrl.config import VALUES, read_saved
 from dreamer_torchrl.curve_pictures import draw
 from dreamer_torchrl.curves import Axis, Run, read_run
 from dreamer_torchrl.figures import save_figure
@@ -24,7 +24,7 @@ FORMATS = (".png", ".svg")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw and say where the files are; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.plot", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of a sweep")
     parser.add_argument("--x", choices=get_args(Axis), default="steps", help="what goes to the right (steps)")
     parser.add_argument("--metric", action="append", metavar="NAME", help="draw this instead; can be repeated")
     parser.add_argument("--smooth", type=int, metavar="N", help="mean over N neighbouring points (1: none)")
@@ -53,14 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """All runs, each once; `ConfigError` for a folder that is none, or that has nothing to show yet."""
-    runs = []
-    for folder in dict.fromkeys(Path(folder).resolve() for folder in folders):
-        run = read_run(folder, read_saved(folder))
-        if not run.metrics:
+    """All runs, each once, and of a sweep those that have begun.
+
+    `ConfigError` for a folder that is neither, or that has nothing to show yet.
+    """
+    runs: dict[Path, Run] = {}
+    for folder in (Path(folder).resolve() for folder in folders):
+        members = runs_in(folder)
+        found = [read_run(member, read_saved(member)) for member in members or [folder]]
+        measured = [run for run in found if run.metrics]
+        if not measured:
             raise ConfigError(f"{folder} has no metrics yet: let it train for a while.")
-        runs.append(run)
-    return runs
+        runs |= {run.folder: run for run in measured}
+    return list(runs.values())
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of runs in a folder that is none itself, as that of a sweep."""
+    if (folder / VALUES).exists() or not folder.is_dir():
+        return []
+    return sorted(member.parent for member in folder.glob(f"*/{VALUES}"))
 
 
 def check_metrics(runs: Sequence[Run], metrics: Iterable[str]) -> None:

@@ -35,6 +35,29 @@ def test_a_changed_number_is_noticed(generator: ModuleType) -> None:
     assert generator.filled(page.replace("0.38", "0.37").replace("0.525 s", "0.425 s")) == page
 
 
+def test_what_must_be_known_of_a_result_stands_below_it(generator: ModuleType) -> None:
+    """Seeds that are missing, memory that was shared, and what was noted by hand."""
+    runs = {"command": "learning.py --seeds 0 1 2 --words x", "runs": [{"seed": 1}], "note": "Stopped by hand."}
+    assert generator.remarks(runs) == ["Of the seeds 0, 1, 2 only 1.", "Stopped by hand."]
+    assert generator.remarks({"command": "learning.py --seeds 1", "runs": [{"seed": 1}]}) == []
+    (shared,) = generator.remarks({"workloads": [], "settings": {"against": "torchrl"}})
+    assert "one process" in shared and generator.remarks({"workloads": [], "settings": {"against": "sheeprl"}}) == []
+    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
+        note = json.loads(file.read_text()).get("note", "")
+        assert note in PAGE.read_text(), file.name
+
+
+def test_small_returns_have_two_decimals(generator: ModuleType) -> None:
+    """0.95 is not 0.9."""
+    evaluation = {"mean": 0.95, "deviation": 0.2179, "returns": [0.95], "seed": 0, "step": 9}
+    run = {"seed": 0, "evaluation": evaluation, "updates": 1, "seconds": 60.0}
+    large = run | {"evaluation": evaluation | {"mean": -170.94, "deviation": 91.93}}
+    assert [row[2] for row in generator.learning_rows("x", {"runs": [run, large]})] == [
+        "0.95 +- 0.22",
+        "-170.9 +- 91.9",
+    ]
+
+
 def test_every_program_and_every_result_is_named() -> None:
     """Programs are files that can be run: they end in a call of their own main."""
     page = PAGE.read_text()

@@ -13,6 +13,7 @@ from PIL import Image as Picture
 
 from dreamer_torchrl.dream import main, table
 from dreamer_torchrl.dreaming import PredictionError
+from dreamer_torchrl.page_frame import newest_picture
 from tests.training_examples import assert_same_run, episodes, lines, trained
 from tests.training_toys import Faulty
 
@@ -107,8 +108,8 @@ def test_what_it_writes_and_says(cartpole: Path, tmp_path: Path, capsys: pytest.
     run = shutil.copytree(cartpole, tmp_path / "run")
     assert main([str(run), "--steps", "9", "--context", "3", "--imagine", "4"]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].startswith("Step 50: an episode of ") and "Seen are 3 steps from step 0 on" in printed[1]
-    assert "dreamt are the 6 after them" in printed[1]
+    assert printed[0].startswith("Step 50: an episode of ")
+    assert printed[1] == "Sees 3 steps from step 0 on, then dreams 6."
     assert printed[3].split("ahead")[:2] == [" " * 11 + "        1 step ", "       5 steps "]
     assert [line.split()[0] for line in printed[4:6]] == ["reward", "observation"]
     stem = run / "dreams" / "000000000050"
@@ -116,6 +117,7 @@ def test_what_it_writes_and_says(cartpole: Path, tmp_path: Path, capsys: pytest.
     assert printed[6:] == [f"Written to {file}." for file in files]
     assert sorted((run / "dreams").iterdir()) == sorted(files)
     assert [length_of(file) for file in files[::2]] == [9, 7]
+    assert newest_picture(run / "dreams") == files[0]  # the report shows the one with the truth beside it
 
 
 def test_images_in_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,7 @@ def inside(frame: np.ndarray, corner: tuple[int, int], side: int) -> np.ndarray:
 
 
 def test_the_border_changes_with_the_first_dreamt_step(frames: list[np.ndarray]) -> None:
-    """Reconstruction and open loop both see the context; then the open loop is on its own."""
+    """Reconstruction and dream both see the context; then the dream is on its own."""
     assert len(frames) == STEPS
     assert len({frame.shape for frame in frames}) == 1 and frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0
     for step, frame in enumerate(frames):
@@ -83,7 +83,7 @@ def test_the_border_changes_with_the_first_dreamt_step(frames: list[np.ndarray])
         assert (sees + dreams)[1][1] > (sees + dreams)[0][1]
 
 
-def test_tiles_show_truth_reconstruction_open_loop_and_their_difference(seen: Dream, frames: list[np.ndarray]) -> None:
+def test_tiles_show_truth_reconstruction_dream_and_their_difference(seen: Dream, frames: list[np.ndarray]) -> None:
     """Enlarged by a whole factor, dot by dot."""
     for step in (0, CONTEXT, STEPS - 1):
         frame = frames[step]
@@ -158,7 +158,7 @@ def test_vectors_are_curves_beside_what_heads_and_actor_say() -> None:
 
 
 def test_a_still_shows_moments_of_all_kinds(seen: Dream) -> None:
-    """Eight columns from the first step to the last; the border of the open loop changes in its row."""
+    """Eight columns from the first step to the last; the border of the dream changes in its row."""
     picture = still(seen, "a dream")
     sees, dreams = tile_corners(picture, SEES), tile_corners(picture, DREAMS)
     rows = sorted({top for top, _ in sees})
@@ -173,12 +173,15 @@ def test_a_still_shows_moments_of_all_kinds(seen: Dream) -> None:
 
 def test_of_a_free_dream_there_is_truth_for_the_context_only() -> None:
     agent = image_agent()
-    free = list(film(imagined(agent, episode(agent, STEPS), 6, context=3), "a dream"))
+    seen = imagined(agent, episode(agent, STEPS), 6, context=3)
+    free = list(film(seen, "a dream"))
     assert len(free) == 9
     for step, frame in enumerate(free):
-        (truth,), believed = tile_corners(frame, REFERENCE), tile_corners(frame, SEES if step < 3 else DREAMS)
-        assert len(believed) == 1 and truth[1] == MARGIN
-        assert (len(np.unique(inside(frame, truth, 192))) == 1) == (step >= 3)
+        truths, believed = tile_corners(frame, REFERENCE), tile_corners(frame, SEES if step < 3 else DREAMS)
+        assert len(believed) == 1 and len(truths) == (step < 3)
+        assert all(left == MARGIN and len(np.unique(inside(frame, (top, left), 192))) > 1 for top, left in truths)
+    moments = np.unique(np.linspace(0, 8, 8).round())
+    assert len(tile_corners(still(seen, "a dream"), REFERENCE)) == (moments < 3).sum()
 
 
 @pytest.mark.parametrize("make", [mixed_agent, lambda: image_agent(other=PIXELS, speed=Unbounded((1,)))])

@@ -192,6 +192,20 @@ def test_two_runs_are_drawn_where_the_command_is(
     assert (tmp_path / "plot.svg").is_file() and not (runs / "first" / "plot.svg").exists()
 
 
+def test_a_sweep_is_all_of_its_runs_that_have_begun(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a run that is named as well, which is drawn once."""
+    sweep, left_out = tmp_path / "sweep", shutil.ignore_patterns("checkpoints")
+    shutil.copytree(runs, sweep, ignore=left_out)
+    shutil.copytree(runs / "first", sweep / "third", ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
+    (sweep / "notes").mkdir()
+    found = read_runs([sweep, sweep / "second"])
+    assert [run.folder.name for run in found] == ["first", "second", "swing"]
+    assert main([str(sweep), "--metric", "eval/return"]) == 0
+    assert capsys.readouterr().out == f"Drawn: {sweep / 'plot.png'}, {sweep / 'plot.svg'}.\n"
+
+
 def refused(capsys: pytest.CaptureFixture[str], words: Iterable[object]) -> str:
     """What the command says when it stops with exit code 2."""
     with pytest.raises(SystemExit) as stop:
@@ -208,6 +222,8 @@ def test_mistakes_are_named_with_their_mend(runs: Path, tmp_path: Path, capsys: 
     assert "There are: count/environment_failures, count/episodes," in refused(capsys, [first, "--metric", "xyz"])
     assert "give at least 1" in refused(capsys, [first, "--smooth", "0"])
     assert "invalid choice: 'days'" in refused(capsys, [first, "--x", "days"])
+    (tmp_path / "sweep").mkdir()
+    assert "is no run: there is no config.yaml" in refused(capsys, [tmp_path / "sweep"])
     empty = shutil.copytree(first, tmp_path / "empty", ignore=shutil.ignore_patterns("checkpoints", "metrics.jsonl"))
     assert "has no metrics yet: let it train for a while" in refused(capsys, [empty])
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
+from dreamer_torchrl.config import choices
 from tests.test_docs import README, blocks
 from tests.test_train_command import TINY
 
@@ -21,6 +24,9 @@ ANSWERS = {
 }
 """What a reader puts in the place of these words."""
 
+IN_TABLES = re.compile(r"`(?:\w+=\w+ )?(python benchmarks/[^`]+)`")
+SHOWN = "".join((README.parent / page).read_text() for page in ("README.md", "docs/speed.md", "docs/presets.md"))
+MEASURING = sorted(set(IN_TABLES.findall(SHOWN)))
 LINES = [line for _, text in blocks(README, "text") for line in text.splitlines() if line.startswith("python ")]
 
 
@@ -44,6 +50,7 @@ def test_there_are_commands() -> None:
     assert {re.search(r"dreamer_torchrl\.(\w+)", line)[1] for line in LINES} == {
         *("train", "evaluate", "plot", "dream", "report", "export", "doctor")
     }
+    assert len(MEASURING) >= 4
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line.split()[2:6]))
@@ -56,3 +63,31 @@ def test_command(line: str, run: Path, tmp_path: Path) -> None:
         words += [word for word in SMALL if not (named and word.startswith("experiment="))]
     outcome = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert outcome.returncode == 0, f"{line}\n{outcome.stdout}\n{outcome.stderr}"
+    assert "[torchrl]" not in outcome.stdout + outcome.stderr  # what a library tells itself is none of a user's
+
+
+class WordsTaken(Exception):
+    """A program has understood its words, and would begin to measure."""
+
+
+@pytest.mark.parametrize("line", MEASURING)
+def test_programs_of_the_tables_understand_their_words(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that measure take minutes, so only until their words are read."""
+    understand = ArgumentParser.parse_args
+
+    def stop_then(parser: ArgumentParser) -> None:
+        understand(parser)
+        raise WordsTaken
+
+    _, program, *words = shlex.split(line.replace("NAME", "cartpole"))
+    monkeypatch.syspath_prepend(str(README.parent / Path(program).parent))
+    monkeypatch.setattr(ArgumentParser, "parse_args", stop_then)
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    with pytest.raises(WordsTaken):
+        runpy.run_path(str(README.parent / program), run_name="__main__")
+
+
+def test_experiments_of_the_table_are_there() -> None:
+    table = README.read_text().partition("| experiment |")[2].partition("\n\n")[0]
+    named = re.findall(r"^\| `(\w+)`", table, re.MULTILINE)
+    assert len(named) >= 5 and set(named) <= set(choices("experiment"))

@@ -128,6 +128,14 @@ def test_the_newest_film_and_dream_lie_inside(run: Path) -> None:
     assert "Step 60" in page.text and "There is none yet" not in page.text
 
 
+def test_what_was_imagined_freely_does_not_hide_the_dream(run: Path) -> None:
+    """It sorts behind the dream of the same step, which has the truth beside it."""
+    dream = film(run / "dreams" / "000000000060.mp4", 200)
+    film(run / "dreams" / "000000000060-imagined.mp4", 120)
+    page = Page(write_report(run))
+    assert [content(video["src"]) for video in page.all("video")] == [dream]
+
+
 def test_a_large_film_lies_beside(run: Path) -> None:
     path = run / "videos" / "000000000060 a&b.mp4"
     path.parent.mkdir()
