@@ -12,18 +12,25 @@ from pathlib import Path
 
 import torch
 
+VARIABLES = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS")
+"""What outside the command's words changes its times."""
+
 PACKAGES = ("dreamer_torchrl", "torch", "tensordict", "torchrl", "numpy")
 
 
 def provenance(device: torch.device) -> dict:
     """Returns all that someone would need to repeat, or to doubt, what this process measures."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": " ".join([*_variables(), shlex.join(["python", *sys.argv])]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": _machine(device),
     }
+
+
+def _variables() -> list[str]:
+    return [f"{name}={shlex.quote(os.environ[name])}" for name in VARIABLES if name in os.environ]
 
 
 def _commit() -> str | None:
