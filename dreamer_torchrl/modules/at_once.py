@@ -20,9 +20,11 @@ class WeightsOfAllSteps(torch.autograd.Function):
         >>> weight, bias = torch.ones(3, 2, requires_grad=True), torch.zeros(2, requires_grad=True)
         >>> x, seen = torch.randn(5, 7, 3), []  # [B, T, in]
         >>> added = WeightsOfAllSteps.apply(bias.expand(5, 7, 2), [seen], weight)
+        >>> outputs = []
         >>> for now, addend in zip(x.unbind(1), added.unbind(1), strict=True):
         ...     seen.append(now)
-        ...     torch.addmm(addend, now, weight.detach()).sum().backward(retain_graph=True)
+        ...     outputs.append(torch.addmm(addend, now, weight.detach()))
+        >>> torch.stack(outputs).sum().backward()
         >>> weight.grad.allclose(x.sum((0, 1)).unsqueeze(1).expand(3, 2), atol=1e-5)
         True
     """
