@@ -13,16 +13,13 @@ from dreamer_torchrl.checkpoint import Checkpoints
 from dreamer_torchrl.evaluate import main
 from dreamer_torchrl.runs import LoadedRun
 from tests.checkpoint_examples import read_only
-from tests.training_examples import lines, trained
+from tests.training_examples import lines, trained, trained_twice
 
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five episodes on two environments, evaluated at step 20 and at the end; all checkpoints are kept."""
-    run = tmp_path_factory.mktemp("cartpole") / "run"
-    options = ("eval.episodes=5", "train_ratio=16", "checkpoint.keep=9")
-    trained(run, *options, "total_steps=20")
-    return trained(run, *options, "total_steps=40")
+    return trained_twice(tmp_path_factory.mktemp("cartpole") / "run", 20, 40, "eval.episodes=5", "train_ratio=16")
 
 
 @pytest.mark.parametrize(("checkpoint", "step"), [(None, 40), ("000000000020", 20)])

@@ -17,7 +17,7 @@ from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.export import Difference, compare, export_policy, largest_difference, main
 from tests.acting_examples import agent_for, recorded
 from tests.checkpoint_examples import flip_a_bit
-from tests.training_examples import trained
+from tests.training_examples import trained_twice
 
 
 @pytest.fixture(scope="module")
@@ -99,10 +99,8 @@ def test_the_verdict_in_words() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trained on three environments at once, with a checkpoint at step 12 and one at step 24."""
-    folder = tmp_path_factory.mktemp("export") / "run"
-    options = ("env=pendulum", "env.num_envs=3", "train_ratio=0", "eval.every=0", "checkpoint.keep=9")
-    trained(folder, *options, "total_steps=12")
-    return trained(folder, *options, "total_steps=24")
+    options = ("env=pendulum", "env.num_envs=3", "train_ratio=0", "eval.every=0")
+    return trained_twice(tmp_path_factory.mktemp("export") / "run", 12, 24, *options)
 
 
 def test_the_command_writes_the_file_into_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +113,6 @@ def test_the_command_writes_the_file_into_the_run(run: Path, capsys: pytest.Capt
 
 
 def test_the_command_takes_checkpoint_place_and_draws(run: Path, tmp_path: Path) -> None:
-    """The weights of both checkpoints are the first ones: what was recorded tells them apart."""
     output = tmp_path / "deeper" / "drawn.pt2"
     assert main([str(run), "--checkpoint", "000000000012", "--output", str(output), "--sample"]) == 0
     with zipfile.ZipFile(output) as archive:

@@ -13,7 +13,7 @@ import torch
 from dreamer_torchrl import dream, evaluate, export
 from dreamer_torchrl.opening import open_run
 from tests.checkpoint_examples import flip_a_bit
-from tests.training_examples import trained
+from tests.training_examples import trained_twice
 
 COMMANDS = pytest.mark.parametrize(
     "main", [dream.main, evaluate.main, export.main], ids=["dream", "evaluate", "export"]
@@ -24,10 +24,7 @@ Main = Callable[[list[str]], int]
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with checkpoints at steps 20 and 40."""
-    run = tmp_path_factory.mktemp("opening") / "run"
-    options = ("train_ratio=0", "eval.every=0", "checkpoint.keep=9")
-    trained(run, *options, "total_steps=20")
-    return trained(run, *options, "total_steps=40")
+    return trained_twice(tmp_path_factory.mktemp("opening") / "run", 20, 40, "train_ratio=0", "eval.every=0")
 
 
 @pytest.fixture

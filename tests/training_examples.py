@@ -35,6 +35,12 @@ def trained(run_dir: Path, *more: str) -> Path:
     return run_dir
 
 
+def trained_twice(run_dir: Path, first: int, second: int, *more: str) -> Path:
+    """Train to one step and go on to another: a run with a checkpoint at each."""
+    trained(run_dir, *more, "checkpoint.keep=9", f"total_steps={first}")
+    return trained(run_dir, *more, "checkpoint.keep=9", f"total_steps={second}")
+
+
 def lines(run_dir: Path) -> list[dict[str, Any]]:
     """All that the run measured."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
