@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -18,7 +20,7 @@ from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
 from dreamer_torchrl.modules.native_step import NativeStep
 from dreamer_torchrl.modules.native_weights import actor_fits
 from dreamer_torchrl.modules.rssm import RSSM, features_of
-from dreamer_torchrl.modules.spaces import Image, key_name, spaces_from_spec
+from dreamer_torchrl.modules.spaces import Image, Space, key_name, spaces_from_spec
 from dreamer_torchrl.native.calls import fits
 from dreamer_torchrl.settings import Size
 
@@ -34,6 +36,9 @@ WRITTEN = (
 NOT_OBSERVED = ("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS)
 """Keys of a step that are no observation, wherever a spec lists them."""
 
+MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]
+"""From what each key holds to a module with ``in_keys`` and ``out_features``, as `Encoder` has them."""
+
 
 class Agent(nn.Module):
     """World model, actor and critic, sized to the specs of one environment.
@@ -48,6 +53,7 @@ class Agent(nn.Module):
         dtype: precision computed in; parameters, statistics and losses are float32 all the same.
         unimix: share of the uniform distribution in the state.
         actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
+        encoder: makes an encoder other than the official one from the spaces of the observations.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Agent(nn.Module):
         dtype: torch.dtype = torch.float32,
         unimix: float = 0.01,
         actor_unimix: float = 0.0,
+        encoder: MakeEncoder | None = None,
     ):
         super().__init__()
         if not isinstance(observation_spec, Composite):
@@ -78,7 +85,10 @@ class Agent(nn.Module):
         """Images as the spec lists them, which is how the official decoder lays out its channels."""
         self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
         self.size = size
-        self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
+        if encoder is None:
+            self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
+        else:
+            self.encoder = _fitted(encoder(self.spaces), self.spaces)
         self.rssm = RSSM(
             self.action_space.size,
             self.encoder.out_features,
@@ -196,8 +206,11 @@ def build_agent(
     dtype: torch.dtype = torch.float32,
     unimix: float = 0.01,
     actor_unimix: float = 0.0,
+    encoder: MakeEncoder | None = None,
 ) -> Agent:
     """Build an `Agent` for an environment; ``size`` is a name from ``configs/size`` or a `Size`.
+
+    ``encoder`` makes one of your own from the spaces of the observations, for instance its class.
 
     Example:
         >>> from torchrl.data import Bounded, Composite, Unbounded
@@ -206,4 +219,20 @@ def build_agent(
         640867
     """
     size = Size.named(size) if isinstance(size, str) else size
-    return Agent(observation_spec, action_spec, size, dtype, unimix, actor_unimix)
+    return Agent(observation_spec, action_spec, size, dtype, unimix, actor_unimix, encoder)
+
+
+def _fitted(encoder: nn.Module, spaces: Mapping[NestedKey, Space]) -> nn.Module:
+    """The encoder, which then knows what its keys hold, if it says what the rest of the agent asks it."""
+    for name in ("in_keys", "out_features"):
+        if not hasattr(encoder, name):
+            raise TypeError(
+                f"The encoder {type(encoder).__name__} has no {name}: give it in_keys (observation keys in the order "
+                "in which forward takes them) and out_features (the width of its output)."
+            )
+    for key in encoder.in_keys:
+        if key not in spaces:
+            there = ", ".join(map(key_name, spaces))
+            raise ValueError(f"The encoder reads {key_name(key)!r}, which is no observation: there are {there}.")
+    encoder.spaces = {key: spaces[key] for key in encoder.in_keys}
+    return encoder

@@ -16,6 +16,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 
 from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.captured import CapturedUpdate, CudaGraphs, Outcome
+from dreamer_torchrl.modules.face import TensorModule
 from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Space
 from dreamer_torchrl.native.calls import decide, use_native
@@ -75,7 +76,7 @@ class Learner:
             for network in (agent.encoder, agent.decoder, agent.reward, agent.continuation, agent.actor, agent.value):
                 network.compile()
         self.world_model_loss = WorldModelLoss(
-            agent.encoder.tensordict_module(),
+            TensorModule(agent.encoder, agent.encoder.in_keys, ["encoded_latents"]),
             observe.tensordict_module(),
             agent.decoder.tensordict_module(),
             reward,
