@@ -18,7 +18,7 @@ from dreamer_torchrl.evaluation import GivenUp
 from dreamer_torchrl.evaluations import Evaluations
 from dreamer_torchrl.learner import Learner, set_generator_state
 from dreamer_torchrl.metrics import Metrics, memory_bytes
-from dreamer_torchrl.report_page import Reports
+from dreamer_torchrl.reports import Reports
 from dreamer_torchrl.runs import (
     choose_device,
     make_agent,

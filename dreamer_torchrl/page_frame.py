@@ -52,7 +52,7 @@ h2{font-size:19px;margin:34px 0 12px}h3{font-size:14px;margin:0 0 8px}p{margin:0
 .grid{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr))}
 .pair{display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));align-items:start}
 .watch{display:grid;gap:14px;align-items:start}
-@media (min-width:800px){.watch{grid-template-columns:1fr 2fr}}
+@media (min-width:800px){.watch{grid-template-columns:1fr 2fr}.watch figure+figure{grid-column:2}}
 .tiles{display:grid;gap:12px;margin:18px 0 0;grid-template-columns:repeat(auto-fit,minmax(150px,1fr))}
 .tiles div{background:var(--card);border:1px solid var(--edge);border-radius:12px;padding:12px 14px}
 .tiles dt{font-size:13px}.tiles dd{margin:0;font-size:22px;font-weight:600;line-height:1.25;overflow-wrap:anywhere}
@@ -105,9 +105,11 @@ def document(title: str, head: Iterable[str], parts: Iterable[str]) -> str:
     )
 
 
-def film(folder: Path, kind: str, title: str, command: str) -> Iterator[str]:
-    """The newest picture of a kind, with its still where it has one, or the command that makes it."""
-    newest = newest_picture(folder / kind)
+def film(folder: Path, kind: str, title: str, command: str = "", imagined: bool = False) -> Iterator[str]:
+    """The newest picture of a kind, with its still where it has one; else the command for it, if there is one."""
+    newest = newest_picture(folder / kind, imagined)
+    if newest is None and not command:
+        return
     yield f'<figure class="card"><h3>{title}</h3>'
     if newest is None:
         yield f'<p>There is none yet. This makes one:</p><pre class="command">{escape(command)}</pre></figure>'
@@ -133,14 +135,14 @@ def embedded(path: Path, title: str, look: str) -> str:
     return f'<img class="{look}" alt="{title}" src="{data}">'
 
 
-def newest_picture(folder: Path) -> Path | None:
+def newest_picture(folder: Path, imagined: bool = False) -> Path | None:
     """By its name, which begins with the step; of several with one name the best kind.
 
-    Not what was imagined freely: it has no truth beside it.
+    What was imagined freely is not taken for a dream: it has no truth beside it. It is found by its own word.
     """
     rank = {kind: -place for place, kind in enumerate(KINDS)}
     found = [path for path in folder.glob("[!.]*") if path.suffix in KINDS and path.stat().st_size]
-    found = [path for path in found if not path.stem.endswith(IMAGINED)]
+    found = [path for path in found if path.stem.endswith(IMAGINED) == imagined]
     return max(found, key=lambda path: (path.stem, rank[path.suffix]), default=None)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
@@ -21,19 +20,19 @@ from dreamer_torchrl.config import choices, read_saved
 from dreamer_torchrl.console import duration
 from dreamer_torchrl.console import size as bytes_in_words
 from dreamer_torchrl.curves import EVALUATION, LOSSES, RETURN, Curve, Run, read_run, smooth, thin
+from dreamer_torchrl.figures import REFERENCE
 from dreamer_torchrl.page_frame import document, film
-from dreamer_torchrl.references import known_results
+from dreamer_torchrl.references import known_results, official_curve
 from dreamer_torchrl.settings import EnvironmentSettings, Size
-from dreamer_torchrl.svg_chart import Line, line_chart, number, share_chart
+from dreamer_torchrl.svg_chart import COLOURS, Line, line_chart, number, share_chart
 
 NAME = "report.html"
-
-QUICK, MOST_TIME = 1.0, 0.02
-"""Seconds of a page that is written at each evaluation; others take at most this share of the time."""
 
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
 LOG = "log scale"
+
+OFFICIAL = COLOURS.index(REFERENCE)
 
 PANELS = (
     ("World model losses", LOG, {name: f"train/loss_{name}" for name in LOSSES[:5]}),
@@ -120,36 +119,6 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-class Reports:
-    """Keep the page of a run fresh while it trains, whatever happens to the page.
-
-    Args:
-        run_dir: folder of the run.
-        note: takes a line that says where it is in the end, or what went wrong, once.
-    """
-
-    def __init__(self, run_dir: Path, note: Callable[[str], None]):
-        self.run_dir, self.note = run_dir, note
-        self.failed = False
-        self._written, self._seconds = 0.0, 0.0
-
-    def refresh(self, at_end: bool = False) -> None:
-        """Write it anew. Of a run so long that this takes its time, it is a small share of the time of training."""
-        started = time.monotonic()
-        if self._seconds > QUICK and started - self._written < self._seconds / MOST_TIME and not at_end:
-            return
-        try:
-            path = write_report(self.run_dir)
-            if at_end:
-                self.note(f"Report: {path}")
-        except Exception as error:  # no page is worth a run
-            if not self.failed:
-                self.note(f"{NAME} was not written ({type(error).__name__}: {error}); training goes on.")
-            self.failed = True
-        self._written = time.monotonic()
-        self._seconds = self._written - started
-
-
 def page(story: Story) -> str:
     """The whole document."""
     title = f"{story.run.environment}, seed {story.run.seed}"
@@ -208,6 +177,7 @@ def films(story: Story) -> Iterator[str]:
     yield '<h2>Watch</h2>\n<div class="watch">'
     yield from film(story.folder, "videos", "Evaluation", f"python -m dreamer_torchrl.evaluate {name} --video")
     yield from film(story.folder, "dreams", "Dream", f"python -m dreamer_torchrl.dream {name}")
+    yield from film(story.folder, "dreams", "Imagined freely", imagined=True)
     yield "</div>"
 
 
@@ -231,6 +201,11 @@ def learning(story: Story) -> Iterator[str]:
             marked=True,
         ),
     ]
+    official = official_curve(run.environment)
+    official = official and official.until(run.end(), run.frames_per_step)
+    if official is not None:  # behind the run's own
+        spread = (official.median - official.low, official.high - official.median)
+        lines.insert(0, Line(official.label, official.x, official.median, OFFICIAL, spread=spread))
     yield '<h2>Learning</h2>\n<div class="card chart-card">'
     for look, width, height in (("wide", 1000, 360), ("middle", 620, 320), ("narrow", 360, 260)):
         chart = line_chart("Return", lines, "steps", "per episode", width, height, x_range=(0, max(story.steps, 1)))
@@ -324,6 +299,7 @@ def commands(story: Story) -> Iterator[str]:
             for title, command, options in (
                 ("Evaluate, and film an episode", "evaluate", ["--episodes", "20", "--video"]),
                 ("See what the world model believes", "dream", []),
+                ("Let the policy act in a dream, without the environment", "dream", ["--imagine", "50"]),
                 ("Draw the curves", "plot", []),
                 ("Export to one file that torch alone can load", "export", []),
                 ("Write this page anew", "report", []),

@@ -52,7 +52,7 @@ class Line:
         x: never goes back.
         y: one value for each ``x``; points that are not finite are left out.
         colour: its number in `COLOURS`.
-        spread: draws a band so far above and below each point.
+        spread: draws a band so far above and below each point; ``[points]``, or ``[2, points]`` for below and above.
         marked: draws a dot at each point, with its numbers for who points at it.
         faint: what lies behind the other lines.
     """
@@ -124,8 +124,8 @@ def line_chart(
     top = 34 + 15 * len(legend_rows([line.name for line in shown], width))
     if not lines:
         return empty(title, width, height)
-    low = min(float(np.min(line.y if log else line.y - line.spread)) for line in lines)
-    high = max(float(np.max(line.y + line.spread)) for line in lines)
+    low = min(float(np.min(line.y if log else line.y - line.spread[0])) for line in lines)
+    high = max(float(np.max(line.y + line.spread[1])) for line in lines)
     if high - low <= max(1e-9 * abs(high), TINY):
         low, high = widened(low, high, log)
     y_ticks = log_ticks(low, high) if log else ticks(low, high, around=True)
@@ -246,9 +246,10 @@ def number(value: float) -> str:
 def finite(line: Line, log: bool) -> Line:
     """The points that can be drawn, as arrays."""
     x, y = np.asarray(line.x, float), np.asarray(line.y, float)
-    spread = np.zeros_like(y) if line.spread is None else np.nan_to_num(np.asarray(line.spread, float), posinf=0)
+    spread = np.nan_to_num(np.asarray(0.0 if line.spread is None else line.spread, float), posinf=0)
+    spread = np.broadcast_to(spread, (2, len(y)))
     good = np.isfinite(x) & (abs(y) < 1 / TINY) & ((y > TINY) if log else True)
-    return replace(line, x=x[good], y=y[good], spread=spread[good])
+    return replace(line, x=x[good], y=y[good], spread=spread[:, good])
 
 
 def widened(low: float, high: float, log: bool = False) -> tuple[float, float]:
@@ -283,14 +284,14 @@ def drawn(line: Line, x: Axis, y: Axis) -> Iterator[str]:
     """The line itself, with its band below and its dots above."""
     places, heights, colour = x.place(line.x), y.place(line.y), line.colour % len(COLOURS)
     if line.spread.any():
-        below, above = (y.place(line.y + sign * line.spread) for sign in (-1, 1))
+        below, above = y.place(line.y - line.spread[0]), y.place(line.y + line.spread[1])
         outline = path(np.concatenate([places, places[::-1]]), np.concatenate([below, above[::-1]]))
         yield f'<path class="band fill-{colour}" d="{outline}Z"/>'
     yield f'<path class="line line-{colour}{" faint" if line.faint else ""}" d="{path(places, heights)}"/>'
     if (line.marked and len(line.x) <= MOST_MARKS) or len(line.x) == 1:
         for index, place, height in zip(range(len(line.x)), places, heights, strict=True):
             told = f"{line.name} at {line.x[index]:,g}: {number(line.y[index])}"
-            told += f" \N{PLUS-MINUS SIGN} {number(line.spread[index])}" if line.spread.any() else ""
+            told += f" \N{PLUS-MINUS SIGN} {number(line.spread[1, index])}" if line.spread.any() else ""
             yield f'<circle class="fill-{colour}" cx="{place:.1f}" cy="{height:.1f}" r="3">'
             yield f"<title>{escape(told)}</title></circle>"
 

@@ -40,7 +40,7 @@ STOREYS = (
     | {"wandb_log", "wandb_run", "wandb_start"},
     {"config", "interop", "labels", "words"},
     {"report_page"},
-    {"evaluations", "loop", "opening", "runs"},
+    {"evaluations", "loop", "opening", "reports", "runs"},
     {"doctor", "dream", "evaluate", "export", "plot", "report", "sweep", "train"},
     {""},  # the package itself, which only gathers the public names
 )

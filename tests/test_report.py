@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import yaml
 
-from dreamer_torchrl import report_page
+from dreamer_torchrl import report_page, reports
 from dreamer_torchrl.checks import ConfigError
 from dreamer_torchrl.page_frame import MOST_BYTES
 from dreamer_torchrl.report import main
-from dreamer_torchrl.report_page import Reports, write_report
+from dreamer_torchrl.report_page import write_report
 from dreamer_torchrl.video import write_video
 from tests.training_examples import lines, trained
 
@@ -102,6 +102,20 @@ def test_each_evaluation_is_a_dot_that_tells_its_numbers(run: Path) -> None:
             assert f"at {line['step']}: {line['eval/return']:g}" in text
 
 
+def test_the_official_curve_lies_behind_the_runs_own(run: Path) -> None:
+    """As far as the run goes, in its steps: 50,000 frames of an action repeat of 2 are 25,000 steps."""
+    assert "official code" not in Page(write_report(run)).text
+    values = report_page.read_saved(run)
+    values["env"] |= {"family": "dmc", "task": "cartpole_swingup", "image": False, "proprio": True, "action_repeat": 2}
+    (run / "config.yaml").write_text(yaml.safe_dump(values | {"total_steps": 50_000}, explicit_end=True))
+    assert "official code" not in Page(write_report(run)).text  # it begins at 10,000 frames
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 25000, "episode/return": 300.0}\n')
+    page = Page(write_report(run))
+    assert "official code (action repeat 2)" in page.text
+    assert "279.148 at last" in page.text and len([path for path in page.all("path") if "band" in path["class"]]) >= 3
+
+
 def test_an_unfinished_run_says_how_far_it_is(run: Path) -> None:
     values = report_page.read_saved(run)
     (run / "config.yaml").write_text(yaml.safe_dump(values | {"total_steps": 80}, explicit_end=True))
@@ -129,11 +143,14 @@ def test_the_newest_film_and_dream_lie_inside(run: Path) -> None:
 
 
 def test_what_was_imagined_freely_does_not_hide_the_dream(run: Path) -> None:
-    """It sorts behind the dream of the same step, which has the truth beside it."""
+    """It sorts behind the dream of the same step, which has the truth beside it; it has a place of its own."""
     dream = film(run / "dreams" / "000000000060.mp4", 200)
-    film(run / "dreams" / "000000000060-imagined.mp4", 120)
     page = Page(write_report(run))
-    assert [content(video["src"]) for video in page.all("video")] == [dream]
+    assert "Imagined freely" not in page.text
+    free = film(run / "dreams" / "000000000060-imagined.mp4", 120)
+    page = Page(write_report(run))
+    assert [content(video["src"]) for video in page.all("video")] == [dream, free]
+    assert "Imagined freely" in page.text
 
 
 def test_a_large_film_lies_beside(run: Path) -> None:
@@ -207,7 +224,7 @@ def test_training_writes_it_at_each_evaluation_and_at_the_end(
         written.append(len([line for line in lines(run_dir) if "eval/return" in line]))
         return path
 
-    monkeypatch.setattr(report_page, "write_report", spy)
+    monkeypatch.setattr(reports, "write_report", spy)
     run = trained(tmp_path / "run", "total_steps=40", "train_ratio=1", "eval.every=20")
     assert written == [1, 2, 2]
     assert f"Report: {run / 'report.html'}" in capsys.readouterr().out
@@ -224,19 +241,19 @@ def test_training_survives_a_page_that_cannot_be_written(tmp_path: Path, capsys:
 def test_a_slow_page_is_written_less_often(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But always at the end."""
     notes: list[str] = []
-    reports = Reports(run, notes.append)
-    reports.refresh()
+    kept = reports.Reports(run, notes.append)
+    kept.refresh()
     page = run / "report.html"
-    monkeypatch.setattr(report_page, "QUICK", 0.0)
+    monkeypatch.setattr(reports, "QUICK", 0.0)
     page.unlink()
-    reports.refresh()
+    kept.refresh()
     assert not page.exists()
-    monkeypatch.setattr(report_page, "MOST_TIME", 1e9)
-    reports.refresh()
+    monkeypatch.setattr(reports, "MOST_TIME", 1e9)
+    kept.refresh()
     assert page.exists()
-    monkeypatch.setattr(report_page, "MOST_TIME", 1e-9)
+    monkeypatch.setattr(reports, "MOST_TIME", 1e-9)
     page.unlink()
-    reports.refresh(at_end=True)
+    kept.refresh(at_end=True)
     assert page.exists() and notes == [f"Report: {page}"]
 
 

@@ -68,6 +68,13 @@ def test_the_band_is_as_wide_as_the_spread() -> None:
     assert told == ["Return", "evaluation at 0: 10 ± 10", "evaluation at 1: 30 ± 20"]
 
 
+def test_a_band_may_go_further_below_than_above() -> None:
+    chart = line_chart("Return", [Line("official", [0, 1], [40, 40], spread=[[40, 20], [10, 0]])])
+    heights = grid(chart)
+    outline = places(of_class(chart, "band")[0].get("d"))
+    assert np.allclose(outline[:, 1], [heights[name] for name in ("0", "20", "40", "50")], atol=0.06)
+
+
 def test_shares_are_stacked_to_the_whole() -> None:
     chart = share_chart("Time", [Line("learner", [0, 1], [0.75, 0.5]), Line("rest", [0, 1], [0.25, 0.5], 1)])
     lower, upper = (places(element.get("d"))[:, 1] for element in of_class(chart, "area"))
