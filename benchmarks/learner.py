@@ -3,6 +3,7 @@
     python benchmarks/learner.py
     python benchmarks/learner.py --workload all --against torchrl --json results.json
     python benchmarks/learner.py --against sheeprl --peer-python ~/sheeprl/bin/python
+    python benchmarks/learner.py --dtype bfloat16 --against float32
 
 One update is all of it: losses, gradients, clipping, optimizer, slow critic, return normalizer, new latents.
 Peak memory is the most held during an update: the whole process on a CPU, torch's allocations on a GPU. TorchRL's
@@ -33,7 +34,7 @@ from dreamer_torchrl.learner import example_batch
 from dreamer_torchrl.native import build as kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PEER_MODES = {"torchrl": ("eager", "step", "full", "graph"), "sheeprl": ("eager", "compiled")}
+PEER_MODES = {"torchrl": ("eager", "step", "full", "graph"), "sheeprl": ("eager", "compiled"), "float32": ("eager",)}
 SHEEPRL_PEER = Path(__file__).with_name("sheeprl_peer.py")
 SHEEPRL_MEND = (
     "sheeprl wants an environment of its own: python3 -m venv FOLDER; FOLDER/bin/pip install "
@@ -42,7 +43,7 @@ SHEEPRL_MEND = (
 
 
 def our_learner(
-    workload: Workload, agent: Agent, steps: TensorDictBase, compile: bool, native: bool = True
+    workload: Workload, agent: Agent, steps: TensorDictBase, compile: bool, native: bool = True, extra: str = ""
 ) -> LocalContestant:
     """Makes our learner a contestant; refuses to where its agent is not the official one in size."""
     trained = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
@@ -53,7 +54,7 @@ def our_learner(
         )
     native = native and steps.device.type == "cpu" and kernels.available()
     learner = Learner(agent, seed=0, compile=compile, native=native)
-    name = f"dreamer_torchrl {'compiled' if compile else 'eager'}"
+    name = f"dreamer_torchrl {'compiled' if compile else 'eager'}{extra}"
     notes = ["our loops ran in kernels in C"] if native else []
     return LocalContestant(name, trained, lambda: learner.update(steps), steps.device, notes)
 
@@ -73,11 +74,13 @@ def contestants(workload: Workload, arguments: argparse.Namespace, processes: Ex
     """Ours first, then the one to beat, if any; all on the same steps. What runs elsewhere ends with `processes`."""
     torch.manual_seed(0)
     device, dtype = arguments.device, DTYPES[arguments.dtype]
-    agent = build_agent(workload.observation_spec, workload.action_spec, size=workload.size_name, dtype=dtype)
+    specs = workload.observation_spec, workload.action_spec, workload.size_name
+    agent = build_agent(*specs, dtype=dtype)
     steps = example_batch(agent, arguments.batch, arguments.length).to(device)
-    rivals: list[Contestant] = [
-        our_learner(workload, agent.to(device), steps, arguments.compile, not arguments.no_native)
-    ]
+    how = steps, arguments.compile, not arguments.no_native
+    rivals: list[Contestant] = [our_learner(workload, agent.to(device), *how)]
+    if arguments.against == "float32":
+        rivals.append(our_learner(workload, build_agent(*specs).to(device), *how, extra=" in float32"))
     if arguments.against == "torchrl":
         rivals.append(torchrl_learner(workload, steps, dtype, arguments.peer_mode))
     if arguments.against == "sheeprl":
@@ -139,7 +142,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="our side compiled")
     parser.add_argument("--no-native", action="store_true", help="our side without its kernels in C")
     parser.add_argument("--threads", type=_positive, help="torch threads; torch's own choice where not given")
-    parser.add_argument("--against", choices=list(PEER_MODES), help="another implementation, timed in turn with ours")
+    parser.add_argument(
+        "--against",
+        choices=list(PEER_MODES),
+        help="who is timed in turn with ours: another implementation, or ours in float32",
+    )
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="the interpreter that has sheeprl")
     parser.add_argument(
         "--peer-mode",

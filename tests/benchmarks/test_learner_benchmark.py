@@ -37,6 +37,21 @@ def benchmark(*arguments: str) -> str:
     return outcome.stdout
 
 
+def test_bfloat16_is_timed_beside_float32(tmp_path: Path) -> None:
+    """Both are ours, of one size, and the ratio is that of one run."""
+    file = tmp_path / "record.json"
+    benchmark(*TINY, "--updates", "1", "--dtype", "bfloat16", "--against", "float32", "--json", str(file))
+    record = json.loads(file.read_text())
+    (workload,) = record["workloads"]
+    ours, reference = workload["results"]
+    assert (ours["contestant"], reference["contestant"]) == (
+        "dreamer_torchrl eager",
+        "dreamer_torchrl eager in float32",
+    )
+    assert record["settings"]["dtype"] == "bfloat16" and ours["parameters"] == reference["parameters"] == 640_867
+    assert workload["ratio"] == median(ours["seconds"]) / median(reference["seconds"])
+
+
 def test_duel_with_torchrl_is_recorded(tmp_path: Path) -> None:
     file = tmp_path / "new" / "record.json"
     printed = benchmark(*TINY, "--updates", "2", "--threads", "1", "--against", "torchrl", "--json", str(file))
