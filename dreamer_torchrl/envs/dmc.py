@@ -89,9 +89,11 @@ def dmc_env(
 
 
 def _try_to_draw(env: ControlTask) -> None:
+    from mujoco import FatalError
+
     try:
         env.render()
-    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+    except (AttributeError, ImportError, OSError, RuntimeError, FatalError) as error:
         raise UnknownEnvironment(
             f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({error}): set it to egl (needs the "
             "system library libEGL, with Debian and Ubuntu `apt install libegl1`) or osmesa (`apt install libosmesa6`)."

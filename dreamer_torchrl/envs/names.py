@@ -167,8 +167,13 @@ def _need_mujoco(env: str, *others: str) -> None:
 def dmc_tasks() -> dict[str, tuple[str, str]]:
     """All tasks of the suite, each with its domain and its name there; needs dm_control."""
     choose_renderer()  # before the import
-    from dm_control import suite
-
+    try:
+        from dm_control import suite
+    except (RuntimeError, AttributeError, ImportError) as error:  # as its renderers say that they cannot be had
+        raise UnknownEnvironment(
+            f"dm_control cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error} Unset MUJOCO_GL, "
+            "or set MUJOCO_GL=egl and install its library (Debian and Ubuntu: apt install libegl1)."
+        ) from error
     known = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
     return known | {"cup_catch": known["ball_in_cup_catch"]}  # its official short name
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
@@ -30,6 +34,27 @@ def test_vectors(task: str) -> None:
     assert alike(first, play(new, 3, 40))
     assert alike(first, play(used, 3, 40))
     assert not alike(first, play(used, 4, 40))
+
+
+@pytest.mark.parametrize(
+    ("renderer", "call", "told"),
+    [
+        ("nothing", "check_env", "dm_control cannot be imported with MUJOCO_GL=nothing: Environment variable MUJOCO"),
+        ("glfw", "make_env", "MuJoCo cannot draw with MUJOCO_GL=glfw ("),
+    ],
+    ids=["no such renderer", "no screen"],
+)
+def test_a_renderer_that_is_not_there_is_a_sentence(renderer: str, call: str, told: str) -> None:
+    """The one is found before torch is imported, the other when the environment first draws."""
+    surroundings = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    program = f"from dreamer_torchrl.envs import {call}; {call}('dmc', {{'task': 'walker_walk', 'image': True}})"
+    outcome = subprocess.run(
+        [sys.executable, "-c", program],
+        env=surroundings | {"MUJOCO_GL": renderer},
+        capture_output=True,
+        text=True,
+    )
+    assert f"UnknownEnvironment: {told}" in outcome.stderr and "libegl1" in outcome.stderr
 
 
 def test_pictures() -> None:
