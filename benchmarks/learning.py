@@ -11,6 +11,7 @@ and evaluations included. Results, with every episode, go to
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -69,11 +70,21 @@ def train(experiment: str, words: list[str], seed: int, folder: Path, limit: flo
         "evaluation": final,
         "evaluations": [[line["step"], line["eval/return"]] for line in lines if "eval/return" in line],
         "episodes": [
-            [line["step"], frames.get(line["step"], line["step"]), line["episode/return"], line["episode/length"]]
+            [
+                line["step"],
+                frames.get(line["step"], line["step"]),
+                digits(line["episode/return"]),
+                line["episode/length"],
+            ]
             for line in lines
             if "episode/return" in line
         ],
     }
+
+
+def digits(value: float) -> float:
+    """As many as a float32 has, which is what rewards are added up in."""
+    return float(f"{value:.7g}")
 
 
 def official(task: str) -> list[tuple[int, float]]:
@@ -97,6 +108,15 @@ def overlay(runs: list[dict], curve: list[tuple[int, float]]) -> list[dict]:
     return rows
 
 
+def written(record: dict) -> str:
+    """The record as JSON; each list of plain numbers, of which there are tens of thousands, on one line."""
+    return re.sub(r"\[[-+.\deE,\s]+\]", _on_one_line, json.dumps(record, indent=1)) + "\n"
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return f"[{' '.join(numbers[0][1:-1].split())}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="cartpole")
@@ -117,12 +137,12 @@ def main() -> None:
         record["runs"].append(run)
         mean, minutes = run["evaluation"]["mean"], run["seconds"] / 60
         met = "" if target is None else "met" if mean >= target.mean and minutes <= target.minutes else "MISSED"
-        print(f"{arguments.experiment} seed {seed}: {mean:.1f} in {minutes:.1f} minutes {met}", flush=True)
+        print(f"{arguments.experiment} seed {seed}: {mean:.4g} in {minutes:.1f} minutes {met}", flush=True)
         task = arguments.task or ("cartpole_swingup" if arguments.experiment == "cartpole_swingup" else None)
         if task:
             record["official"] = overlay(record["runs"], official(task))
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(record, indent=1) + "\n")
+        output.write_text(written(record))
     for row in record.get("official", []):
         print(f"{row['frames']:>8} frames: ours {row['ours']:7.1f}, official median {row['official']:7.1f}")
 

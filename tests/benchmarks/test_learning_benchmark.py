@@ -40,6 +40,13 @@ def test_a_record_of_a_real_run(tmp_path: Path) -> None:
     assert all(total == length for _, _, total, length in run["episodes"])  # CartPole pays 1 a step
 
 
+def test_an_episode_is_a_line(learning: ModuleType) -> None:
+    record = {"runs": [{"episodes": [[1, 2, -0.5, 3], [10, 20, 1e-7, 4]], "words": ["a", "[1,\n2]"], "none": []}]}
+    text = learning.written(record)
+    assert json.loads(text) == record
+    assert [line.strip() for line in text.splitlines() if "20" in line] == ["[10, 20, 1e-07, 4]"]
+
+
 def test_the_official_curve_beside_ours(learning: ModuleType) -> None:
     curve = learning.official("cartpole_swingup")
     assert (50_000, 279.148) in curve
