@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 TIME, MEMORY = "#2a6f97", "#b5651d"
+
+LEAST_RANGE = 10
+"""Of a panel, from bottom to top: what hardly grows must look flat."""
 
 
 def save_plot(points: Sequence[dict[str, Any]], file: Path) -> bool:
@@ -50,6 +54,10 @@ def _draw(panel: Any, points: Sequence[dict[str, Any]], heights: Sequence[float]
         text = f"{height:.3g}" if height < 1000 else f"{height:,.0f}"
         panel.annotate(text, (place, height), textcoords="offset points", xytext=(0, 5), ha="center", fontsize=7)
     panel.margins(0.12, 0.25)
+    low, high = panel.get_ylim()
+    if high < LEAST_RANGE * low:
+        room = math.sqrt(LEAST_RANGE * low / high)
+        panel.set_ylim(low / room, high * room)
     panel.set_ylabel(label, fontsize=8)
     panel.grid(True, which="major", alpha=0.25)
     for side in ("top", "right"):
