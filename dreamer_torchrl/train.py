@@ -164,7 +164,7 @@ def train(configuration: Configuration, run_dir: Path, stop: StopSignals) -> int
         metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
     except OSError as error:
         raise RunNotWritable.because(run_dir, error) from error
-    resume = shlex.join(["python", "-m", "dreamer_torchrl.train", f"run_dir={run_dir}"])
+    resume = resume_command(run_dir)
     evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(run_dir)])
     try:
         training.run(metrics, saved, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 
 # Before torch is loaded, and for the processes that tests start: more threads than cores are many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,3 +21,11 @@ settings.load_profile("house")
 def seed() -> None:
     """Start each test from the same random numbers, whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """How a test sets the number of torch's threads; afterwards it is as before, whoever has changed it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 
 from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
 from dreamer_torchrl.learner import example_batch
-from tests.modules.test_native_sequence import SPACES, agree
+from tests.modules.native_examples import SPACES, agree
 from tests.native.compilers import needs_compiler
 
 pytestmark = needs_compiler

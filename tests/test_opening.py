@@ -72,15 +72,12 @@ def test_without_a_name_the_one_before_it_is_used(
     assert "20" in captured.out and "40:" not in captured.out
 
 
+@pytest.mark.usefixtures("threads")
 def test_the_threads_of_training(kept: Path, tmp_path: Path) -> None:
     """With another number of threads sums are taken in another order."""
     run = shutil.copytree(kept, tmp_path / "run")
     text = (run / "config.yaml").read_text()
-    before = torch.get_num_threads()
-    try:
-        for threads in (2, 1):
-            (run / "config.yaml").write_text(text.replace("threads: 1", f"threads: {threads}"))
-            open_run(argparse.ArgumentParser(), run, None)
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    for count in (2, 1):
+        (run / "config.yaml").write_text(text.replace("threads: 1", f"threads: {count}"))
+        open_run(argparse.ArgumentParser(), run, None)
+        assert torch.get_num_threads() == count

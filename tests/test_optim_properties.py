@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,17 +146,14 @@ def test_the_kernel_does_all_of_a_step() -> None:
 
 
 @needs_compiler
-def test_threads_change_no_bit_of_a_step() -> None:
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            torch.manual_seed(0)
-            optimizer = LaProp(groups(random_parameters()), native=True)
-            train(optimizer, range(5))
-            results.append(states_of(optimizer))
-    finally:
-        torch.set_num_threads(before)
+def test_threads_change_no_bit_of_a_step(threads: Callable[[int], None]) -> None:
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        torch.manual_seed(0)
+        optimizer = LaProp(groups(random_parameters()), native=True)
+        train(optimizer, range(5))
+        results.append(states_of(optimizer))
     for result in results[1:]:
         assert_close(result, results[0], rtol=0, atol=0)
 

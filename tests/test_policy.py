@@ -2,99 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import nn
 from torch.testing import assert_close
 from torchrl.collectors import Collector, MultiSyncCollector
-from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec, Unbounded
 from torchrl.envs import (
-    ActionScaling,
-    Compose,
-    EnvBase,
     GymEnv,
-    InitTracker,
-    SerialEnv,
-    TransformedEnv,
     check_env_specs,
 )
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl import Agent, Learner, Size, build_agent
+from dreamer_torchrl import Agent, Learner, build_agent
 from dreamer_torchrl.agent import Policy
 from dreamer_torchrl.learner import example_batch
 from dreamer_torchrl.modules.rssm import features_of
-
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
-LATENTS = ("belief", "state", "previous_action")
-RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
-every_exploration = pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC], ids=["random", "deterministic"])
-with_and_without_primer = pytest.mark.parametrize("primed", [False, True], ids=["bare", "primed"])
-
-
-class Crane(EnvBase):
-    """Sees an image, floats and a class under nested keys, and is moved by five kinds of action at once.
-
-    Episodes have ``length`` steps; the observations are noise.
-    """
-
-    def __init__(self, length: int = 5):
-        super().__init__()
-        self.length = length
-        self.observation_spec = Composite(
-            camera=Composite(front=Bounded(0, 255, (48, 48, 3), dtype=torch.uint8)),
-            hook=Composite(position=Unbounded((2,)), loaded=Categorical(2)),
-        )
-        self.action_spec = Composite(
-            arm=Composite(joints=Bounded(-1, 1, (2,))),
-            gear=Categorical(3),
-            horn=OneHot(4),
-            levers=MultiCategorical([2, 3]),
-            pedals=MultiOneHot([2, 3]),
-        )
-        self.reward_spec = Unbounded((1,))
-
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
-        self.steps = 0
-        return self.observation_spec.rand()
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        self.steps += 1
-        ended = torch.tensor([self.steps == self.length])
-        return self.observation_spec.rand().update({"reward": torch.ones(1), "terminated": ended, "done": ended})
-
-    def _set_seed(self, seed: int | None) -> None:
-        torch.manual_seed(0 if seed is None else seed)
-
-
-def environment(name: str = "CartPole-v1", agent: Agent | None = None, count: int | None = None) -> TransformedEnv:
-    """One environment, or ``count`` in a row, with the agent's primer if one is given."""
-    make: Callable[[], EnvBase] = Crane if name == "Crane" else lambda: GymEnv(name)
-    transforms = [ActionScaling()] if name == "Pendulum-v1" else []
-    transforms += [InitTracker()] + ([agent.primer()] if agent else [])
-    return TransformedEnv(make() if count is None else SerialEnv(count, make), Compose(*transforms))
-
-
-def agent_for(env: EnvBase, **options: Any) -> Agent:
-    """An agent whose biases are not 0, or else a fresh belief is 0 and shows nothing; its actions are clear choices."""
-    agent = build_agent(env.observation_spec_unbatched, env.full_action_spec_unbatched, TINY, **options)
-    for name, parameter in agent.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.5)
-        elif name.startswith("actor.heads"):
-            nn.init.normal_(parameter)
-    return agent
-
-
-def seen(agent: Agent, *batch: int) -> TensorDict:
-    """Observations of a first step, noise."""
-    generator = torch.Generator().manual_seed(0)
-    steps = {key: space.random(batch, generator) for key, space in agent.spaces.items()}
-    return TensorDict({**steps, "is_init": torch.ones(*batch, 1, dtype=torch.bool)}, batch_size=batch)
+from tests.policy_examples import (
+    DETERMINISTIC,
+    LATENTS,
+    RANDOM,
+    TINY,
+    agent_for,
+    environment,
+    every_exploration,
+    seen,
+    with_and_without_primer,
+)
 
 
 @torch.no_grad()
@@ -286,86 +220,6 @@ def test_a_generator_of_ones_own_leaves_torchs_alone() -> None:
     assert (first == same).all()
     assert (first != other).any()
     assert (torch.get_rng_state() == before).all()
-
-
-# Shapes, dtypes, specs
-
-
-@every_exploration
-@pytest.mark.parametrize("batch", [(), (1,), (4,), (2, 3)])
-@pytest.mark.parametrize("name", ["CartPole-v1", "Crane"])
-def test_any_batch_shape(name: str, batch: tuple[int, ...], exploration: ExplorationType) -> None:
-    agent = agent_for(environment(name))
-    with set_exploration_type(exploration):
-        steps = agent.policy(seen(agent, *batch))
-        steps = agent.policy(steps.clone().update({"is_init": torch.zeros(*batch, 1, dtype=torch.bool)}))
-    assert steps.batch_size == batch
-    for key, spec in agent.latent_spec.items():
-        assert steps[key].shape == (*batch, *spec.shape)
-        assert steps[key].dtype is torch.float32
-    for key, space in agent.action_space.spaces.items():
-        assert steps[key].shape == (*batch, *space.shape)
-
-
-@every_exploration
-@pytest.mark.parametrize(
-    "action",
-    [
-        OneHot(3),
-        OneHot(3, dtype=torch.bool),
-        Categorical(3),
-        Categorical(3, dtype=torch.int32),
-        MultiOneHot([2, 3]),
-        MultiCategorical([2, 3]),
-        Bounded(-1, 1, (2, 2), dtype=torch.int64),
-        Unbounded((2, 3)),
-        Crane().full_action_spec,
-    ],
-    ids=str.split("one_hot one_hot_bool categorical categorical_int32 multi_one_hot multi integers floats composite"),
-)
-def test_actions_are_in_their_spec(action: TensorSpec, exploration: ExplorationType) -> None:
-    """Of bounded floats the mode is; a draw may leave the bounds, see below."""
-    agent = build_agent(Composite(observation=Unbounded((4,))), action, TINY)
-    with set_exploration_type(exploration):
-        steps = agent.policy(seen(agent, 64))
-    leaves = dict(action.items(True, True)) if isinstance(action, Composite) else {"action": action}
-    for key, leaf in leaves.items():
-        assert steps[key].dtype is leaf.dtype
-        bounded = isinstance(leaf, Bounded) and leaf.dtype.is_floating_point
-        assert leaf.is_in(steps[key].clamp(-1, 1) if bounded else steps[key])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_float_actions_have_their_specs_dtype(dtype: torch.dtype) -> None:
-    spec = Bounded(-1, 1, (2,), dtype=dtype)
-    agent = build_agent(Composite(observation=Unbounded((4,))), spec, TINY)
-    action = agent.policy(seen(agent, 64))["action"]
-    assert action.dtype is dtype
-    assert spec.is_in(action)
-
-
-def test_draws_of_floats_are_not_clipped() -> None:
-    """As in the official agent, whose environments clip: the log-probability is that of the unclipped draw."""
-    agent = agent_for(environment("Pendulum-v1"))
-    with set_exploration_type(RANDOM):
-        action = agent.policy(seen(agent, 1000))["action"]
-    assert action.abs().max() > 1
-
-
-@pytest.mark.parametrize("name", ["CartPole-v1", "Crane"])
-def test_bfloat16_computes_near_float32_and_gives_float32(name: str) -> None:
-    """The same weights; latents and action are float32 again."""
-    torch.manual_seed(0)
-    exact = agent_for(environment(name))
-    rough = agent_for(environment(name), dtype=torch.bfloat16)
-    rough.load_state_dict(exact.state_dict())
-    steps, same = rough.policy(seen(rough, 16)), exact.policy(seen(exact, 16))
-    assert_close(steps["belief"], same["belief"], atol=0.05, rtol=0.05)
-    assert (steps["belief"] != same["belief"]).any()
-    assert {steps[key].dtype for key in LATENTS} == {torch.float32}
-    env = environment(name)
-    with set_exploration_type(RANDOM):
-        env.rollout(10, rough.policy, break_when_any_done=False)
 
 
 # With the agent

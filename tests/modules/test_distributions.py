@@ -1,4 +1,4 @@
-"""Distributions give the official numbers, agree with torch's own, and draw from given noise."""
+"""Distributions give the official numbers and agree with torch's own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictModule
 from torch import Tensor
 from torch import distributions as td
 from torch.testing import assert_close
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.modules.distributions import (
     Binary,
@@ -304,135 +301,3 @@ def test_kl_agrees_with_torch() -> None:
         assert_close(ours, theirs.sum(-1))
     two_hot = td.kl_divergence(td.Categorical(logits=a), td.Categorical(logits=b))
     assert_close(TwoHot(a).kl(TwoHot(b)), two_hot)
-
-
-# Drawing, alone and inside TorchRL.
-
-
-def each() -> dict[str, tuple[type[Draw], dict[str, Tensor], tuple[int, ...]]]:
-    """Class, parameters, and the shape of the noise."""
-    torch.manual_seed(3)
-    return {
-        "one_hot": (OneHot, {"logits": torch.randn(5, 2, 3)}, (5, 2)),
-        "bounded_normal": (BoundedNormal, {"loc": torch.randn(5, 4), "scale": torch.randn(5, 4)}, (5, 4)),
-        "two_hot": (TwoHot, {"logits": torch.randn(5, 255)}, (5,)),
-        "binary": (Binary, {"logits": torch.randn(5, 1)}, (5, 1)),
-    }
-
-
-every_class = pytest.mark.parametrize("name", each())
-
-
-@every_class
-def test_a_sample_is_a_function_of_its_noise(name: str) -> None:
-    kind, parameters, shape = each()[name]
-    noise = torch.rand(shape)
-    first, second = kind(**parameters).sample(noise), kind(**parameters).sample(noise)
-    assert first.equal(second)
-    assert first.shape == kind(**parameters).batch_shape + kind(**parameters).event_shape
-    assert not kind(**parameters).sample(1 - noise).equal(first)
-
-
-@every_class
-def test_without_noise_it_draws_its_own_in_any_number(name: str) -> None:
-    kind, parameters, _ = each()[name]
-    distribution = kind(**parameters)
-    event = distribution.batch_shape + distribution.event_shape
-    torch.manual_seed(0)
-    first = distribution.sample()
-    assert first.shape == event
-    assert not distribution.sample().equal(first)
-    torch.manual_seed(0)
-    assert distribution.sample().equal(first)
-    many = distribution.sample((7, 2))
-    assert many.shape == (7, 2, *event)
-    assert distribution.log_prob(many).shape == (7, 2, *distribution.batch_shape)
-    assert distribution.sample(torch.Size()).shape == event
-
-
-@every_class
-def test_only_rsample_carries_a_gradient(name: str) -> None:
-    kind, parameters, shape = each()[name]
-    parameters = {key: value.requires_grad_() for key, value in parameters.items()}
-    assert kind(**parameters).rsample(torch.rand(shape)).requires_grad == kind.has_rsample
-    assert not kind(**parameters).sample(torch.rand(shape)).requires_grad
-
-
-@every_class
-def test_a_draw_without_gradient_leaves_the_gradients_of_all_else(name: str) -> None:
-    kind, parameters, _ = each()[name]
-    value = kind(**parameters).sample()
-    gradients = []
-    for draw_first in (False, True):
-        leaves = {key: parameter.clone().requires_grad_() for key, parameter in parameters.items()}
-        distribution = kind(**leaves)
-        if draw_first:
-            distribution.sample()
-        outcome = distribution.log_prob(value) + distribution.entropy()
-        (outcome.sum() + distribution.mean.sum()).backward()
-        gradients.append([leaf.grad for leaf in leaves.values()])
-    assert_close(gradients[1], gradients[0], rtol=0, atol=0)
-
-
-def test_draws_by_hand() -> None:
-    normal = BoundedNormal(torch.randn(5, 4), torch.randn(5, 4))
-    noise = torch.randn(5, 4)
-    assert_close(normal.sample(noise), normal.mean + normal.stddev * noise)
-    binary = Binary(torch.tensor([[-1.0], [-1.0], [1.0], [1.0]]))  # probabilities 0.269 and 0.731
-    assert binary.sample(torch.tensor([[0.26], [0.27], [0.73], [0.74]])).tolist() == [[1.0], [0.0], [1.0], [0.0]]
-    sample = TwoHot(torch.randn(5, 255)).sample()
-    assert torch.isin(sample, two_hot_bins()).all()
-
-
-def test_modes() -> None:
-    assert OneHot(torch.tensor([[0.0, 2.0, 1.0]])).mode.tolist() == [[0.0, 1.0, 0.0]]
-    assert BoundedNormal(torch.tensor([0.5]), torch.zeros(1)).mode.item() == pytest.approx(math.tanh(0.5))
-    assert Binary(torch.tensor([[-0.1], [0.1]])).mode.tolist() == [[0.0], [1.0]]
-    two_hot = TwoHot(torch.randn(5, 255))
-    assert two_hot.mode.equal(two_hot.mean)
-
-
-def test_options_of_the_bounded_normal_are_its_limits() -> None:
-    policy = BoundedNormal(torch.tensor([-99.0, 99.0]), torch.tensor([-99.0, 99.0]), min_std=0.2, max_std=2.0)
-    assert_close(policy.mean, torch.tensor([-1.0, 1.0]))
-    assert_close(policy.stddev, torch.tensor([0.2, 2.0]))
-
-
-@every_class
-def test_parameters_in_bfloat16_are_computed_with_in_float32(name: str) -> None:
-    kind, parameters, shape = each()[name]
-    low = {key: value.bfloat16() for key, value in parameters.items()}
-    distribution, expected = kind(**low), kind(**{key: value.float() for key, value in low.items()})
-    value = expected.sample(torch.rand(shape))
-    for result, wanted in (
-        (distribution.mean, expected.mean),
-        (distribution.mode, expected.mode),
-        (distribution.log_prob(value), expected.log_prob(value)),
-        (distribution.entropy(), expected.entropy()),
-        (distribution.kl(distribution), expected.kl(expected)),
-    ):
-        assert_close(result, wanted, rtol=0, atol=0)
-    assert distribution.sample().dtype is torch.float32
-
-
-@every_class
-def test_torchrl_draws_scores_and_takes_the_mode(name: str) -> None:
-    kind, parameters, _ = each()[name]
-    module = ProbabilisticTensorDictModule(
-        in_keys=list(parameters),
-        out_keys=["value"],
-        distribution_class=kind,
-        return_log_prob=True,
-        log_prob_key="log_prob",
-    )
-    given_parameters = TensorDict(parameters, batch_size=[5])
-    with set_exploration_type(ExplorationType.RANDOM):
-        torch.manual_seed(0)
-        drawn = module(given_parameters.clone())
-    torch.manual_seed(0)
-    assert drawn["value"].equal(kind(**parameters).sample())
-    assert_close(drawn["log_prob"], kind(**parameters).log_prob(drawn["value"]))
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        mode = module(given_parameters.clone())["value"]
-    assert mode.equal(kind(**parameters).mode)
-    assert isinstance(module.get_dist(given_parameters), kind)

@@ -1,56 +1,38 @@
-"""The loops in C are the loops of `sequence.py`: the same numbers and gradients, however many threads there are."""
+"""Observed sequences in C are those of `sequence.py`: the same numbers and gradients, with any number of threads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.testing import assert_close
-from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
-from dreamer_torchrl.modules import RSSM, ActionSpace, Actor, ImagineRollout, ObserveSequence, imagine, observe
+from dreamer_torchrl.modules import RSSM, ImagineRollout, ObserveSequence, observe
 from dreamer_torchrl.modules.native_sequence import NativeObserve, ObserveWeights, native_imagine, native_observe
-from dreamer_torchrl.modules.native_weights import actor_fits
 from dreamer_torchrl.modules.split import SplitRSSM
 from dreamer_torchrl.native import structures as c
 from dreamer_torchrl.native.calls import use_native
+from tests.modules.native_examples import (
+    SIZES,
+    A,
+    E,
+    Inputs,
+    actor_of,
+    agree,
+    every_dtype,
+    every_size,
+    model,
+    one_hots,
+    plain_dream,
+    starts,
+)
 from tests.native.compilers import needs_compiler
 
 pytestmark = needs_compiler
-A, E = 3, 5
-SIZES = {  # belief, hidden, stochastic, classes, blocks
-    "small": (16, 6, 4, 3, 4),
-    "odd": (48, 9, 5, 3, 4),
-    "one_class": (7, 5, 3, 1, 1),
-    "wide": (72, 33, 5, 7, 2),
-    "round": (64, 32, 8, 4, 8),
-}
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-every_size = pytest.mark.parametrize("size", SIZES)
-Inputs = dict[str, Tensor]
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """A test may change their number."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-def model(size: str, dtype: torch.dtype = torch.float64, unimix: float = 0.01, std: float = 0.5) -> RSSM:
-    """An RSSM without any parameter that is 0 or 1."""
-    torch.manual_seed(0)
-    belief, hidden, stochastic, classes, blocks = SIZES[size]
-    rssm = RSSM(A, E, belief, hidden, stochastic, classes, blocks, unimix)
-    for parameter in rssm.parameters():
-        nn.init.normal_(parameter, std=std)
-    return rssm.to(dtype)
 
 
 def sequences(rssm: RSSM, batch: int, length: int, resets: str = "some") -> Inputs:
@@ -71,10 +53,6 @@ def sequences(rssm: RSSM, batch: int, length: int, resets: str = "some") -> Inpu
     return inputs
 
 
-def one_hots(rssm: RSSM, *batch: int) -> Tensor:
-    return F.one_hot(torch.randint(rssm.classes, (*batch, rssm.stochastic)), rssm.classes)
-
-
 def outcome(function: Callable[..., tuple[Tensor, ...]], rssm: RSSM, inputs: Inputs) -> dict[str, Tensor]:
     """Outputs, and the gradients of a random sum of them, of all that has one."""
     outputs = dict(zip(("beliefs", "states", "logits"), function(rssm, **renamed(inputs)), strict=True))
@@ -89,15 +67,6 @@ def outcome(function: Callable[..., tuple[Tensor, ...]], rssm: RSSM, inputs: Inp
 
 def renamed(inputs: Inputs) -> Inputs:
     return {("previous_action" if name == "action" else name): value for name, value in inputs.items()}
-
-
-def agree(here: dict[str, Tensor], there: dict[str, Tensor], tolerance: float) -> None:
-    """Relative to the largest number of each."""
-    for name, wanted in there.items():
-        found = here[name]
-        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype), name
-        error, largest = (found - wanted).abs().max().item(), wanted.abs().max().item()
-        assert error <= tolerance * largest, f"{name}: {error:.1e} of {largest:.1e}"
 
 
 # Observed sequences
@@ -277,118 +246,6 @@ def test_going_back_twice() -> None:
     (again,) = torch.autograd.grad(objective, inputs["encoded"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         again.sum().backward()
-
-
-# Dreams
-
-
-SPACES = {
-    "floats": Bounded(-1, 1, (3,)),
-    "many_floats": Unbounded((19,)),
-    "classes": OneHot(5),
-    "several_classes": MultiCategorical([3, 3, 4]),
-    "all_of_it": Composite(arm=Bounded(-1, 1, (2,)), gear=OneHot(3), knob=Categorical(4), wrist=Bounded(-1, 1, (9,))),
-}
-
-
-def actor_of(
-    rssm: RSSM, spec: TensorSpec | None = None, dtype: torch.dtype = torch.float64, layers: int = 3, unimix: float = 0.0
-) -> Actor:
-    space = ActionSpace(Bounded(-1, 1, (A,)) if spec is None else spec)
-    actor = Actor(rssm.feature_size, space, units=11, layers=layers, unimix=unimix, min_std=0.2, max_std=1.5)
-    for parameter in actor.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    return actor.to(dtype)
-
-
-def dreamer(size: str, spec: TensorSpec, dtype: torch.dtype = torch.float64) -> RSSM:
-    """A model for actions of a kind."""
-    torch.manual_seed(0)
-    belief, hidden, stochastic, classes, blocks = SIZES[size]
-    rssm = RSSM(ActionSpace(spec).size, E, belief, hidden, stochastic, classes, blocks)
-    for parameter in rssm.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return rssm.to(dtype)
-
-
-def starts(rssm: RSSM, actor: Actor, rows: int, length: int) -> Inputs:
-    like = rssm.prior_logits.bias
-    return {
-        "belief": torch.randn(rows, rssm.belief_size).tanh().to(like),
-        "state": one_hots(rssm, rows).to(like),
-        "noise": torch.rand(rows, length, rssm.stochastic).to(like),
-        "action_noise": actor.space.noise(rows, length).to(like),
-    }
-
-
-def plain_dream(rssm: RSSM, actor: Actor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    def policy(features: Tensor, noise: Tensor | None) -> Tensor:
-        return actor.distribution(actor(features)).sample(noise)
-
-    given = {name: inputs[name] for name in ("noise", "action_noise")}
-    features, actions = imagine(rssm, inputs["belief"], inputs["state"], policy, **given)
-    return features, F.pad(actions, (0, 0, 0, 1))
-
-
-@every_dtype
-@pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize(("size", "rows", "length"), [("odd", 37, 6), ("one_class", 1, 1), ("wide", 8, 15)])
-def test_a_dream(kind: str, size: str, rows: int, length: int, dtype: torch.dtype) -> None:
-    rssm = dreamer(size, SPACES[kind], dtype)
-    actor = actor_of(rssm, SPACES[kind], dtype)
-    inputs = starts(rssm, actor, rows, length)
-    found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
-    tolerance = 1e-10 if dtype is torch.float64 else 1e-4
-    for here, there in zip(found, wanted, strict=True):
-        assert not here.requires_grad
-        assert_close(here, there, rtol=tolerance, atol=tolerance)
-    assert not found[1][:, -1].any() and found[1][:, :-1].any(-1).all()
-
-
-@pytest.mark.parametrize("unimix", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("layers", [0, 1, 2, 5])
-def test_actors(unimix: float, layers: int) -> None:
-    """Of any depth; drawing with a uniform share in it draws otherwise."""
-    spec = SPACES["all_of_it"]
-    rssm = dreamer("small", spec)
-    actor = actor_of(rssm, spec, layers=layers, unimix=unimix) if layers else None
-    if actor is None:
-        actor = actor_of(rssm, spec, layers=1)
-        actor.mlp = nn.Sequential()
-        for heads in actor.heads:
-            for name, head in heads.items():
-                heads[name] = type(head)(rssm.feature_size, head.out_features).double()
-    inputs = starts(rssm, actor, 50, 4)
-    found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
-    for here, there in zip(found, wanted, strict=True):
-        assert_close(here, there, rtol=1e-10, atol=1e-10)
-
-
-def test_an_actor_too_deep_dreams_without_kernels() -> None:
-    """There is room for 8 layers; one more is no error."""
-    rssm = model("small")
-    actor = actor_of(rssm, layers=9)
-    assert not actor_fits(actor)
-    inputs = starts(rssm, actor, 2, 2)
-    dream = ImagineRollout(rssm, actor, 2)
-    dream.native = True
-    wanted = plain_dream(rssm, actor, inputs)
-    for here, there in zip(dream(*inputs.values()), wanted, strict=True):
-        assert_close(here, there)
-
-
-@pytest.mark.parametrize("kind", SPACES)
-def test_a_dream_of_no_numbers(kind: str) -> None:
-    """Nor are they in other rows' dreams."""
-    rssm = dreamer("odd", SPACES[kind])
-    actor = actor_of(rssm, SPACES[kind])
-    inputs = starts(rssm, actor, 5, 3)
-    before = native_imagine(rssm, actor, **inputs)
-    inputs["belief"][3, 7] = math.nan
-    features, actions = native_imagine(rssm, actor, **inputs)
-    assert features[3, 1:].isnan().all() and actions[3, :-1].isnan().all()
-    rest = [0, 1, 2, 4]
-    assert torch.equal(features[rest], before[0][rest]) and torch.equal(actions[rest], before[1][rest])
 
 
 # As modules
