@@ -5,8 +5,8 @@
 #     PYTHON=python3.12 benchmarks/gpu.sh h200 --output "$OUT/gpu-h200.json"
 #     benchmarks/gpu.sh trial --device cpu --quick --output /tmp/trial.json
 #
-# Needs torch, tensordict, torchrl and what they bring, and PyYAML; the package itself need not be installed. What
-# follows the name goes to benchmarks/gpu.py, which says what is measured.
+# Needs torch, tensordict, torchrl and what they bring; the package itself need not be installed. What follows the name
+# goes to benchmarks/gpu.py, which says what is measured.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any, Literal
-
-import yaml
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,9 @@ class Size:
         if not file.is_file():
             known = sorted((path.name.removesuffix(".yaml") for path in folder.iterdir()), key=lambda n: (len(n), n))
             raise ValueError(f"Unknown size {name!r}: there are {', '.join(known)}.")
-        values = yaml.safe_load(file.read_text())
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        # Without a YAML library, which is not there where only torch and TorchRL are.
+        values = dict(re.findall(r"^(\w+): *(\d+)", file.read_text(), re.MULTILINE))
+        return cls(**{field.name: int(values[field.name]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from torchrl.envs import EnvBase
 
 from dreamer_torchrl.modules.spaces import key_name
 
-FLAGS = ("is_init", "terminated", "done")
+ENDS = ("terminated", "done")
+FLAGS = ("is_init", *ENDS)
 
 
 class NotFinite(ValueError):
@@ -63,7 +64,7 @@ class StreamEnv(EnvBase):
         self.env, self.repeat = env, repeat
         self.entropy = tuple(entropy) or (int(np.random.SeedSequence().entropy % 2**32),)
         self.episode = 0  # number of the next one
-        self._observed = list(env.observation_spec.keys(True, True))
+        self._observed, self._acted = list(env.observation_spec.keys(True, True)), list(env.action_keys)
         taken = sorted({"reward", *FLAGS} & set(env.observation_spec.keys()))
         if taken:
             raise ValueError(
@@ -97,12 +98,12 @@ class StreamEnv(EnvBase):
         """The step that follows an action, or the first one of the next episode."""
         if self._arrived is None or self._arrived["done"].any():
             return self.begin()
-        action = action.select(*self.env.action_keys)
+        action = action.select(*self._acted)
         for key, (low, high) in self.bounds.items():
             action[key] = scale_action(action[key], low, high)
         reward = torch.zeros(1, device=self.device)
         for _ in range(self.repeat):
-            self._arrived = self.env.step(self._arrived.update(action))["next"]
+            self._arrived = self._after(self._arrived.update(action))
             reward = reward + self._arrived["reward"].reshape(1)
             if self._arrived["done"].any():
                 break
@@ -136,6 +137,13 @@ class StreamEnv(EnvBase):
         if not self.env.is_closed:
             self.env.close()
 
+    def _after(self, step: TensorDictBase) -> TensorDictBase:
+        """What the inner environment shows after a step; its ``step`` also copies and checks, in twice the time."""
+        arrived = self.env._step(step)
+        if not set(ENDS) <= set(arrived.keys()):
+            arrived = self.env._complete_done(self.env.full_done_spec, arrived)
+        return arrived
+
     def _seen(self, reward: Tensor, first: bool) -> TensorDictBase:
         step = self._arrived.select(*self._observed)
         step["reward"] = reward.float()
@@ -143,7 +151,7 @@ class StreamEnv(EnvBase):
             if value.is_floating_point() and not value.isfinite().all():
                 raise NotFinite(f"The environment gave {key_name(key)} = {value.flatten().tolist()[:8]}.")
         step["is_init"] = torch.tensor([first], device=self.device)
-        for key in ("terminated", "done"):
+        for key in ENDS:
             step[key] = self._arrived[key].reshape(1)
         return step
 

@@ -60,6 +60,26 @@ def test_every_step_of_every_episode_is_there_once() -> None:
     assert not steps["next", "stream", "done"].any()
 
 
+class Terse(Staircase):
+    """Tells only one of the two flags."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__()
+        self.flag = flag
+
+    def _shown(self) -> TensorDict:
+        shown = super()._shown()
+        return TensorDict({"where": shown["where"], self.flag: shown["done"]})
+
+
+@pytest.mark.parametrize("flag", ["done", "terminated"])
+def test_of_two_flags_one_may_be_missing(flag: str) -> None:
+    """As TorchRL reads it: what is done is then terminated, and the other way round."""
+    steps = StreamEnv(Terse(flag)).rollout(9, break_when_any_done=False)
+    for key in ("done", "terminated"):
+        assert steps[key].squeeze(-1).tolist() == [episode + 1 == time for episode, time in steps["where"].tolist()]
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 def test_specs_hold(name: str) -> None:
     check_env_specs(StreamEnv(GymEnv(name)))
