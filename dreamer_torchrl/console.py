@@ -23,7 +23,7 @@ class Console:
     Args:
         total_steps: the whole run.
         stream: where to print; the standard output if left out.
-        seconds: between two lines in a pipe; a terminal is redrawn up to five times a second.
+        seconds: from one line to the next in a pipe; a terminal is redrawn up to five times a second.
 
     Example:
         >>> console = Console(total_steps=10_000)
@@ -46,6 +46,8 @@ class Console:
         self._drawn_at = -float("inf")
         self._drawn = 0  # characters of the line that the cursor stands in
         self._news = False  # whether there is something that was not shown
+        self._waiting: deque[str] = deque()  # to be printed
+        self._printing = False
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take the values of a step; show them if it is time, an evaluation at once and on a line of its own."""
@@ -118,7 +120,19 @@ class Console:
             yield "losses: " + ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
 
     def _print(self, text: str) -> None:
-        """Print in one go. A reader that went away (``| head``, a closed window) must not stop the training."""
+        """Print in one go. In a signal's handler the print that it interrupted does so: streams refuse a second one."""
+        self._waiting.append(text)
+        if self._printing:
+            return
+        self._printing = True
+        try:
+            while self._waiting:
+                self._print_now(self._waiting.popleft())
+        finally:
+            self._printing = False
+
+    def _print_now(self, text: str) -> None:
+        """A reader that went away (``| head``, a closed window) must not stop the training."""
         encoding = self._stream.encoding or "utf-8"
         try:
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -114,24 +114,20 @@ def train_several(words: Sequence[str], only_show: bool) -> int:
 def start(configuration: Configuration) -> int:
     """Train in a folder of its own."""
     settings = configuration.settings
-    with StopSignals(say) as stop:
-        say(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}")
+    console = Console(settings.total_steps, seconds=settings.log.every)
+    with StopSignals(console.note) as stop:
+        console.note(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}")
         try:
             run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
-            say(f"run_dir={run_dir}")
+            console.note(f"run_dir={run_dir}")
             with RunLock(run_dir):
-                return train(configuration, run_dir, stop)
+                return train(configuration, run_dir, console, stop)
         except (RunLocked, RunNotWritable) as error:
             print(error, file=sys.stderr)
             return NOT_TRAINED
 
 
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
-
-
-def train(configuration: Configuration, run_dir: Path, stop: StopSignals) -> int:
+def train(configuration: Configuration, run_dir: Path, console: Console, stop: StopSignals) -> int:
     """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
     # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of a large update.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -146,8 +142,6 @@ def train(configuration: Configuration, run_dir: Path, stop: StopSignals) -> int
     settings = configuration.settings
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    console = Console(settings.total_steps)
-    stop.say = console.note
     try:
         training = Training(settings, run_dir, console)
         saved = training.checkpoints.load()

@@ -34,7 +34,7 @@ console = Console(1)
 with StopSignals(console.note) as stop:
     print("ready", file=sys.stderr, flush=True)
     while not stop.requested:
-        console.note("x" * 5000)
+        console.note("x" * int(sys.argv[1]))
 sys.exit(stop.exit_code)
 """
 
@@ -79,10 +79,13 @@ def test_further_requests_to_end_change_nothing() -> None:
     assert process.returncode == 130  # it was Ctrl-C that ended it
 
 
-def test_a_signal_in_the_middle_of_a_blocked_print() -> None:
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("length", [50, 5000, 100_000])
+def test_a_signal_in_the_middle_of_a_blocked_print(length: int, unbuffered: bool) -> None:
     """The reader is slow (`| less`), the pipe is full, and the handler itself wants to print."""
-    command = [sys.executable, "-c", TALKATIVE]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, *["-u"] * unbuffered, "-c", TALKATIVE, str(length)]
+    variables = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
     assert process.stderr.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
