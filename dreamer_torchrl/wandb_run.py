@@ -13,7 +13,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Literal
 
 from dreamer_torchrl.wandb_log import Sent, lost_lines, sent_before
-from dreamer_torchrl.wandb_start import FINISH_SECONDS, Place, begin, is_of_wandb
+from dreamer_torchrl.wandb_start import FINISH_SECONDS, Place, begin, in_words
 
 if TYPE_CHECKING:
     import wandb
@@ -169,11 +169,9 @@ class WandbRun:
             self._note(f"warning: W&B has no agent of step {record.step:,} ({error})")
 
     def _give_up(self, error: Exception) -> None:
-        """Go on without W&B if the error is its own; any other is ours and must be seen."""
-        if not is_of_wandb(error):
-            raise error
+        """Go on without W&B, whatever it was: pictures of a run are no reason to lose it."""
         self._off.set()
-        self._note(f"warning: W&B failed ({error or type(error).__name__}); training goes on without it")
+        self._note(f"warning: W&B failed ({in_words(error)}); training goes on without it")
         while True:  # nobody will read what still waits
             try:
                 self._queue.get_nowait()

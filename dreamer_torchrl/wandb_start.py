@@ -99,17 +99,21 @@ def _begin_online(run_dir: Path, run_id: str, place: Place, config: Mapping[str,
     if reason is None:
         try:
             return _begin("online", run_dir, run_id, place, config)
-        except Exception as error:
-            if not is_of_wandb(error):
-                raise
-            reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        except Exception as error:  # of many classes, not all of them wandb's own, some with no base but this
+            reason = in_words(error)
     wandb.teardown()  # its process would say that the run's id is in use
     return reason
 
 
-def is_of_wandb(error: Exception) -> bool:
-    """Whether an error comes from wandb or from the system. Not all classes of wandb's are public or have a base."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "wandb"
+def in_words(error: Exception) -> str:
+    """An error on one line.
+
+    Example:
+        >>> in_words(ValueError("a key is missing.\\nIt must be there.")), in_words(TimeoutError())
+        ('ValueError: a key is missing; It must be there', 'TimeoutError')
+    """
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    return ": ".join(filter(None, (type(error).__name__, "; ".join(filter(None, lines)))))
 
 
 def kept_id(path: Path) -> str:

@@ -323,6 +323,15 @@ run.close()
     assert warning.startswith("warning: W&B failed (") and "training goes on without it" in warning
 
 
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_setting_that_wandb_refuses_turns_it_off(tmp_path: Path, mode: str) -> None:
+    """What it raises then is of a class that is not its own."""
+    program = f"run = WandbRun(run_dir, {mode!r})\nrun.write(1, {{'a': 1.0}})\nrun.close()"
+    (warning,) = run_program(tmp_path, program, WANDB_BASE_URL="wandb.example.com")
+    assert warning.startswith("warning: W&B failed (ValidationError: ") and "base_url" in warning
+    assert warning.endswith("; training goes on without it")
+
+
 def test_ctrl_c_does_not_reach_wandb(tmp_path: Path) -> None:
     """The whole group gets the signal; what is written while the program saves its last checkpoint still arrives."""
     program = """
