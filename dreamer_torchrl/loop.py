@@ -19,13 +19,13 @@ from dreamer_torchrl.evaluations import Evaluations
 from dreamer_torchrl.learner import Learner, set_generator_state
 from dreamer_torchrl.metrics import Metrics, memory_bytes
 from dreamer_torchrl.reports import Reports
+from dreamer_torchrl.room import replay_size
 from dreamer_torchrl.runs import (
     choose_device,
     make_agent,
     make_policy,
     make_replay,
     make_streams,
-    replay_size,
     seed_for,
 )
 from dreamer_torchrl.settings import Settings

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import traceback
 import zlib
 from collections.abc import Callable, Mapping
@@ -22,8 +20,7 @@ from dreamer_torchrl.agent import Agent, Policy, build_agent
 from dreamer_torchrl.checkpoint import Checkpoints, Saved
 from dreamer_torchrl.checks import ConfigError
 from dreamer_torchrl.config import saved_settings
-from dreamer_torchrl.console import size
-from dreamer_torchrl.data.replay import SCRATCH, Replay, bytes_per_step
+from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.data.stream import StreamEnv
 from dreamer_torchrl.data.streams import Streams
 from dreamer_torchrl.envs import make_env
@@ -109,55 +106,6 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
         seed_for(settings.seed, "replay"),
         most=settings.total_steps,
     )
-
-
-def replay_size(settings: Settings, streams: Streams, run_dir: Path, continued: bool = False) -> str:
-    """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit."""
-    with torch.device("meta"):  # an agent without memory
-        per_step = bytes_per_step(build_agent(streams.observation_spec, streams.action_spec, settings.size))
-    steps = min(settings.replay.capacity, settings.total_steps)
-    needed, on_disk = steps * per_step, settings.replay.storage == "disk"
-    free = shutil.disk_usage(run_dir).free + scratch_bytes(run_dir) if on_disk else free_memory()
-    where = f"of disk in {run_dir}" if on_disk else "of memory"
-    if needed > free:
-        least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
-        fitting = max(int(0.8 * free) // per_step, least)
-        disk = " or replay.storage=disk" if not on_disk and needed <= shutil.disk_usage(run_dir).free else ""
-        mend = "make room, give a smaller total_steps" if continued else f"give replay.capacity={fitting}"
-        raise ConfigError(
-            f"The replay of {steps:,} steps of {per_step:,} bytes needs {size(needed)} {where}, {size(free)} are free: "
-            f"{mend}{disk}."
-        )
-    return f"Replay: {per_step:,} bytes a step, {size(needed)} {where} for {steps:,} steps."
-
-
-def scratch_bytes(run_dir: Path) -> int:
-    """What the last process left of its replay on disk; the next one begins by removing it."""
-    return sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())
-
-
-def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that this process can still have, in a container or a batch job as well."""
-    if not (proc / "meminfo").exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    entries = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
-    free = int(entries["MemAvailable"].split()[0]) * 1024
-    for line in (proc / "self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = groups / "memory" if controllers else groups
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        folder = root / path.lstrip("/")
-        for place in (folder, *folder.parents):  # each group has what the ones above it leave
-            limit, used = place / names[0], place / names[1]
-            if limit.is_file() and limit.read_text().strip() != "max":
-                counts = dict(entry.split() for entry in (place / "memory.stat").read_text().splitlines())
-                files = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # given back on demand
-                free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
-            if place == root:
-                break
-    return max(free, 0)
 
 
 def make_policy(agent: Agent, seed: int) -> Policy:

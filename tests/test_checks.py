@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dreamer_torchrl import room
 from dreamer_torchrl.checks import ConfigError, as_word, check, leaves, nearest
 from dreamer_torchrl.config import load
-from dreamer_torchrl.runs import choose_device, free_memory, make_agent, make_replay, make_streams, replay_size
+from dreamer_torchrl.room import free_memory, replay_size
+from dreamer_torchrl.runs import choose_device, make_agent, make_replay, make_streams
 from dreamer_torchrl.settings import Settings
 
 REFUSED = {
@@ -184,26 +187,41 @@ def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(
     complaint = r"The replay of 1,000,000,000,000,000 steps of [\d,]+ bytes needs [\d.]+ TB of "
     with pytest.raises(ConfigError, match=complaint) as refused:
         replay_size(settings, streams, tmp_path)
-    assert f"of disk in {tmp_path}" in str(refused.value) if storage == "disk" else "of memory" in str(refused.value)
+    place = f"of disk in {tmp_path}, " if storage == "disk" else "of memory (saves copy 144 of each), "
+    assert place in str(refused.value)
     assert "replay.storage" not in str(refused.value)  # no disk has as much either
     capacity = int(str(refused.value).partition("replay.capacity=")[2].rstrip("."))
     fitting = replace(settings, replay=replace(settings.replay, capacity=capacity))
-    assert f"for {capacity:,} steps." in replay_size(fitting, streams, tmp_path)
-    room = shutil.disk_usage(tmp_path).free if storage == "disk" else free_memory()
+    assert f"for {capacity:,} steps;" in replay_size(fitting, streams, tmp_path)
     per_step = int(replay_size(fitting, streams, tmp_path).split()[1].replace(",", ""))
-    assert 0.5 * room < capacity * per_step < room
-    short = replace(settings, total_steps=50)
-    assert replay_size(short, streams, tmp_path).endswith("for 50 steps.")  # a short run fills no more than its steps
+    memory, disk = free_memory(), shutil.disk_usage(tmp_path).free
+    needs = ((disk, per_step), (memory, 144)) if storage == "disk" else ((memory, per_step + 144),)
+    assert 0.5 < max(capacity * each / free for free, each in needs) < 1
+    short = replay_size(replace(settings, total_steps=50), streams, tmp_path)
+    assert "for 50 steps; up to 7 kB of memory more in a save." in short  # a short run fills no more than its steps
+
+
+def test_latents_of_a_replay_on_disk_must_fit_into_memory(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save copies them there: all have changed, when it is long after the last one."""
+    settings = replace(settings, total_steps=1_000_000, replay=replace(settings.replay, storage="disk"))
+    streams = make_streams(settings, "training", 1)
+    monkeypatch.setattr(room, "free_memory", partial(int, 144e6))
+    assert "up to 144 MB of memory more in a save." in replay_size(settings, streams, tmp_path)
+    monkeypatch.setattr(room, "free_memory", partial(int, 143e6))
+    complaint = r"needs 144 MB of memory \(saves copy 144 of each\), 143 MB are free: give replay.capacity=794444\."
+    with pytest.raises(ConfigError, match=complaint):
+        replay_size(settings, streams, tmp_path)
 
 
 def test_the_disk_is_named_where_it_has_the_room(settings: Settings, tmp_path: Path) -> None:
     """Between what memory and what the disk can hold; most machines have more disk."""
     streams = make_streams(settings, "training", 1)
-    per_step = int(replay_size(replace(settings, total_steps=50), streams, tmp_path).split()[1].replace(",", ""))
     memory, disk = free_memory(), shutil.disk_usage(tmp_path).free
     if disk < 1.5 * memory:
         pytest.skip("this machine has more memory than disk")
-    middle = replace(settings, total_steps=int(1.25 * memory) // per_step)
+    middle = replace(settings, total_steps=int(0.8 * memory) // 144)  # the copies of a save fit, the steps do not
     with pytest.raises(ConfigError, match=r"replay\.capacity=\d+ or replay\.storage=disk\."):
         replay_size(middle, streams, tmp_path)
     with pytest.raises(ConfigError, match=r"give a smaller total_steps or replay\.storage=disk\."):

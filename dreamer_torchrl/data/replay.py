@@ -318,8 +318,13 @@ def bytes_per_step(agent: Agent) -> int:
         1065
     """
     spaces: Mapping[NestedKey, Space] = agent.spaces | agent.action_space.spaces
-    reward, flags, latents = 4, 3, 4 * agent.size.belief + agent.size.stochastic
-    return sum(_bytes(space) for space in spaces.values()) + reward + flags + latents
+    reward, flags = 4, 3
+    return sum(_bytes(space) for space in spaces.values()) + reward + flags + latent_bytes_per_step(agent)
+
+
+def latent_bytes_per_step(agent: Agent) -> int:
+    """The part of `bytes_per_step` that changes."""
+    return 4 * agent.size.belief + agent.size.stochastic
 
 
 def _bytes(space: Space) -> int:
