@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tensordict import NestedKey
 from torch import Tensor
 
+from dreamer_torchrl.dream_tiles import (
+    BORDER,
+    DREAMS,
+    GAP,
+    LINE,
+    MARGIN,
+    REAL,
+    SEES,
+    Grid,
+    border,
+    image_tiles,
+    is_there,
+    kinds_of,
+    rgb,
+    sides_of,
+)
 from dreamer_torchrl.dreaming import Dream
-from dreamer_torchrl.figures import PALETTE, REFERENCE, new_figure, plain
+from dreamer_torchrl.figures import new_figure, plain
 from dreamer_torchrl.modules.spaces import Image, key_name
 from dreamer_torchrl.video import write_video
 
@@ -23,12 +38,8 @@ if TYPE_CHECKING:
 FILM_WIDTH, STILL_WIDTH, DPI = 960, 1280, 100  # dots
 MOMENTS = 8  # in a still
 
-REAL, SEES, DREAMS = "#222222", PALETTE[0], PALETTE[1]
-"""Colours of what is so, of what is believed with open eyes, and of what is dreamt: of lines and of borders."""
+MOST_NUMBERS = 8  # of an observation
 
-MOST_NUMBERS, MOST_IMAGES = 8, 2  # of an observation
-
-MARGIN, GAP, BORDER, LINE = 16, 14, 4, 20  # dots: around all, between tiles, around a tile, of a line of text
 NAME = 110  # dots that the name of a row of tiles takes
 PITCH, AXIS = 76, 46  # dots from one panel to the next, and left of each for the numbers of its axis
 
@@ -51,34 +62,6 @@ class Panel:
     rows: slice
     columns: slice
     at: list[int]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Tiles of one size, ``[height, width]`` dots each, with names of rows and columns."""
-
-    rows: Sequence[str]
-    columns: Sequence[str]
-    height: int
-    width: int
-    indent: int = 0
-    top: int = MARGIN + 5 * LINE
-
-    @property
-    def bottom(self) -> int:
-        return self.top + len(self.rows) * (self.height + GAP)
-
-    def place(self, row: int, column: int) -> tuple[int, int]:
-        """Upper left corner of a tile."""
-        left = MARGIN + BORDER + self.indent
-        return self.top + row * (self.height + GAP), left + column * (self.width + GAP)
-
-    def paint(self, picture: np.ndarray, row: int, column: int, tile: np.ndarray, color: str) -> None:
-        """Put a tile ``[h, w, 3]`` in its place, enlarged and with a border around it."""
-        top, left = self.place(row, column)
-        bottom, right, factor = top + self.height, left + self.width, self.height // tile.shape[0]
-        picture[top - BORDER : bottom + BORDER, left - BORDER : right + BORDER] = rgb(color)
-        picture[top:bottom, left:right] = tile.repeat(factor, 0).repeat(factor, 1)
 
 
 def write_dream(dream: Dream, path: Path, title: str) -> tuple[Path, Path]:
@@ -115,10 +98,9 @@ def film(dream: Dream, title: str) -> Iterator[np.ndarray]:
     if tiles:
         names = [key_name(key) for key in tiles] if len(tiles) > 1 else [""]
         indent = NAME if len(tiles) > 1 else 0
-        kinds, sides = kinds_of(dream), next(iter(tiles.values()))[0].shape[1:3]
-        room = (FILM_WIDTH - 2 * MARGIN - indent) // max(4, len(kinds)) - GAP
-        factor = max(1, room // sides[1])
-        grid = Grid(names, list(kinds.values()), factor * sides[0], factor * sides[1], indent)
+        kinds = kinds_of(dream)
+        sides = sides_of(tiles, (FILM_WIDTH - 2 * MARGIN - indent) // max(4, len(kinds)) - GAP)
+        grid = Grid(names, list(kinds.values()), *sides, indent)
     clear, panels = sheet(dream, title, FILM_WIDTH, grid)
     faded = clear.copy()
     for panel in panels:
@@ -143,71 +125,16 @@ def still(dream: Dream, title: str) -> np.ndarray:
         return sheet(dream, title, FILM_WIDTH, None)[0]
     pictures = [(kind, images) for of_key in tiles.values() for kind, images in zip(kinds, of_key, strict=True)]
     moments = np.unique(np.linspace(0, len(dream) - 1, min(MOMENTS, len(dream))).round().astype(int)).tolist()
-    height, width = pictures[0][1].shape[1:3]
-    factor = max(1, ((STILL_WIDTH - 2 * MARGIN - NAME) // MOMENTS - GAP) // width)
+    sides = sides_of(tiles, (STILL_WIDTH - 2 * MARGIN - NAME) // MOMENTS - GAP)
     names = [key_name(key) + "\n" + kind if len(tiles) > 1 else kind for key in tiles for kind in kinds]
     columns = [f"step {dream.start + moment}" for moment in moments]
-    grid = Grid(names, columns, factor * height, factor * width, NAME, MARGIN + 4 * LINE)
+    grid = Grid(names, columns, *sides, NAME, MARGIN + 4 * LINE)
     picture = sheet(dream, title, STILL_WIDTH, grid)[0].copy()
     for row, (kind, images) in enumerate(pictures):
         for column, moment in enumerate(moments):
             if is_there(kind, dream, moment):
                 grid.paint(picture, row, column, images[moment], border(kind, dream, moment))
     return picture
-
-
-# Tiles
-
-
-def kinds_of(dream: Dream) -> dict[str, str]:
-    """The columns of tiles, with a line about each."""
-    if dream.imagined:
-        return {"truth": "truth\nas long as it is seen", "dream": f"dream\nafter step {dream.last_seen}"}
-    return {
-        "truth": "truth\nwhat happened",
-        "reconstruction": "reconstruction\nsees every step",
-        "dream": f"dream\nafter step {dream.last_seen}",
-        "difference": "difference\ndream and truth",
-    }
-
-
-def border(kind: str, dream: Dream, step: int) -> str:
-    """Colour around a tile: who believes it, and the dream changes with its first step that is not seen."""
-    if kind == "dream":
-        return SEES if step < dream.context else DREAMS
-    return SEES if kind == "reconstruction" else REFERENCE
-
-
-def is_there(kind: str, dream: Dream, step: int) -> bool:
-    """Whether there is a tile: of a free imagination nothing is true after its context."""
-    return not (dream.imagined and kind == "truth" and step >= dream.context)
-
-
-def image_tiles(dream: Dream) -> dict[NestedKey, list[np.ndarray]]:
-    """Of each image key that is drawn its kinds of tiles, ``[T, h, w, 3]`` bytes each."""
-    keys = [key for key, space in dream.spaces.items() if isinstance(space, Image)][:MOST_IMAGES]
-    tiles = {}
-    for key in keys:
-        of_kind = {
-            "truth": dream.observation[key],
-            "reconstruction": dream.reconstruction.observation[key],
-            "dream": dream.open_loop.observation[key],
-            "difference": dream.difference[key].abs(),
-        }
-        tiles[key] = [colours(of_kind[kind]) for kind in kinds_of(dream)]
-    return tiles
-
-
-def colours(pixels: Tensor) -> np.ndarray:
-    """Pixels in [0, 1] ``[T, h, w, c]`` to bytes ``[T, h, w, 3]``: of stacked frames the newest, nothing is light."""
-    channels = 3 if pixels.shape[-1] % 3 == 0 else 1
-    shown = pixels[..., -channels:].float().nan_to_num(0.9).clamp(0, 1)
-    return (255 * shown).round().byte().numpy().repeat(3 // channels, -1)
-
-
-def rgb(color: str) -> np.ndarray:
-    """A colour such as ``#0072b2`` as three bytes."""
-    return np.frombuffer(bytes.fromhex(color[1:]), np.uint8)
 
 
 # Curves

@@ -13,20 +13,8 @@ from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agent import Agent
-from dreamer_torchrl.dream_pictures import (
-    BORDER,
-    DREAMS,
-    MARGIN,
-    SEES,
-    colours,
-    curves_of,
-    film,
-    observed_numbers,
-    rgb,
-    sheet,
-    still,
-    write_dream,
-)
+from dreamer_torchrl.dream_pictures import curves_of, film, observed_numbers, sheet, still, write_dream
+from dreamer_torchrl.dream_tiles import BORDER, DREAMS, MARGIN, SEES, colours, rgb, scaled
 from dreamer_torchrl.dreaming import Dream, dream, imagined
 from dreamer_torchrl.figures import REFERENCE
 from tests.acting_examples import TINY
@@ -194,6 +182,22 @@ def test_pictures_and_numbers_together(make: type) -> None:
     assert [len(tile_corners(frame, DREAMS)) for frame in drawn] == [0, 0, *[images] * 4]
     assert len(tile_corners(still(seen, "a dream"), DREAMS)) == 4 * images
     assert len(curves_of(seen)) == 2
+
+
+@pytest.mark.parametrize("sides", [(160, 160), (256, 144), (48, 256)])
+def test_pictures_that_are_larger_than_their_room(sides: tuple[int, int]) -> None:
+    """Of these each second dot is shown."""
+    large = Bounded(0, 255, (*sides, 3), dtype=torch.uint8)
+    agent = build_agent(Composite(pixels=large, beside=large), OneHot(2), TINY)
+    seen = dream(agent, episode(agent, STEPS), context=CONTEXT)
+    truth = seen.observation["pixels"][0]
+    for picture, room in ((next(film(seen, "a dream")), 190), (still(seen, "a dream"), 128)):
+        step = -(-sides[1] // room)
+        tile = scaled(colours(truth[None])[0], room)
+        assert tile.shape[:2] == (-(-sides[0] // step), -(-sides[1] // step))
+        corners = np.argwhere((picture == tile[0, 0]).all(-1))
+        found = (picture[top : top + len(tile), left : left + tile.shape[1]] for top, left in corners)
+        assert any(np.array_equal(part, tile) for part in found)
 
 
 def test_colours_of_stacked_and_gray_pictures() -> None:
