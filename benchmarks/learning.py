@@ -126,12 +126,13 @@ def main() -> None:
     parser.add_argument("--task", help="DeepMind Control task whose official curve is laid beside")
     parser.add_argument("--limit", type=float, default=4 * 3600, help="seconds after which a seed is given up")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="benchmarks/results/learning-<experiment>.json if left out"
+        "--json", type=Path, metavar="FILE", help="benchmarks/results/learning-<experiment and words>.json if left out"
     )
     arguments = parser.parse_args()
     record = provenance(torch.device("cpu")) | {"experiment": arguments.experiment, "runs": []}
     target = TARGETS.get(arguments.experiment)
-    output = arguments.json or HERE / "results" / f"learning-{arguments.experiment}.json"
+    name = "-".join([arguments.experiment, *(word.replace("/", "_") for word in arguments.words)])
+    output = arguments.json or HERE / "results" / f"learning-{name}.json"
     for seed in arguments.seeds:
         run = train(arguments.experiment, arguments.words, seed, arguments.folder, arguments.limit)
         record["runs"].append(run)
