@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sysconfig
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import nn
 
 from dreamer_torchrl.agent import Agent
 from dreamer_torchrl.captured import CapturedUpdate, CudaGraphs, Outcome
@@ -64,21 +66,21 @@ class Learner:
     ):
         h = hyperparameters or Hyperparameters()
         self.agent, self.hyperparameters = agent, h
-        reward = agent.reward.tensordict_module(out_keys=("reward_logits", "predicted_reward"))
-        continuation = agent.continuation.tensordict_module()
-        value = agent.value.tensordict_module()
         self.device = next(agent.parameters()).device
         native = decide(native, self.device)
+        encoder, decoder, actor = agent.encoder, agent.decoder, agent.actor
+        heads = [agent.reward, agent.continuation, agent.value]
         observe = ObserveSequence(agent.rssm)
-        imagine = ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
+        imagine = ImagineRollout(agent.rssm, actor, h.imagination_length)
         if can_compile(self.device) if compile is None else compile:
             observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
-            for network in (agent.encoder, agent.decoder, agent.reward, agent.continuation, agent.actor, agent.value):
-                network.compile()
+            encoder, decoder, actor, *heads = (compiled_twin(network) for network in (encoder, decoder, actor, *heads))
+        reward = heads[0].tensordict_module(out_keys=("reward_logits", "predicted_reward"))
+        continuation, value = (head.tensordict_module() for head in heads[1:])
         self.world_model_loss = WorldModelLoss(
-            TensorModule(agent.encoder, agent.encoder.in_keys, ["encoded_latents"]),
+            TensorModule(encoder, encoder.in_keys, ["encoded_latents"]),
             observe.tensordict_module(),
-            agent.decoder.tensordict_module(),
+            decoder.tensordict_module(),
             reward,
             continuation,
             agent.spaces,
@@ -108,7 +110,7 @@ class Learner:
         )
         self.actor_loss = ActorLoss(
             imagine.tensordict_module(),
-            agent.actor.probabilistic_module(),
+            actor.probabilistic_module(),
             reward,
             continuation,
             value,
@@ -252,6 +254,13 @@ class Learner:
         self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         set_generator_state(self.generator, state["generator"])
+
+
+def compiled_twin(network: nn.Module) -> nn.Module:
+    """The same network, compiled: all parameters are shared, and whoever acts with the first one does as without it."""
+    twin = copy.copy(network)
+    twin.compile()
+    return twin
 
 
 def can_compile(device: torch.device) -> bool:

@@ -222,6 +222,15 @@ def test_the_generator_of_another_kind_of_device_seeds_this_one() -> None:
     assert drawn(first) == drawn(first) != drawn(second)
 
 
+def test_only_the_learner_computes_with_compiled_networks() -> None:
+    """Else an agent would act otherwise in training than after it is loaded."""
+    learner = learner_for(compile=True)
+    losses = (learner.world_model_loss, learner.actor_loss)
+    compiled = {type(m).__name__ for loss in losses for m in loss.modules() if m._compiled_call_impl is not None}
+    assert compiled == {"Encoder", "Decoder", "TwoHotHead", "ContinueHead", "Actor"}
+    assert all(module._compiled_call_impl is None for module in learner.agent.modules())
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_update_gives_the_same_numbers() -> None:
     """Compiled are the networks and one step of each loop; only the rounding may differ."""
