@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tensordict import TensorDictBase
+
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.data.replay_files import Piece, ReplayFiles, Snapshot
 from dreamer_torchrl.data.tree_files import (
@@ -75,6 +77,10 @@ class Saved:
     def restore_replay(self, replay: Replay) -> None:
         """Put the steps and their latents back, and everything that the next draw depends on."""
         self.replay_files.restore(replay, self.replay_state, self.pieces)
+
+    def last_steps(self, count: int) -> TensorDictBase:
+        """The last ``count`` steps of each environment ``[T, N]``, see `ReplayFiles.last_steps`."""
+        return self.replay_files.last_steps(count, self.replay_state, self.pieces)
 
 
 @dataclass

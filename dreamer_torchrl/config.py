@@ -153,6 +153,7 @@ def composed(words: Sequence[str]) -> dict[str, Any]:
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Checked settings from a whole configuration."""
     settings = build(Settings, {**values, "env": _split(values["env"]), "run_dir": values["run_dir"] or ""})
+    _check_frames(settings.env)
     check(settings)
     return settings
 
@@ -193,7 +194,7 @@ def _continued(folder: Path, words: list[str]) -> Configuration:
     named = {override.key_or_group for override in parse(words)}
     words = [word for word in earlier if parse([word])[0].key_or_group not in named] + words
     then, now = leaves(composed(earlier)), leaves(composed(words))
-    for key, value in now.items():
+    for key, value in sorted(now.items(), key=lambda item: item[0] not in named):  # complain of what was asked for
         # What nobody asked for stays as it is saved, whatever the defaults are by now.
         if key not in named and key in then and value == then[key]:
             now[key] = before.get(key, value)
@@ -208,6 +209,20 @@ def _continued(folder: Path, words: list[str]) -> Configuration:
 
 def _changeable(key: str) -> bool:
     return any(key == name or key.startswith(name + ".") for name in CHANGEABLE)
+
+
+def _check_frames(env: EnvironmentSettings) -> None:
+    """What an Atari game skips is what is counted: ``frames_per_action`` follows from it, see `configs/env`."""
+    skip = env.options.get("frame_skip")
+    if skip is None:  # another family, or a run from before it could be set
+        return
+    if skip < 1:
+        raise ConfigError(f"env.frame_skip={skip} is impossible: give at least 1.")
+    if env.frames_per_action != skip:
+        raise ConfigError(
+            f"env.frames_per_action={env.frames_per_action} is impossible: an action of this game lasts {skip} frames. "
+            "Leave that out, and set env.frame_skip."
+        )
 
 
 def _run_dir(words: Sequence[str]) -> Path | None:

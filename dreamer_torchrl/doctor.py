@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("torch", "torchrl", "tensordict", "gymnasium", "ale_py", "pillow", "dm_control", "mujoco", "wandb"),
-    "dreamer_torchrl",
+    *("tensorboard", "dreamer_torchrl"),
 )
-EXTRAS = {"dm_control": "dmc", "mujoco": "dmc"}
+EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
 """Packages that an extra of ours brings."""
 
 Level = Literal["ok", "warning", "problem"]
@@ -72,7 +72,7 @@ class Report:
 
 
 def machine() -> Report:
-    """Look at versions, devices, rendering and the compiler."""
+    """Look at versions, devices, rendering, films and the compiler."""
     import torch
 
     report = Report()
@@ -92,6 +92,9 @@ def machine() -> Report:
     if find_spec("dm_control") and find_spec("mujoco"):
         mend = "set MUJOCO_GL to egl or osmesa and install its library (apt install libegl1, or libosmesa6)"
         _look(report, "MuJoCo pictures", _mujoco_draws, mend)
+    _look(report, "Box2D", _box2d_loads, "pip install 'gymnasium[box2d]'")
+    mend = "pip install --force-reinstall --no-deps --only-binary=av av; until then films are GIFs"
+    _look(report, "H.264 films", _av_encodes, mend)
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if compiler:
         report.add("ok", "compiler", f"{compiler}, for compile=true")
@@ -103,7 +106,7 @@ def machine() -> Report:
 def _look(report: Report, subject: str, check: Callable[[], str], mend: str) -> None:
     try:
         report.add("ok", subject, check())
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a library of which a part is missing may raise anything
         report.add("warning", subject, f"none ({error})", mend)
 
 
@@ -128,6 +131,22 @@ def _mujoco_draws() -> str:
     if outcome.returncode:
         raise RuntimeError((outcome.stderr.strip().splitlines() or [f"exit code {outcome.returncode}"])[-1])
     return f"drawn with {outcome.stdout.split()[-1]}"
+
+
+def _box2d_loads() -> str:
+    import Box2D
+
+    return f"{Box2D.__version__}, for lunarlander, bipedalwalker and carracing"
+
+
+def _av_encodes() -> str:
+    import av
+
+    from dreamer_torchrl.video import ENCODER, can_encode
+
+    if not can_encode():
+        raise RuntimeError(f"av {av.__version__} has no {ENCODER}")
+    return f"av {av.__version__} has {ENCODER}"
 
 
 def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report:

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", help="which one, the newest if left out")
     parser.add_argument("--seed", type=int, help="of the episodes, those of training's evaluations if left out")
     parser.add_argument("--deterministic", action="store_true", help="the most likely actions instead of drawn ones")
-    parser.add_argument("--video", action="store_true", help="film the first episode")
+    parser.add_argument("--video", action="store_true", help="film the first episode, up to 2,000 steps of it")
     parser.add_argument("--output", type=Path, help="the JSON file, RUN/evaluation.json if left out")
     options = parser.parse_args(arguments)
     if options.episodes is not None and options.episodes < 1:

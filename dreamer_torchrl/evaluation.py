@@ -18,6 +18,9 @@ from dreamer_torchrl.envs import frame
 LONGEST = 50_000
 """Steps after which an episode is cut off: some environments never end one."""
 
+FILMED = 2_000
+"""Steps that a film shows at most: all its pictures are in memory at once, 1.4 GB of them at 400 x 600."""
+
 
 class GivenUp(Exception):
     """An evaluation was to end before its last episode did."""
@@ -74,9 +77,9 @@ def evaluate(
     """Play ``episodes`` from the start of the streams on, dealt out evenly, so that short ones are not preferred.
 
     The outcome depends on the policy's weights, its generator and the seeds of the streams. An episode in which its
-    environment fails does not count, the next one of its stream does. Films need streams in this process. Of the first
-    episode at most ``record`` steps are kept. An episode that does not end counts with its ``longest`` first steps.
-    Once ``give_up`` is true there is no outcome: `GivenUp`.
+    environment fails does not count, the next one of its stream does. Films need streams in this process and show the
+    first 2,000 steps of the first episode. At most ``record`` of its steps are kept. An episode that does not end
+    counts with its ``longest`` first steps. Once ``give_up`` is true there is no outcome: `GivenUp`.
     """
     collector = Collector(streams, policy, deterministic)
     collector.start()
@@ -88,7 +91,7 @@ def evaluate(
     while any(len(done) < want for done, want in zip(played, wanted, strict=True)):
         if give_up():
             raise GivenUp
-        if film and not played[0]:
+        if film and not played[0] and len(frames) < FILMED:
             frames += _pictures(streams, collector, policy)
         collector.send()
         steps = collector.receive()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import fields
 from importlib.util import find_spec
@@ -59,6 +60,18 @@ def test_atari_games_by_name(game: str) -> None:
         settings = load([f"env={game}", "experiment=atari100k"]).settings
         assert settings.env.options | {"game": game, "size": 64, "sticky": False} == settings.env.options
         assert settings.env.num_envs == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("env.frames_per_action=1", "an action of this game lasts 4 frames. Leave that out, and set env.frame_skip."),
+        ("env.frame_skip=0", "env.frame_skip=0 is impossible: give at least 1."),
+    ],
+)
+def test_frames_of_a_game_are_one_number(word: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load(["env=pong", word])
 
 
 def test_choices_are_told_in_a_line_each() -> None:
@@ -202,6 +215,7 @@ def test_what_may_change_is_changed_and_saved(run: Path) -> None:
         ("size=size1m", "size.belief=256, and now size.belief=512"),
         ("env=breakout", "env.game=pong, and now env.game=breakout"),
         ("env=cartpole", "env.frames_per_action=4, and now env.frames_per_action=1"),
+        ("env.frame_skip=2", "env.frame_skip=4, and now env.frame_skip=2"),
         ("env.num_envs=2", "env.num_envs=1, and now env.num_envs=2"),
         ("replay.capacity=999", "replay.capacity=1000000, and now replay.capacity=999"),
         ("learner.betas=[0.5,0.5]", "learner.betas=[0.9, 0.999], and now learner.betas=[0.5, 0.5]"),
@@ -232,6 +246,17 @@ def test_new_defaults_leave_a_run_as_it_was(run: Path) -> None:
     assert (settings.learner.horizon, settings.unimix, settings.seed) == (99, 0.01, 3)
     with pytest.raises(ConfigError, match=r"learner\.horizon=99\.0, and now learner\.horizon=333"):
         load([f"run_dir={run}", "learner.horizon=333"])
+
+
+def test_an_atari_run_from_before_frame_skip_goes_on(run: Path) -> None:
+    """Its games skipped 4 frames."""
+    values = read_saved(run)
+    assert values["env"].pop("frame_skip") == values["env"]["frames_per_action"] == 4
+    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    assert saved_settings(run).env.frames_per_step == 4
+    assert load([f"run_dir={run}"]).settings.env.options["frame_skip"] == 4
+    with pytest.raises(ConfigError, match=r"env\.frame_skip=nothing, and now env\.frame_skip=2"):
+        load([f"run_dir={run}", "env.frame_skip=2"])
 
 
 def test_a_run_on_a_cpu_stays_there(run: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import metadata
+
 import pytest
 
+from dreamer_torchrl import doctor, video
 from dreamer_torchrl.doctor import Report, examine, machine, main
 
 
@@ -19,7 +23,37 @@ def levels(report: Report) -> dict[str, str]:
 def test_the_machine() -> None:
     report = machine()
     assert {"python", "torch", "torchrl", "gymnasium", "processor", "GPU", "gymnasium pictures"} <= set(levels(report))
-    assert levels(report)["torch"] == levels(report)["gymnasium pictures"] == "ok"
+    sound = ("torch", "tensorboard", "gymnasium pictures", "Box2D", "H.264 films")
+    assert {levels(report)[subject] for subject in sound} == {"ok"}
+
+
+def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of it is a problem: the rest works without."""
+    for module in ("av", "Box2D", "pygame"):
+        monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
+    monkeypatch.setattr(doctor, "_mujoco_draws", str)  # takes seconds
+    there = metadata.version
+
+    def version(package: str) -> str:
+        if package == "tensorboard":
+            raise metadata.PackageNotFoundError(package)
+        return there(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    report = machine()
+    mends = {finding.subject: finding.mend for finding in report.findings if finding.level == "warning"}
+    assert mends["tensorboard"] == "pip install 'dreamer_torchrl[tensorboard]' if you need it"
+    assert mends["Box2D"] == "pip install 'gymnasium[box2d]'"
+    assert mends["gymnasium pictures"] == "pip install 'gymnasium[classic-control]'"
+    assert mends["H.264 films"].startswith("pip install --force-reinstall --no-deps --only-binary=av av; ")
+    assert report.exit_code == 0
+
+
+def test_an_av_without_the_encoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "ENCODER", "no_such_encoder")
+    monkeypatch.setattr(doctor, "_mujoco_draws", str)
+    (finding,) = (finding for finding in machine().findings if finding.subject == "H.264 films")
+    assert (finding.level, finding.text) == ("warning", f"none (av {metadata.version('av')} has no no_such_encoder)")
 
 
 def test_a_sound_environment() -> None:

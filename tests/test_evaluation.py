@@ -163,6 +163,21 @@ def test_films_show_the_first_episode_from_start_to_end() -> None:
     assert evaluate(seeded(agent_for(streams)), streams, 3).frames == []
 
 
+@pytest.mark.parametrize("renderer", [True, False])
+def test_films_of_long_episodes_show_their_beginning(renderer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers are those of the whole episode."""
+    options = {"id": "dreamer_torchrl/GridReach-v0", "render": renderer}
+    streams = streams_of(2, **options)
+    agent = agent_for(streams)
+    whole = evaluate(seeded(agent), streams, 3, film=True)
+    monkeypatch.setattr("dreamer_torchrl.evaluation.FILMED", 4)
+    cut = evaluate(seeded(agent), streams, 3, film=True)
+    assert (cut.returns, cut.lengths) == (whole.returns, whole.lengths)
+    assert len(cut.frames) == 4 < len(whole.frames)
+    assert np.array_equal(cut.frames, whole.frames[:4])
+    assert cut.notes == []
+
+
 def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
     """All its steps, the terminal one included, or the first ones of them; numbers are the same without."""
     streams = walks({}, {}, {})

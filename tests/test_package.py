@@ -35,8 +35,8 @@ STOREYS = (
     {"objectives"},
     {"act", "agent", "captured", "checkpoint", "data", "envs"}
     | {"learner", "lock", "manifest", "optim", "signals", "stopwatch", "video"},
-    {"checks", "console", "curve_pictures", "curves", "dream_pictures", "dreaming", "evaluation"}
-    | {"metrics", "page_frame", "svg_chart"}
+    {"checks", "console", "curve_pictures", "curves", "dream_pictures", "dream_tiles"}
+    | {"dreaming", "evaluation", "metrics", "page_frame", "room", "svg_chart"}
     | {"wandb_log", "wandb_run", "wandb_start"},
     {"config", "interop", "labels", "words"},
     {"report_page"},

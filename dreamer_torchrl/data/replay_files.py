@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 
 from dreamer_torchrl.data.replay import Replay
@@ -124,20 +125,26 @@ class ReplayFiles:
 
     def check(self, state: Mapping[str, Any], pieces: list[Piece]) -> None:
         """Read every file; raise `DamagedFile` unless all are as they were written and leave no gap."""
-        reach = dict.fromkeys((STEPS, LATENTS), _oldest(state))
-        for piece in pieces:
-            check_file(self.folder, piece.file)
-            self._read(piece, state)
-            if piece.first <= reach[piece.kind]:
-                reach[piece.kind] = piece.end
-        for kind, end in reach.items():
-            if end < state["sampler"]["written"]:
-                raise DamagedFile(f"The manifest names no file of the {kind} from position {end} on")
+        for kind in (STEPS, LATENTS):
+            for _ in self._sound(kind, _oldest(state), state, pieces):
+                pass
 
     def restore(self, replay: Replay, state: Mapping[str, Any], pieces: list[Piece]) -> None:
         """Put the steps and latents of these pieces into a replay, and the `Replay.state_dict` that goes with them."""
         replay.load_state_dict(state, self._joined(state, pieces))
         self._history, self._revision, self._pieces = replay.history, replay.revision, pieces
+
+    def last_steps(self, count: int, state: Mapping[str, Any], pieces: list[Piece]) -> TensorDictBase:
+        """The last ``count`` steps of each stream, or all that are there, without latents, ``[T, N]``.
+
+        Only the files that hold them are read; raises `DamagedFile` where one of these is not as it was written.
+        """
+        written = state["sampler"]["written"]
+        if not written:
+            raise ValueError("The replay holds no step yet: let the run train for a while.")
+        first = max(_oldest(state), written - count)
+        sound = self._sound(STEPS, first, state, pieces)
+        return torch.cat([steps[max(0, first - piece.first) :] for piece, steps in sound])
 
     def remove_unused(self, used: Collection[str]) -> None:
         """Remove the files of the replay that no checkpoint uses: outdated ones, and what a killed save left."""
@@ -145,6 +152,20 @@ class ReplayFiles:
             for path in self.folder.iterdir():
                 if path.name not in used and _PIECE_NAME.fullmatch(path.name):
                     path.unlink()
+
+    def _sound(
+        self, kind: str, first: int, state: Mapping[str, Any], pieces: list[Piece]
+    ) -> Iterator[tuple[Piece, TensorDictBase]]:
+        """The files of a kind that reach beyond the position ``first``, each read and found as it was written."""
+        end = first
+        for piece in pieces:
+            if piece.kind == kind and piece.end > first:
+                check_file(self.folder, piece.file)
+                yield piece, self._read(piece, state)
+                if piece.first <= end:
+                    end = piece.end
+        if end < state["sampler"]["written"]:
+            raise DamagedFile(f"The manifest names no file of the {kind} from position {end} on")
 
     def _joined(self, state: Mapping[str, Any], pieces: list[Piece]) -> Iterator[TensorDictBase]:
         oldest, block = _oldest(state), state["sizes"]["block"]

@@ -15,7 +15,17 @@ from tensordict import TensorDict
 from dreamer_torchrl.data.replay import Replay, Where
 from dreamer_torchrl.data.replay_files import LATENTS, STEPS, Piece, ReplayFiles
 from dreamer_torchrl.data.tree_files import DamagedFile, copy_tree
-from tests.checkpoint_examples import assert_equal, assert_same, content, grow, mounted, refresh, small_replay, steps
+from tests.checkpoint_examples import (
+    assert_equal,
+    assert_same,
+    content,
+    flip_a_bit,
+    grow,
+    mounted,
+    refresh,
+    small_replay,
+    steps,
+)
 
 ACTIONS = st.one_of(st.tuples(st.just("grow"), st.integers(1, 20)), st.sampled_from(["refresh", "save", "restart"]))
 
@@ -198,6 +208,47 @@ def test_a_gap_is_damage(tmp_path: Path, missing: int) -> None:
     del kept.pieces[missing]
     with pytest.raises(DamagedFile, match=f"no file of the {LATENTS if missing == -1 else STEPS} from position"):
         kept.files.check(kept.state, kept.pieces)
+
+
+@pytest.mark.parametrize("written", [2, 11, 26, 43])
+def test_the_last_steps_are_those_of_the_whole_replay(tmp_path: Path, written: int) -> None:
+    """One, those of several files and blocks, all that 20 slots hold, and more than there are."""
+    kept = Kept(tmp_path)
+    for first in range(0, written, 3):
+        grow(kept.replay, min(3, written - first))
+        kept.save()
+    kept.restart()
+    for count in (1, 3, 6, 14, 20, 99):
+        found = kept.files.last_steps(count, kept.state, kept.pieces)
+        assert found.shape == (min(count, written, 20), 2)
+        assert_equal(found, kept.replay.copy_steps(max(kept.replay.sampler.oldest, written - count), written))
+
+
+def test_of_the_last_steps_only_their_own_files_are_read(tmp_path: Path) -> None:
+    """A damaged one of these is named, others do not matter."""
+    kept = Kept(tmp_path)
+    grow(kept.replay, 11)
+    kept.save()
+    for piece in kept.pieces:
+        file = tmp_path / "replay" / piece.file.name
+        flip_a_bit(file)
+        if piece.kind == STEPS and piece.end > 11 - 5:
+            with pytest.raises(DamagedFile, match=f"{file.name} has another checksum"):
+                kept.files.last_steps(5, kept.state, kept.pieces)
+        else:
+            assert_equal(kept.files.last_steps(5, kept.state, kept.pieces), kept.replay.copy_steps(6, 11))
+        flip_a_bit(file)
+    assert of(STEPS, kept.pieces) == [(0, 4), (4, 8), (8, 11)]
+    del kept.pieces[1]
+    with pytest.raises(DamagedFile, match="no file of the steps from position 6 on"):
+        kept.files.last_steps(5, kept.state, kept.pieces)
+
+
+def test_a_replay_without_steps_has_no_last_ones(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    kept.save()
+    with pytest.raises(ValueError, match="no step yet"):
+        kept.files.last_steps(5, kept.state, kept.pieces)
 
 
 def test_what_a_killed_process_left_on_disk_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from PIL import Image
 from torchrl.envs.utils import check_env_specs
 
 from dreamer_torchrl import build_agent
+from dreamer_torchrl.config import load
 from dreamer_torchrl.envs import frame, make_env
 from dreamer_torchrl.envs.atari import AtariGame
+from dreamer_torchrl.runs import stream_env
 
 DEFAULTS = {"size": 96, "gray": True, "sticky": True, "actions": "all", "noops": 30, "frame_skip": 4}
 LIMIT = {"max_frames": 108000}
@@ -93,6 +95,16 @@ def test_sticky_frames_hold_the_action_before() -> None:
     # A held frame differs only until the new action takes over: per step of 4, 1/4 + 1/16 + ... of frames, 17/18 of it.
     expected = sum(0.25**k for k in range(1, 5)) / 4 * 17 / 18
     assert len(differ) / len(done) == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize("words", ["", "env.frame_skip=1", "env.frame_skip=2 env.action_repeat=3"])
+def test_what_a_game_skips_is_what_is_counted(words: str) -> None:
+    """Frames as ALE itself counts them, of a stream as training has it."""
+    env = load(["env=pong", "env.noops=0", *words.split()]).settings.env
+    stream = stream_env(env.family, env.options, env.action_repeat, (0,))
+    stream.rollout(10)
+    assert stream.env._env.ale.getEpisodeFrameNumber() == 10 * env.frames_per_step
+    assert env.frames_per_step == {"": 4, "env.frame_skip=1": 1}.get(words, 6)
 
 
 def test_noops_and_limit() -> None:
