@@ -1,10 +1,12 @@
 """Losses and gradients on any device against the recordings of the official agent, and captured updates against plain.
 
     python benchmarks/exactness.py tests/golden --device cuda
+    python benchmarks/exactness.py tests/golden --device cuda --compile
 
 `python -m dreamer_torchrl.interop.verify` compares every quantity, on the CPU; this compares what training follows on
 another device, whose sums run in other orders: each loss and each gradient, in float32 without TF32. Then updates as
 `Learner.update` runs them there (one CUDA graph, replayed) must give what `Learner.step` gives from the same seed.
+`--compile` does the same with compiled networks and loops, as a GPU trains by default; it takes minutes.
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from workloads import WORKLOADS
 
-from dreamer_torchrl import Learner, build_agent
+from dreamer_torchrl import Agent, Hyperparameters, Learner, build_agent
 from dreamer_torchrl.interop.names import links
 from dreamer_torchrl.interop.official import load_into
 from dreamer_torchrl.interop.recording import Recording
@@ -38,11 +40,16 @@ OFFICIAL_TERMS = {
 UPDATES = 5
 
 
-def recorded(recording: Recording, device: torch.device) -> Iterator[Row]:
+def learner_of(agent: Agent, hyperparameters: Hyperparameters | None, compiled: bool) -> Learner:
+    """A learner whose loops are compiled, even where kernels in C could take their place, or not compiled at all."""
+    return Learner(agent, hyperparameters, compile=compiled, native=False if compiled else None)
+
+
+def recorded(recording: Recording, device: torch.device, compiled: bool) -> Iterator[Row]:
     """Losses and gradients of both recorded steps."""
     for number in (1, 2):
         h, step = recording.hyperparameters(), recording.load(f"step{number}")
-        learner = Learner(recording.agent().to(device), h)
+        learner = learner_of(recording.agent().to(device), h, compiled)
         load_into(learner, recording.load(f"params{number - 1}"))
         batch, noise = recording.batch(learner.agent), recording.noise(learner.agent, step)
         losses, _ = learner.losses(batch.to(device), noise.to(device))
@@ -58,14 +65,14 @@ def recorded(recording: Recording, device: torch.device) -> Iterator[Row]:
             yield compare(f"{number} grad {link.name}", ours, gradients[link.name], tolerance)
 
 
-def captured(device: torch.device) -> Iterable[Row]:
+def captured(device: torch.device, compiled: bool) -> Iterator[Row]:
     """Objective and weights after some updates, as training runs them and step by step."""
     workload = WORKLOADS["proprio_size1m"]
     learners = []
     for _ in range(2):
         torch.manual_seed(0)
         agent = build_agent(workload.observation_spec, workload.action_spec, "nano").to(device)
-        learners.append(Learner(agent, seed=0))
+        learners.append(learner_of(agent, None, compiled))
     trained, plain = learners
     start = [parameter.detach().clone() for parameter in plain.agent.parameters()]
     for number in range(UPDATES):
@@ -81,30 +88,37 @@ def captured(device: torch.device) -> Iterable[Row]:
 
 
 def main() -> int:
+    arguments = _arguments()
+    torch.backends.cudnn.allow_tf32 = False  # in matrix products, torch leaves it out by itself
+    torch._dynamo.config.fail_on_recompile_limit_hit = True  # instead of going on uncompiled without a word
+    how = arguments.device, arguments.compile
+    found = sorted(path.name.removesuffix("_config.json") for path in Path(arguments.folder).glob("*_config.json"))
+    tables = {case: recorded(Recording(arguments.folder, case), *how) for case in arguments.case or found}
+    tables["captured"] = captured(*how)
+    summary = {}
+    for case, table in tables.items():
+        torch._dynamo.reset()  # torch compiles eight variants of a function at most, and each case needs its own
+        rows = list(table)
+        wrong = [row for row in rows if not row.ok]
+        worst = max(rows, key=lambda row: row.relative / row.tolerance)
+        print(f"{case}: {len(rows) - len(wrong)} of {len(rows)} agree on {arguments.device}; the furthest:\n{worst}")
+        print("".join(f"{row}\n" for row in wrong), end="", flush=True)
+        summary[case] = {"compared": len(rows), "wrong": [str(row) for row in wrong], "furthest": str(worst)}
+        if arguments.json:  # after each: it may be stopped in the next
+            arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
+    return 1 if any(part["wrong"] for part in summary.values()) else 0
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where the recordings are")
     parser.add_argument("--case", nargs="+", help="their names; all where not given")
     parser.add_argument(
         "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
     )
+    parser.add_argument("--compile", action="store_true", help="networks and loops compiled")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the worst of each kind")
-    arguments = parser.parse_args()
-    torch.backends.cudnn.allow_tf32 = False  # in matrix products, torch leaves it out by itself
-    found = sorted(path.name.removesuffix("_config.json") for path in Path(arguments.folder).glob("*_config.json"))
-    tables = {
-        case: list(recorded(Recording(arguments.folder, case), arguments.device)) for case in arguments.case or found
-    }
-    tables["captured"] = list(captured(arguments.device))
-    summary = {}
-    for case, rows in tables.items():
-        wrong = [row for row in rows if not row.ok]
-        worst = max(rows, key=lambda row: row.relative / row.tolerance)
-        print(f"{case}: {len(rows) - len(wrong)} of {len(rows)} agree on {arguments.device}; the furthest:\n{worst}")
-        print("".join(f"{row}\n" for row in wrong), end="")
-        summary[case] = {"compared": len(rows), "wrong": [str(row) for row in wrong], "furthest": str(worst)}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(summary, indent=2) + "\n")
-    return 1 if any(part["wrong"] for part in summary.values()) else 0
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

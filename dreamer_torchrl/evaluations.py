@@ -9,6 +9,7 @@ from pathlib import Path
 from tensordict import TensorDictBase
 
 from dreamer_torchrl.agent import Agent
+from dreamer_torchrl.data.streams import TooManyFailures
 from dreamer_torchrl.dream_pictures import write_dream
 from dreamer_torchrl.dreaming import STEPS, context_for, dream
 from dreamer_torchrl.evaluation import Evaluation
@@ -33,10 +34,19 @@ class Evaluations:
         self.streams = evaluation_streams(settings, settings.eval.video)
         self.dreamt_at = -float("inf")
 
-    def play(self, give_up: Callable[[], bool]) -> Evaluation:
-        """Play the episodes with the present weights; `GivenUp` once ``give_up`` is true."""
+    def play(self, give_up: Callable[[], bool]) -> Evaluation | None:
+        """Play the episodes with the present weights; None if environments fail all the time.
+
+        Once ``give_up`` is true there is no outcome: `GivenUp`.
+        """
         film, record = self.settings.eval.video, STEPS if self.settings.eval.dream else 0
-        evaluation = run_evaluation(self.settings, self.agent, self.streams, film, give_up, record)
+        try:
+            evaluation = run_evaluation(self.settings, self.agent, self.streams, film, give_up, record)
+        except TooManyFailures as failures:
+            self.streams.close()  # the next evaluation makes new ones: some of these still owe an answer
+            self.streams.notes.clear()
+            self.say(f"This evaluation is left out, and training goes on: {failures}")
+            return None
         for note in evaluation.notes:
             self.say(f"In the evaluation: {note}")
         return evaluation
@@ -59,8 +69,8 @@ class Evaluations:
         path = self.run_dir / folder / f"{step:012d}.mp4"
         try:
             video = write(path)
-        except OSError as error:  # no video is worth a run
-            self.say(f"The video {path.name} was not written: {error}.")
+        except Exception as error:  # no video is worth a run
+            self.say(f"The video {path.name} was not written: {type(error).__name__}: {error}.")
         else:
             yield name, video
 

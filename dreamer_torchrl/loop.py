@@ -14,6 +14,7 @@ from tensordict import TensorDictBase
 from dreamer_torchrl.checkpoint import Checkpoints, NoSoundCheckpoint, Saved
 from dreamer_torchrl.console import Console
 from dreamer_torchrl.data.collect import Collector
+from dreamer_torchrl.data.streams import TooManyFailures
 from dreamer_torchrl.evaluation import GivenUp
 from dreamer_torchrl.evaluations import Evaluations
 from dreamer_torchrl.learner import Learner, set_generator_state
@@ -122,15 +123,26 @@ class Training:
                 self.evaluate(stop)
             if finished or stop.requested or self.solved:
                 break
+            stood = self.collector.now, self.collector.latents
             with self.stopwatch("acting"):
                 self.collector.send()
             if overlap:  # the environments are busy meanwhile
                 self.learn(stop)
-            with self.stopwatch("environment"):
-                steps = self.collector.receive()
+            try:
+                with self.stopwatch("environment"):
+                    steps = self.collector.receive()
+            except TooManyFailures:  # all up to these actions is kept
+                self.collector.now, self.collector.latents = stood
+                self.streams.take_back()
+                self.finish(before)
+                raise
             self.remember(steps)
             self._when_due()
-        if progress != before:  # a run that is stopped at once, or was finished before, is left as it is
+        self.finish(before)
+
+    def finish(self, before: Progress) -> None:
+        """Save the last state; a run that is stopped at once, or was finished before, is left as it is."""
+        if self.progress != before:
             self.log()
             self.save(wait=True)
             self.reports.refresh(at_end=True)
@@ -176,11 +188,18 @@ class Training:
     # What else a run does ---------------------------------------------------------------------------------------
 
     def evaluate(self, stop: StopSignals) -> None:
-        """Play the evaluation's episodes with the present weights; after a signal it is left for the next process."""
+        """Play the evaluation's episodes with the present weights; after a signal it is left for the next process.
+
+        One whose environments fail all the time is left out. The last one is due again when the run goes on.
+        """
         progress = self.progress
         try:
             evaluation = self.evaluations.play(lambda: bool(stop.requested))
         except GivenUp:
+            return
+        if evaluation is None:
+            if progress.steps < self.settings.total_steps:
+                progress.evaluated = progress.steps
             return
         progress.evaluated, progress.evaluation = progress.steps, evaluation.mean
         self.metrics.write(progress.steps, evaluation.values() | {"count/frames": self._frames})

@@ -17,17 +17,13 @@ import torch
 from dreamer_torchrl import evaluate, export, train
 from dreamer_torchrl.checkpoint import Checkpoints, Manifest, Saved
 from dreamer_torchrl.config import load as configured
-from dreamer_torchrl.config import saved_settings
 from dreamer_torchrl.console import Console
 from dreamer_torchrl.data.tree_files import SavedFile
 from dreamer_torchrl.loop import Diverged, Training
 from dreamer_torchrl.metrics import JsonLines, Metrics
-from dreamer_torchrl.runs import make_replay
 from dreamer_torchrl.signals import StopSignals
 from tests.checkpoint_examples import flip_a_bit, mounted, read_only
 from tests.training_examples import assert_same_run, lines, trained, words
-
-FAULTY = ("env=custom", "env.factory=tests.training_toys:Faulty", "eval.every=0", "train_ratio=1")
 
 
 @pytest.fixture(scope="module")
@@ -114,49 +110,6 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# Environments
-
-
-@pytest.mark.parametrize("fault", ["nan_reward", "nan_observation", "raise"])
-def test_a_fault_now_and_then(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its episode is closed, and the failure counted; no return is told of half an episode, and no update suffers."""
-    run = trained(tmp_path / "run", *FAULTY, f"+env.arguments.fault={fault}", "total_steps=100")
-    measured = lines(run)
-    failures = measured[-1]["count/environment_failures"]
-    assert 1 <= failures <= 10
-    lengths = [line["episode/length"] for line in measured if "episode/length" in line]
-    assert lengths and set(lengths) == {12}
-    replay = make_replay(saved_settings(run))
-    Checkpoints(run / "checkpoints").load().restore_replay(replay)
-    steps = replay.copy_steps(0, 100)
-    assert steps["done"].sum() == len(lengths) + failures and not steps["terminated"].any()
-    assert capsys.readouterr().out.count("Environment 0 failed and is replaced") == failures
-    assert measured[-1]["count/updates_skipped"] == 0
-
-
-@pytest.mark.parametrize("fault", ["exit", "hang"])
-def test_a_worker_that_is_lost(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is replaced once; the other environment does not notice."""
-    arguments = (f"+env.arguments.fault={fault}", f"+env.arguments.only_once={tmp_path / 'lost'}")
-    arguments += ("+env.arguments.share=0.3",)
-    workers = ("env.num_envs=2", "env.workers=processes", "env.step_timeout=2")
-    run = trained(tmp_path / "run", *FAULTY, *arguments, *workers)
-    reason = {"exit": "ended with exit code 7", "hang": "did not answer for 2 s"}[fault]
-    assert reason in capsys.readouterr().out
-    assert lines(run)[-1]["count/environment_failures"] == 1
-
-
-@pytest.mark.parametrize("fault", ["nan_reward", "raise"])
-def test_an_environment_that_never_works(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The run stops and says why; it does not pretend to have a checkpoint."""
-    run = tmp_path / "run"
-    assert train.main(words(run, *FAULTY, f"+env.arguments.fault={fault}", "+env.arguments.share=1")) == 1
-    printed = capsys.readouterr().out
-    assert "Stopped: Environments failed 11 times within 1000 steps" in printed
-    assert {"nan_reward": "reward = [nan]", "raise": "the gearbox broke"}[fault] in printed
-    assert "There is no checkpoint yet." in printed
-
-
 # Updates that are not finite
 
 
@@ -240,46 +193,6 @@ def test_checkpoints_that_are_lost_meanwhile(run: Path, capsys: pytest.CaptureFi
         go_on(Robbed, run, 90)
     assert "No checkpoint can be used" in capsys.readouterr().out
     assert len(list((run / "faults").iterdir())) == 1
-
-
-# Environments that cannot be made
-
-
-def broken(**arguments: float) -> None:
-    """A factory that does not work."""
-    raise KeyError("the garage is empty")
-
-
-@pytest.mark.parametrize(
-    ("factory", "told"),
-    [
-        ("tests.test_train_faults:broken", "KeyError: 'the garage is empty'"),
-        ("tests.test_train_faults:words", "TypeError: words() missing 1 required positional argument"),
-        ("tests.training_toys:EPISODE", "TypeError: 'int' object is not callable"),
-    ],
-)
-def test_an_environment_that_cannot_be_made(
-    factory: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(words(tmp_path / "run", "env=custom", f"env.factory={factory}")) == 2
-    assert f"The environment cannot be made: {told}" in capsys.readouterr().out
-
-
-def test_an_evaluation_that_cannot_be_made_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not when the first one is due."""
-    faulty = ("env=custom", "env.factory=tests.training_toys:Faulty", "+eval.arguments.speed=3", "eval.every=40")
-    assert train.main(words(tmp_path / "run", *faulty)) == 2
-    assert "unexpected keyword argument 'speed'" in capsys.readouterr().out
-
-
-def test_a_worker_that_hangs_in_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is replaced as in training; training itself meets no fault."""
-    arguments = ("+env.arguments.share=0", "+eval.arguments.fault=hang", "+eval.arguments.share=0.3")
-    arguments += (f"+eval.arguments.only_once={tmp_path / 'lost'}",)
-    workers = ("env.workers=processes", "env.step_timeout=2", "eval.every=30", "eval.num_envs=1")
-    run = trained(tmp_path / "run", *FAULTY, *arguments, *workers)
-    assert "In the evaluation: Environment 0 failed and is replaced" in capsys.readouterr().out
-    assert [line["eval/episodes"] for line in lines(run) if "eval/episodes" in line] == [2, 2]
 
 
 # Disks

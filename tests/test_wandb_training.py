@@ -149,6 +149,23 @@ def test_an_image_task(tmp_path: Path) -> None:
     assert not (tmp_path / "run/wandb/best").exists()
 
 
+def test_the_runs_of_a_sweep(tmp_path: Path) -> None:
+    """Each is a run of its own; they are one group, whose members say their seeds."""
+    words = ("--multirun", "seed=0,1", "env=cartpole", "total_steps=20", "eval.every=0", "run_dir=sweep")
+    printed = train(tmp_path, *words)
+    told = []
+    for seed in (0, 1):
+        run_dir = tmp_path / f"sweep/seed={seed}"
+        (folder,) = offline_folders(run_dir)
+        assert f"wandb sync {folder.relative_to(tmp_path)}\n" in printed
+        told += records(folder, "run")
+        assert told[-1]["run_id"] == (run_dir / "wandb/run_id").read_text().strip()
+    assert len(told) == 2
+    assert [one["config"]["update"]["seed"] for one in told] == [0, 1]
+    assert len({one["run_id"] for one in told}) == 2
+    assert len({one["run_group"] for one in told}) == 1 and told[0]["run_group"].startswith("cartpole ")
+
+
 def kind(row: dict[str, Any]) -> tuple[int, Any, bool, bool]:
     """What can be there once only."""
     return row["step"], row.get("episode/environment"), "eval/return" in row, "rate/steps_per_second" in row

@@ -1,4 +1,4 @@
-"""Environments for whole trainings: with several actions at once, and with faults."""
+"""Environments for whole trainings: with several actions at once, with faults, and slow ones."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class Drive(gymnasium.Env):
         return {"speed": self.np_random.uniform(-1, 1, 2).astype(np.float32), "light": int(self.np_random.integers(3))}
 
 
+class Slow(Drive):
+    """Takes its time for each step, and leaves the processor to others meanwhile."""
+
+    seconds = 0.1
+
+    def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict]:
+        time.sleep(self.seconds)
+        return super().step(action)
+
+
 class Faulty(gymnasium.Env):
     """Does what it should not, in some of its steps: which ones depends on the seed of the episode alone.
 
@@ -41,13 +51,17 @@ class Faulty(gymnasium.Env):
         fault: ``nan_reward``, ``nan_observation``, ``raise``, ``exit``, ``hang``, or ``none``.
         share: of the steps.
         only_once: a file whose presence makes the environment sound; a fault makes the file first.
+        only_while: a file whose absence makes it sound.
     """
 
     observation_space = spaces.Box(-2, 2, (2,), np.float32)
     action_space = spaces.Discrete(2)
 
-    def __init__(self, fault: str = "none", share: float = 0.05, only_once: str | None = None):
-        self.fault, self.share, self.only_once = fault, share, only_once and Path(only_once)
+    def __init__(
+        self, fault: str = "none", share: float = 0.05, only_once: str | None = None, only_while: str | None = None
+    ):
+        self.fault, self.share = fault, share
+        self.only_once, self.only_while = only_once and Path(only_once), only_while and Path(only_while)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -57,6 +71,8 @@ class Faulty(gymnasium.Env):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.count += 1
         seen, reward, now = self._see(), 1.0, self.np_random.random() < self.share
+        if self.only_while:
+            now = now and self.only_while.exists()
         if now and self.only_once:
             now = not self.only_once.exists()
             self.only_once.touch()

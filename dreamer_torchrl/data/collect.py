@@ -39,6 +39,7 @@ class Collector:
         self.device = next(policy.parameters()).device
         self.now: TensorDictBase = TensorDict()  # [N], what was seen last and is done now
         self.latents: TensorDictBase = TensorDict()  # [N], what the policy carries
+        self._stood = self.now, self.latents  # both before the last `send`
         self.total_reward = torch.zeros(len(streams), dtype=torch.float64)  # [N], of the present episodes
         self.length = torch.zeros(len(streams), dtype=torch.int64)  # [N]
         self.finished: list[Episode] = []  # those that the last `receive` completed
@@ -49,6 +50,7 @@ class Collector:
 
     def send(self) -> None:
         """Choose actions for what is seen now, and hand them to the environments."""
+        self._stood = self.now, self.latents
         seen = self.now.copy().update(self.latents).to(self.device)
         with set_exploration_type(self.exploration):
             acted = self.policy(seen).cpu()
@@ -64,6 +66,11 @@ class Collector:
         steps["done"] = steps["done"] | failed.unsqueeze(1)
         self._count(steps, broken)
         return steps
+
+    def take_back(self) -> None:
+        """After a `receive` that raised `TooManyFailures`: stand where the last `send` began, to be saved there."""
+        self.now, self.latents = self._stood
+        self.streams.take_back()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the streams stand, between `receive` and `send`."""

@@ -90,8 +90,14 @@ class Elsewhere:
 
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase:
         """Start episode number ``episode`` and repeat its actions ``[t]``."""
-        self._tell("resume", episode, len(actions), _arrays(actions))
-        return self._answer(patience=1.0 + len(actions))
+        self._tell("begin", episode)
+        step = self._answer()
+        # Only now, since it listens: more than a connection holds would not even leave if nobody read it.
+        if len(actions):
+            self._tell("repeat", len(actions), _arrays(actions))
+        for _ in range(len(actions)):
+            step = self._answer()
+        return step
 
     def end_episode(self) -> None:
         """Let the next action start an episode."""
@@ -110,8 +116,8 @@ class Elsewhere:
         with suppress(OSError):  # if it died, `_answer` finds out and says how
             self.connection.send(message)
 
-    def _answer(self, patience: float = 1.0) -> TensorDictBase:
-        seconds, self.starting = self.timeout * patience + self.starting, 0.0
+    def _answer(self) -> TensorDictBase:
+        seconds, self.starting = self.timeout + self.starting, 0.0
         try:
             if not self.connection.poll(seconds):
                 raise EnvironmentFailed(f"its process (pid {self.process.pid}) did not answer for {seconds:.0f} s")
@@ -155,9 +161,15 @@ def _serve(connection: Connection, make: Maker) -> None:
                 command, *content = connection.recv()
                 if command == "advance":
                     step = _guarded(env.advance, _tensors(content[0]))
-                elif command == "resume":
-                    episode, count, actions = content
-                    step = _guarded(env.resume, episode, _tensors(actions, [count]).unbind(0))
+                elif command == "begin":
+                    step = _guarded(env.resume, content[0], [])
+                elif command == "repeat":
+                    count, actions = content
+                    *early, last = _tensors(actions, [count]).unbind(0)
+                    for action in early:
+                        _guarded(env.advance, action)
+                        connection.send(("step", []))  # a sign of life: nobody wants to see it
+                    step = _guarded(env.advance, last)
                 else:
                     env.end_episode()
                     continue

@@ -50,6 +50,12 @@ class Actions:
             self._blocks.append(torch.stack(self._newest))
             self._newest = []
 
+    def take_back(self) -> None:
+        """Drop the newest."""
+        if not self._newest:
+            self._newest = list(self._blocks.pop().unbind(0))
+        self._newest.pop()
+
     def forget(self, before: int) -> None:
         """Drop whole blocks that are not needed to know what was done from the place ``before`` on."""
         while self._blocks and self.first + self.block <= before:
@@ -111,6 +117,7 @@ class Streams:
         self._began: list[int] = []  # when the present episodes began
         self._episodes: list[int] = []  # their numbers
         self._before: list[TensorDictBase] = []  # [t] each, what was done in them before the run was resumed
+        self._stood = self._episodes, self._began, self._before  # these three before the last actions
 
     def __len__(self) -> int:
         return len(self.makers)
@@ -140,6 +147,7 @@ class Streams:
 
     def send(self, action: TensorDictBase) -> None:
         """Hand actions ``[N, ...]`` to the environments."""
+        self._stood = [*self._episodes], [*self._began], [*self._before]
         self._acted.append(action)
         for host, own in zip(self.hosts, action.unbind(0), strict=True):
             host.send(own)
@@ -164,6 +172,11 @@ class Streams:
             steps.append(step)
         self._acted.forget(min(self._began))
         return torch.stack(steps), failed
+
+    def take_back(self) -> None:
+        """After `TooManyFailures`: let `states` be those before the last `send`. Only `close` or `start` may follow."""
+        self._acted.take_back()
+        self._episodes, self._began, self._before = self._stood
 
     def end_episodes(self, which: Iterable[int]) -> None:
         """Let the next action of these streams start a new episode, whatever they were doing."""

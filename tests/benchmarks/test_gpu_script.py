@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,8 +53,46 @@ def test_a_small_run(tmp_path: Path) -> None:
     assert f"ratio {duel['ratio']:.3f}" in outcome.stdout
 
 
-def run(gpu: ModuleType, tmp_path: Path, programs: dict[str, str], limit: float, warm_up: float) -> dict[str, Any]:
-    """Run parts made of a few words of Python."""
+def on_a_gpu(**options: Any) -> Namespace:
+    """Options of a whole run."""
+    whole = {"device": "cuda", "warm_up": 300.0, "recording": ["proprio_cont"], "quick": False}
+    whole |= {"workload": ["proprio_size1m", "vision_size1m"], "dtype": ["bfloat16", "float32"]}
+    return Namespace(**whole | options)
+
+
+def test_our_default_against_their_graph_comes_first(gpu: ModuleType, tmp_path: Path) -> None:
+    """In every workload and precision before any other mode; all are what `learner.py` understands."""
+    parts = gpu.learners(tmp_path, on_a_gpu())
+    assert len(parts) == len({part.name for part in parts}) == 12
+    learner = import_module("learner")
+    seen = []
+    for part in parts:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(word) for word in part.words])
+            asked = learner._arguments()
+        seen.append((asked.compile, asked.peer_mode, part.nice > 0))
+        assert part.name.endswith(f"-{asked.workload[0]}-{asked.dtype}") and asked.json == part.record
+    assert seen == 4 * [(True, "graph", False)] + 4 * [(False, "graph", False)] + 4 * [(True, "full", True)]
+
+
+def test_compiled_exactness_has_as_long_as_the_warm_up(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (part,) = gpu.compiled_checks(tmp_path, on_a_gpu())
+    plain = gpu.checks(tmp_path, on_a_gpu())[-1]
+    assert (part.name, part.limit, plain.name, plain.limit) == ("exactness-compiled", 300.0, "exactness", 90)
+    exactness = import_module("exactness")
+    for check in (part, plain):
+        monkeypatch.setattr(sys, "argv", [str(word) for word in check.words])
+        asked = exactness._arguments()
+        assert (asked.compile, asked.json, asked.case) == (check is part, check.record, ["proprio_cont"])
+    assert gpu.compiled_checks(tmp_path, on_a_gpu(device="cpu")) == []
+
+
+def run(
+    gpu: ModuleType, tmp_path: Path, programs: dict[str, str], limit: float, warm_up: float, compiled: str = ""
+) -> dict[str, Any]:
+    """Run parts made of a few words of Python, and a check beside their warm-up."""
     gate = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); from gate import Gate; gate = Gate({{!r}})\n"
     options = Namespace(name="toy", output=tmp_path / "toy.json", device="cpu", seconds=60.0, warm_up=warm_up)
 
@@ -68,6 +107,8 @@ def run(gpu: ModuleType, tmp_path: Path, programs: dict[str, str], limit: float,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "learners", toys)
         patch.setattr(gpu, "checks", lambda folder, options: [])
+        checks = [gpu.Part("compiled", ["-c", compiled], warm_up, folder)] if compiled else []
+        patch.setattr(gpu, "compiled_checks", lambda folder, options: checks)
         outcomes = gpu.run(options, folder)
     assert json.loads(options.output.read_text())["parts"] == outcomes
     return {outcome["part"]: outcome for outcome in outcomes}
@@ -96,3 +137,74 @@ def test_only_one_is_timed_at_a_time(gpu: ModuleType, tmp_path: Path) -> None:
     times = [[float(number) for number in parts[name]["printed"][-1].split()] for name in "abc"]
     assert max(warm for warm, _, _ in times) <= min(begin for _, begin, _ in times)
     assert times[0][2] <= times[1][1] and times[1][2] <= times[2][1]
+
+
+def test_a_check_beside_the_warm_up_is_over_before_anything_is_timed(gpu: ModuleType, tmp_path: Path) -> None:
+    """It begins with the learners and ends with their warm-up, done or not."""
+    learner = {"timed": "import time; time.sleep(1); warm = time.time(); gate.wait(); print(warm, time.time())"}
+    for seconds, ended in ((1.5, "ok"), (60.0, "stopped after")):
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        compiled = f"import time; print(time.time(), flush=True); time.sleep({seconds}); print(time.time())"
+        parts = run(gpu, folder, learner, limit=10.0, warm_up=5.0, compiled=compiled)
+        assert list(parts) == ["compiled", "timed"]
+        assert parts["compiled"]["status"].startswith(ended) and parts["timed"]["status"] == "ok"
+        times = [float(number) for number in parts["compiled"]["printed"]]
+        warm, timed = (float(number) for number in parts["timed"]["printed"][-1].split())
+        assert times[0] < warm < timed and times[-1] < timed
+
+
+def test_a_part_may_give_way_to_others(gpu: ModuleType, tmp_path: Path) -> None:
+    print_nice = ["-c", "import os; print(os.nice(0))"]
+    parts = [gpu.Part(f"nice-{nice}", print_nice, 10, tmp_path, nice=nice) for nice in (0, 10)]
+    for part in parts:
+        part.start()
+        part.finish(10)
+    usual, gives_way = (int(part.outcome()["printed"][-1]) for part in parts)
+    assert gives_way == min(usual + 10, 19)
+
+
+# What exactness.py leaves behind
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_exactness_keeps_what_was_done(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """Its file is written after each case, before which all compiled before is forgotten."""
+    exactness, file = import_module("exactness"), tmp_path / "exactness.json"
+    there: list[list[str]] = []
+    resets: list[int] = []
+
+    def recorded(recording: Any, device: Any, asked: bool) -> Any:
+        assert asked == compiled
+        there.append(list(json.loads(file.read_text())) if file.exists() else [])
+        assert len(resets) == len(there)
+        yield exactness.Row(f"loss of {recording.case}", 0.0, 0.0, 1.0)
+
+    def captured(device: Any, asked: bool) -> Any:
+        yield from recorded(Namespace(case="captured"), device, asked)
+        raise RuntimeError("broken on purpose")
+
+    monkeypatch.setattr(exactness, "recorded", recorded)
+    monkeypatch.setattr(exactness, "captured", captured)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+    words = ["exactness.py", str(ROOT / "tests" / "golden"), "--device", "cpu", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", [*words, *["--compile"] * compiled])
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False), pytest.raises(RuntimeError, match="on purpose"):
+        exactness.main()
+    assert there == [[], ["proprio_cont"], ["proprio_cont", "vision_disc"]]
+    assert list(json.loads(file.read_text())) == there[-1]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_exactness_compiles_where_it_is_asked_to(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    """And not where a learner would by itself, on a GPU; no kernel in C takes the place of what is compiled."""
+    exactness = import_module("exactness")
+    monkeypatch.setattr("dreamer_torchrl.learner.can_compile", lambda device: True)
+    recording = exactness.Recording(ROOT / "tests" / "golden", "proprio_cont")
+    learner = exactness.learner_of(recording.agent(), recording.hyperparameters(), compiled)
+    assert compiled == any(module._compiled_call_impl is not None for module in learner.world_model_loss.modules())
+    assert not (compiled and learner.optimizer.defaults["native"])

@@ -120,6 +120,25 @@ def test_too_many_failures_end_it(opened: Callable[..., Streams]) -> None:
     assert streams.failures == 3
 
 
+@pytest.mark.parametrize("last", range(6, 13))
+def test_after_too_many_failures_the_last_actions_can_be_taken_back(
+    last: int, opened: Callable[..., Streams], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then other streams come to where these stood; some of them had begun an episode when another one failed."""
+    monkeypatch.setattr(Actions, "block", 4)
+    broken = opened({}, {}, {"trouble": "step", "at": last}, most_failures=0)
+    steps, actions = broken.start(), some_actions(broken, 30)
+    with pytest.raises(TooManyFailures):
+        for action in actions:
+            states, stood = broken.states, steps
+            steps = play(broken, [action])[0][0]
+    broken.take_back()
+    assert [state.episode for state in broken.states] == [state.episode for state in states]
+    for now, then in zip(broken.states, states, strict=True):
+        assert_equal(now.actions, then.actions)
+    assert_equal(opened({}, {}, {}).start(broken.states), stood)
+
+
 def test_an_environment_that_never_starts_ends_it(opened: Callable[..., Streams]) -> None:
     streams = opened({"trouble": "reset", "at": 0}, most_failures=4)
     with pytest.raises(TooManyFailures, match="failed 5 times"):
@@ -221,6 +240,9 @@ def test_blocks_of_actions_are_dropped_and_joined() -> None:
     actions.forget(512)
     assert (actions.first, len(actions)) == (512, 488)
     assert actions.joined()["action"][:, 0].tolist() == list(range(512, 1000))
+    for _ in range(300):  # over the edge of a block
+        actions.take_back()
+    assert actions.joined()["action"][:, 0].tolist() == list(range(512, 700))
 
 
 def test_a_maker_that_fails_at_once_tells_why() -> None:

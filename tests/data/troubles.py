@@ -43,6 +43,8 @@ class Walk(gymnasium.Env):
             raise RuntimeError("no such thing")
         if self._due("slow_constructor"):
             time.sleep(1.5)
+        if self._due("hung_constructor"):
+            time.sleep(1000)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
