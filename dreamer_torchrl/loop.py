@@ -123,7 +123,6 @@ class Training:
                 self.evaluate(stop)
             if finished or stop.requested or self.solved:
                 break
-            stood = self.collector.now, self.collector.latents
             with self.stopwatch("acting"):
                 self.collector.send()
             if overlap:  # the environments are busy meanwhile
@@ -132,8 +131,7 @@ class Training:
                 with self.stopwatch("environment"):
                     steps = self.collector.receive()
             except TooManyFailures:  # all up to these actions is kept
-                self.collector.now, self.collector.latents = stood
-                self.streams.take_back()
+                self.collector.take_back()
                 self.finish(before)
                 raise
             self.remember(steps)
