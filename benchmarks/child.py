@@ -10,9 +10,32 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+from tensordict import TensorDictBase
+
+SHEEPRL_PEER = Path(__file__).with_name("sheeprl_peer.py")
+SHEEPRL_MEND = (
+    "sheeprl wants an environment of its own: python3 -m venv FOLDER; FOLDER/bin/pip install "
+    f"torch=={torch.__version__.partition('+')[0]} sheeprl==0.8.4; then --peer-python FOLDER/bin/python."
+)
+
 
 class ChildError(RuntimeError):
     """The other process could not start, or ended before its time."""
+
+
+def start_sheeprl(python: Path, size_name: str, steps: TensorDictBase, *words: str) -> ChildContestant:
+    """Starts sheeprl in its own environment, for the same ``steps`` and as many threads as ours.
+
+    Example:
+        start_sheeprl(Path("sheeprl/bin/python"), "size1m", steps, "--act", "50")
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "steps.pt"
+        torch.save(dict(steps.items()), file)
+        size = size_name.removeprefix("size").upper()
+        options = ("--steps", file, "--size", size, "--threads", torch.get_num_threads())
+        return ChildContestant([python, SHEEPRL_PEER, *options, *words], SHEEPRL_MEND)
 
 
 class ChildContestant:

@@ -14,14 +14,13 @@ with an environment of its own: ours needs other versions of some packages.
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from child import ChildContestant, ChildError
+from child import SHEEPRL_MEND, ChildError, start_sheeprl
 from contest import Contestant, LocalContestant, Result, take_turns
 from gate import Gate
 from provenance import provenance
@@ -35,11 +34,6 @@ from dreamer_torchrl.native import build as kernels
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PEER_MODES = {"torchrl": ("eager", "step", "full", "graph"), "sheeprl": ("eager", "compiled"), "float32": ("eager",)}
-SHEEPRL_PEER = Path(__file__).with_name("sheeprl_peer.py")
-SHEEPRL_MEND = (
-    "sheeprl wants an environment of its own: python3 -m venv FOLDER; FOLDER/bin/pip install "
-    f"torch=={torch.__version__.partition('+')[0]} sheeprl==0.8.4; then --peer-python FOLDER/bin/python."
-)
 
 
 def our_learner(
@@ -59,17 +53,6 @@ def our_learner(
     return LocalContestant(name, trained, lambda: learner.update(steps), steps.device, notes)
 
 
-def sheeprl_learner(workload: Workload, steps: TensorDictBase, python: Path, mode: str, dtype: str) -> ChildContestant:
-    """Starts sheeprl's learner in its own environment, for the same `steps` and as many threads as ours."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "steps.pt"
-        torch.save(dict(steps.items()), file)
-        size = workload.size_name.removeprefix("size").upper()
-        options = {"steps": file, "size": size, "mode": mode, "dtype": dtype, "threads": torch.get_num_threads()}
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        return ChildContestant([python, SHEEPRL_PEER, *words], SHEEPRL_MEND)
-
-
 def contestants(workload: Workload, arguments: argparse.Namespace, processes: ExitStack) -> list[Contestant]:
     """Ours first, then the one to beat, if any; all on the same steps. What runs elsewhere ends with `processes`."""
     torch.manual_seed(0)
@@ -84,8 +67,9 @@ def contestants(workload: Workload, arguments: argparse.Namespace, processes: Ex
     if arguments.against == "torchrl":
         rivals.append(torchrl_learner(workload, steps, dtype, arguments.peer_mode))
     if arguments.against == "sheeprl":
-        python, mode = arguments.peer_python, arguments.peer_mode
-        rivals.append(processes.enter_context(sheeprl_learner(workload, steps, python, mode, arguments.dtype)))
+        words = ("--mode", arguments.peer_mode, "--dtype", arguments.dtype)
+        sheeprl = start_sheeprl(arguments.peer_python, workload.size_name, steps, *words)
+        rivals.append(processes.enter_context(sheeprl))
     return rivals
 
 

@@ -1,12 +1,13 @@
-"""Milliseconds per step of acting, for one environment and for several.
+"""Milliseconds per step of acting, for one environment and for several, alone or in turn with sheeprl.
 
     python benchmarks/policy.py
     python benchmarks/policy.py --workload proprio_size1m --environments 1 16 --json benchmarks/results/policy-cpu.json
+    python benchmarks/policy.py --against sheeprl --peer-python ~/sheeprl/bin/python
 
 Two times of the same steps: `policy` is the call of the policy alone, which other implementations are compared by, and
 `send` is all that `Collector.send` does to get from what is seen to actions: latents beside observations, the way to
 the device and back. Observations are prepared, so no environment's time is in it. States and actions are drawn, as in
-training.
+training. In turn with sheeprl each side makes 50 steps, then the other; `turns` and `peer` are the medians of these.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from child import SHEEPRL_MEND, ChildError, start_sheeprl
+from contest import LocalContestant, take_turns
 from provenance import provenance
 from tensordict import TensorDictBase
 from torchrl.data import Composite
@@ -36,6 +40,9 @@ TARGETS = {("proprio_size1m", 1): 1.0, ("proprio_size1m", 16): 1.4}
 
 PREPARED = 8
 """Different observations; more would only measure the memory."""
+
+TURN = 50
+"""Steps that a side makes before the other does."""
 
 
 class PreparedStreams:
@@ -58,11 +65,17 @@ def observations(agent: Agent, environments: int) -> list[TensorDictBase]:
     return list(steps.exclude(*LATENTS, *acted).unbind(1))
 
 
-def measure(workload: Workload, environments: int, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
-    """Act in so many environments; every time measured, in milliseconds."""
+def agent_for(workload: Workload, device: torch.device) -> Agent:
+    """An agent that acts as in a run, with kernels where they are."""
     torch.manual_seed(0)
     agent = build_agent(workload.observation_spec, workload.action_spec, size=workload.size_name).to(device)
-    use_native(agent, decide(None, device))  # as a run does
+    use_native(agent, decide(None, device))
+    return agent
+
+
+def measure(workload: Workload, environments: int, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
+    """Act in so many environments; medians, quartiles and minima in milliseconds."""
+    agent = agent_for(workload, device)
     collector = Collector(PreparedStreams(environments, Composite(action=workload.action_spec)), agent.policy)
     seen = observations(agent, environments)
     sending = [_timed_send(collector, seen[step % len(seen)]) for step in range(warmup + steps)][warmup:]
@@ -76,6 +89,31 @@ def measure(workload: Workload, environments: int, steps: int, warmup: int, devi
         lower, median, upper = statistics.quantiles(times, method="inclusive")
         row |= {f"{name}_ms": median, f"{name}_ms_quartiles": [lower, upper], f"{name}_ms_min": min(times)}
     return row | {"target_ms": TARGETS.get((workload.name, environments))}
+
+
+def in_turn(workload: Workload, environments: int, steps: int, warmup: int, python: Path) -> dict[str, Any]:
+    """Act in turn with sheeprl; medians in milliseconds per step, and ours over theirs."""
+    agent = agent_for(workload, torch.device("cpu"))
+    policy = agent.policy
+    collector = Collector(PreparedStreams(environments, Composite(action=workload.action_spec)), policy)
+    seen = observations(agent, environments)
+    collector.now = seen[0]
+    collector.send()  # from then on there are latents
+    carried = [now.copy().update(collector.latents) for now in seen]
+
+    def act() -> None:
+        with set_exploration_type(ExplorationType.RANDOM):
+            for number in range(TURN):
+                policy(carried[number % len(carried)])
+
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    ours = LocalContestant("dreamer_torchrl", parameters, act, torch.device("cpu"))
+    shown = example_batch(agent, environments, PREPARED)
+    with start_sheeprl(python, workload.size_name, shown, "--act", str(TURN)) as sheeprl:
+        times = take_turns([ours, sheeprl], -(-warmup // TURN), -(-steps // TURN))
+    mine, theirs = (1e3 * result.median / TURN for result in times)
+    sides = {"parameters": parameters, "peer": times[1].contestant, "peer_parameters": times[1].parameters}
+    return sides | {"turns_ms": mine, "peer_ms": theirs, "ratio": mine / theirs}
 
 
 def _timed_send(collector: Collector, seen: TensorDictBase) -> float:
@@ -98,12 +136,17 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     record = provenance(arguments.device) | {"steps": arguments.steps, "policy": []}
-    print(f"{'ms per step':16}{'environments':>14}{'policy':>10}{'min':>10}{'send':>10}{'target':>10}")
+    duel = f"{'turns':>10}{'peer':>10}{'ratio':>10}" if arguments.against else ""
+    print(f"{'ms per step':16}{'environments':>14}{'policy':>10}{'min':>10}{'send':>10}{'target':>10}{duel}")
     for name in arguments.workload:
         for environments in arguments.environments:
             row = measure(WORKLOADS[name], environments, arguments.steps, arguments.warmup, arguments.device)
             times = "".join(f"{row[key]:10.3f}" for key in ("policy_ms", "policy_ms_min", "send_ms"))
-            target = f"{row['target_ms']:10.1f}" if row["target_ms"] else ""
+            target = f"{row['target_ms'] or '-':>10}"
+            if arguments.against:
+                how = environments, arguments.steps, arguments.warmup, arguments.peer_python
+                row |= in_turn(WORKLOADS[name], *how)
+                target += "".join(f"{row[key]:10.3f}" for key in ("turns_ms", "peer_ms", "ratio"))
             print(f"{name:16}{environments:14}{times}{target}", flush=True)
             record["policy"].append(row)
     if arguments.json:
@@ -126,8 +169,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
     parser.add_argument("--threads", type=int, help="torch threads; torch's own choice where not given")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the table, and where it comes from")
-    return parser.parse_args()
+    parser.add_argument("--against", choices=["sheeprl"], help="who acts in turn with ours")
+    parser.add_argument("--peer-python", type=Path, metavar="PATH", help="the interpreter that has sheeprl")
+    arguments = parser.parse_args()
+    if arguments.against and not arguments.peer_python:
+        parser.error(f"--against {arguments.against} needs --peer-python. {SHEEPRL_MEND}")
+    if arguments.against and arguments.device.type != "cpu":
+        parser.error(f"--against {arguments.against}: that peer runs on the CPU, not on {arguments.device}")
+    return arguments
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ChildError as error:
+        sys.exit(f"error: {error}")

@@ -1,10 +1,11 @@
-"""sheeprl's `dreamer_v3_5` as the child of `learner.py --against sheeprl`; run by the interpreter that has sheeprl.
+"""sheeprl's `dreamer_v3_5` as the child of `learner.py` and `policy.py`; run by the interpreter that has sheeprl.
 
     python benchmarks/sheeprl_peer.py --steps steps.pt --size 1M --threads 2
+    python benchmarks/sheeprl_peer.py --steps steps.pt --size 1M --threads 2 --act 50
 
-Makes one update of its learner for each line it reads and answers with a line of JSON, as `child.py` wants it. It
-imports nothing of ours, so sheeprl's environment needs none of it. The steps, `[B, 1 + T]` as `Learner.update` takes
-them, come in a file: both sides train on the same numbers.
+Makes one update of its learner, or acts 50 times, for each line it reads and answers with a line of JSON, as
+`child.py` wants it. It imports nothing of ours, so sheeprl's environment needs none of it. The steps, `[B, 1 + T]` as
+`Learner.update` takes them, come in a file: both sides see the same numbers.
 """
 
 from __future__ import annotations
@@ -37,18 +38,13 @@ def sheeprl_update(
 ) -> tuple[Callable[[], None], int, list[str]]:
     """Builds the learner for steps `[B, 1 + T]`; returns one update, the number of trained parameters, and notes."""
     import hydra
-    from lightning.fabric import Fabric
     from sheeprl.algos.dreamer_v3_5 import dreamer_v3_5 as algorithm
-    from sheeprl.algos.dreamer_v3_5.agent import build_agent
 
     data = stream_of(steps)
-    image, actions = "rgb" in data, data["actions"].shape[-1]
     settings = compose_settings(data, size, mode, dtype)
-    torch.distributions.Distribution.set_default_validate_args(settings.distribution.validate_args)
-    fabric = Fabric(accelerator="cpu", devices=1, precision=settings.fabric.precision)
     if mode == "compiled":
         leave_loop_eager(algorithm)
-    model, actor, critic, slow_critic, _ = build_agent(fabric, (actions,), not image, settings, observation_space(data))
+    fabric, (model, actor, critic, slow_critic, _) = agent_for(data, settings)
     trained = [*model.parameters(), *actor.parameters(), *critic.parameters()]
     optimizer = hydra.utils.instantiate(settings.algo.optimizer, params=trained, _convert_="all")
     optimizer = fabric.setup_optimizers(optimizer)
@@ -67,7 +63,7 @@ def sheeprl_update(
             moments,
             dict(data),  # it takes keys out
             None,
-            (actions,),
+            (data["actions"].shape[-1],),
         )
         algorithm.update_target_critic(critic, slow_critic, settings.algo.critic.tau)
 
@@ -75,6 +71,42 @@ def sheeprl_update(
     if mode == "compiled":
         notes.append("sheeprl's imagination and its actor and critic losses are compiled, its observed sequence is not")
     return update, sum(parameter.numel() for parameter in trained), notes
+
+
+def sheeprl_acting(
+    steps: dict[str, Tensor], size: str, mode: str, dtype: str, count: int
+) -> tuple[Callable[[], None], int, list[str]]:
+    """Builds the player for B environments that show the observations of steps `[B, 1 + T]` one after another.
+
+    Returns what acts `count` times, the number of parameters it acts with, and notes.
+    """
+    data = stream_of(steps)
+    settings = compose_settings(data, size, mode, dtype)
+    _, (*_, player) = agent_for(data, settings)
+    seen = [
+        {"rgb": pixels / 255 - 0.5} if "rgb" in data else {"state": pixels}
+        for pixels in data["rgb" if "rgb" in data else "state"].unsqueeze(1).unbind()  # [1, B, ...]
+    ]
+    player.init_states()
+
+    def act() -> None:
+        with torch.inference_mode():
+            for number in range(count):
+                player.get_actions(seen[number % len(seen)])
+
+    notes = [f"sheeprl ran with its own torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    return act, sum(parameter.numel() for parameter in player.parameters()), notes
+
+
+def agent_for(data: dict[str, Tensor], settings: Any) -> tuple[Any, Any]:
+    """Lightning's fabric, and sheeprl's world model, actor, critic, slow critic and player for a batch `[1 + T, B]`."""
+    from lightning.fabric import Fabric
+    from sheeprl.algos.dreamer_v3_5.agent import build_agent
+
+    torch.distributions.Distribution.set_default_validate_args(settings.distribution.validate_args)
+    fabric = Fabric(accelerator="cpu", devices=1, precision=settings.fabric.precision)
+    actions = (data["actions"].shape[-1],)
+    return fabric, build_agent(fabric, actions, "rgb" not in data, settings, observation_space(data))
 
 
 def stream_of(steps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,10 +133,10 @@ def compose_settings(data: dict[str, Tensor], size: str, mode: str, dtype: str) 
     length, batch = data["rewards"].shape[:2]
     pixels, vectors = ("[rgb]", "[]") if "rgb" in data else ("[]", "[state]")
     words = [
-        *("exp=dreamer_v3_5", f"algo=dreamer_v3_5_{size}", "env=dummy", "env.num_envs=1", "fabric.accelerator=cpu"),
-        *(f"fabric.precision={PRECISION[dtype]}", f"algo.per_rank_batch_size={batch}"),
-        *(f"algo.per_rank_sequence_length={length - 1}", f"algo.compile.enabled={mode == 'compiled'}"),
-        *("algo.compile.mode=default", "algo.compile.player=False"),
+        *("exp=dreamer_v3_5", f"algo=dreamer_v3_5_{size}", "env=dummy", f"env.num_envs={batch}"),
+        *("fabric.accelerator=cpu", f"fabric.precision={PRECISION[dtype]}"),
+        *(f"algo.per_rank_batch_size={batch}", f"algo.per_rank_sequence_length={length - 1}"),
+        *(f"algo.compile.enabled={mode == 'compiled'}", "algo.compile.mode=default", "algo.compile.player=False"),
     ]
     for side in ("encoder", "decoder"):
         words += [f"algo.cnn_keys.{side}={pixels}", f"algo.mlp_keys.{side}={vectors}"]
@@ -156,7 +188,8 @@ def answers(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     steps = torch.load(arguments.steps, weights_only=True)
-    update, parameters, notes = sheeprl_update(steps, arguments.size, arguments.mode, arguments.dtype)
+    how = steps, arguments.size, arguments.mode, arguments.dtype
+    update, parameters, notes = sheeprl_acting(*how, arguments.act) if arguments.act else sheeprl_update(*how)
     yield {"name": f"sheeprl {version('sheeprl')} {arguments.mode}", "parameters": parameters, "notes": notes}
     for _ in sys.stdin:
         yield measured(update)
@@ -168,6 +201,7 @@ def main() -> None:
     parser.add_argument("--size", required=True, help="sheeprl's name of it, such as 1M")
     parser.add_argument("--mode", choices=["eager", "compiled"], default="eager")
     parser.add_argument("--dtype", choices=PRECISION, default="float32")
+    parser.add_argument("--act", type=int, metavar="N", help="chooses actions N times instead of making an update")
     parser.add_argument("--threads", type=int, help="torch threads; torch's own choice where not given")
     arguments = parser.parse_args()
     with os.fdopen(os.dup(1), "w") as answer_stream:

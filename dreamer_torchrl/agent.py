@@ -146,22 +146,23 @@ class Policy(TensorDictModuleBase):
         """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
         if tensordict.get("is_init", None) is None:
             raise KeyError("The policy needs is_init to know where episodes start: append InitTracker() to the env.")
-        flat = tensordict.select(*self.in_keys, strict=False).reshape(-1)
-        belief, state = self.rssm.initial(flat.shape[0])
-        action = belief.new_zeros(flat.shape[0], self.actor.space.size)
-        encoded = self.encoder(*[self._observation(flat, key) for key in self.encoder.in_keys])
+        encoded = self.encoder(*[self._observation(tensordict, key) for key in self.encoder.in_keys])
+        belief, state, action = (rows_of(tensordict, key) for key in LATENTS)
+        zeros, none = self.rssm.initial(len(encoded))
         belief, state, action = self.step(
             encoded,
-            flat.get("previous_action", action),
-            flat["is_init"],
-            flat.get("belief", belief),
-            self.rssm.one_hot(flat.get("state", state)),
+            zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action,
+            rows_of(tensordict, "is_init"),
+            zeros if belief is None else belief,
+            none if state is None else self.rssm.one_hot(state),
         )
         shape = tensordict.batch_size
         tensordict.set("belief", belief.float().reshape(*shape, -1))
         tensordict.set("state", state.float().reshape(*shape, *state.shape[1:]))
         tensordict.set("previous_action", action.reshape(*shape, -1))
-        return tensordict.update(self.actor.space.restore(tensordict["previous_action"]))
+        for key, value in self.actor.space.restore(tensordict["previous_action"]).items():
+            tensordict.set(key, value)
+        return tensordict
 
     def step(
         self,
@@ -191,12 +192,24 @@ class Policy(TensorDictModuleBase):
             action_noise = self.actor.space.noise(len(belief), generator=self.generator, device=belief.device)
         return belief, state, policy.sample(action_noise)
 
-    def _observation(self, flat: TensorDictBase, key: NestedKey) -> torch.Tensor:
-        value = flat.get(key, None)
+    def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor:
+        value = rows_of(tensordict, key)
         if value is None:
-            there = ", ".join(sorted(key_name(key) for key in flat.keys(True, True)))
+            there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
             raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
         return value
+
+
+def rows_of(tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor | None:
+    """An entry with one batch dimension, ``[N, ...]``; None if it is not there.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> rows_of(TensorDict({"reward": torch.ones(2, 3, 1)}, [2, 3]), "reward").shape
+        torch.Size([6, 1])
+    """
+    value = tensordict.get(key, None)
+    return value if value is None or tensordict.ndim == 1 else value.reshape(-1, *value.shape[tensordict.ndim :])
 
 
 def build_agent(

@@ -16,6 +16,7 @@ from dreamer_torchrl.dream_tiles import (
     GAP,
     LINE,
     MARGIN,
+    MOST_IMAGES,
     REAL,
     SEES,
     Grid,
@@ -216,11 +217,19 @@ def panel_of(axes: Axes, dream: Dream, height: int) -> Panel:
 
 
 def how_to_read(dream: Dream) -> str:
-    """The picture in two sentences."""
+    """The picture in two sentences, and a third where it does not show all that is observed."""
     sees = f"The model sees {dream.context} step{'s' if dream.context > 1 else ''} (shaded), then its eyes are closed. "
     if dream.imagined:
-        return sees + "From there on it acts in its dream, without any environment."
-    return sees + "From there on it dreams what comes, knowing only the actions."
+        sees += "From there on it acts in its dream, without any environment."
+    else:
+        sees += "From there on it dreams what comes, knowing only the actions."
+    images = sum(isinstance(space, Image) for space in dream.spaces.values())
+    numbers = sum(
+        dream.observation[key].shape[1] for key, space in dream.spaces.items() if not isinstance(space, Image)
+    )
+    kinds = ((MOST_IMAGES, images, "images"), (MOST_NUMBERS, numbers, "numbers"))
+    shown = ", ".join(f"{most} of {count} {kind}" for most, count, kind in kinds if count > most)
+    return f"{sees} Shown: {shown}." if shown else sees
 
 
 def write(figure: Figure, left: int, top: int, text: str, size: float = 9, **style: str) -> None:

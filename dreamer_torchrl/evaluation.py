@@ -92,7 +92,13 @@ def evaluate(
         if give_up():
             raise GivenUp
         if film and not played[0] and len(frames) < FILMED:
-            frames += _pictures(streams, collector, policy)
+            try:
+                frames += _pictures(streams, collector, policy)
+            except Exception as error:  # a renderer is somebody else's code, and no film is worth a run
+                film = False
+                streams.notes.append(
+                    f"The video has {len(frames)} pictures: drawing failed with {type(error).__name__}: {error}."
+                )
         collector.send()
         steps = collector.receive()
         if record and not played[0]:

@@ -44,11 +44,14 @@ def wandb_place(configuration: Configuration, run_dir: Path) -> Place:
     settings, wandb = configuration.settings, configuration.settings.wandb
     names = (experiment_of(configuration.words), environment_name(settings), size_name(settings))
     tags = tuple(name[:LONGEST_TAG] for name in dict.fromkeys(filter(None, names)))
-    name = f"{run_dir.absolute().name} seed {settings.seed}"[-LONGEST_LABEL:]
+    folder = run_dir.absolute()
+    name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
+    if f"seed={settings.seed}" not in folder.name.split(","):
+        name += f" seed {settings.seed}"
     return Place(
         wandb.project,
         wandb.entity,
-        wandb.name or name,
+        wandb.name or name[-LONGEST_LABEL:],
         wandb.group or seeds_group(configuration),
         tags if wandb.tags is None else wandb.tags,
     )

@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,7 @@ from dreamer_torchrl.wandb_run import WandbRun
 
 if TYPE_CHECKING:
     from dreamer_torchrl.checkpoint import Saved
+    from dreamer_torchrl.loop import Training
 
 SHOW = {"--cfg", "--cfg=job", "-c"}
 """Hydra's ways to ask for the configuration."""
@@ -135,53 +137,59 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
     from torchrl import logger
 
     from dreamer_torchrl.checkpoint import NoSoundCheckpoint
-    from dreamer_torchrl.data.streams import TooManyFailures
-    from dreamer_torchrl.loop import Diverged, Training
+    from dreamer_torchrl.loop import Training
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     settings = configuration.settings
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    try:
-        training = Training(settings, run_dir, console)
-        saved = training.checkpoints.load()
-    except NoSoundCheckpoint as error:
-        console.note(str(error))
-        return NO_CHECKPOINT
-    except ValueError as error:  # too little memory, an environment that cannot be made or read
-        console.note(str(error))
-        return BAD_WORDS
-    for damage in saved.damaged if saved else ():
-        console.note(damage)
-    try:
-        configuration.save(run_dir)
-        metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
-    except OSError as error:
-        raise RunNotWritable.because(run_dir, error) from error
-    resume = resume_command(run_dir)
-    evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(run_dir)])
+    with ExitStack() as cleanup:
+        try:
+            training = cleanup.enter_context(closing(Training(settings, run_dir, console)))
+            saved = training.checkpoints.load()
+        except NoSoundCheckpoint as error:
+            console.note(str(error))
+            return NO_CHECKPOINT
+        except ValueError as error:  # too little memory, an environment that cannot be made or read
+            console.note(str(error))
+            return BAD_WORDS
+        for damage in saved.damaged if saved else ():
+            console.note(damage)
+        try:
+            configuration.save(run_dir)
+            metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
+        except OSError as error:
+            raise RunNotWritable.because(run_dir, error) from error
+        return run(training, metrics, saved, stop)
+
+
+def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> int:
+    """Train to the end or a signal, and say how to go on from there; the exit code."""
+    from dreamer_torchrl.data.streams import TooManyFailures
+    from dreamer_torchrl.loop import Diverged
+
+    say, resume = training.console.note, resume_command(training.run_dir)
     try:
         training.run(metrics, saved, stop)
-        metrics.close()
-        steps = training.progress.steps
-        if training.checkpoints.failure:  # the console has told why
-            console.note(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
-            return NOT_TRAINED
-        if stop.requested:
-            done = f"Stopped and saved at step {steps:,}." if steps else "Stopped before the first step."
-            console.note(f"{done} Continue with: {resume}")
-        else:
-            console.note(f"Finished and saved at step {steps:,}. Evaluate with: {evaluate}")
-        return stop.exit_code
     except (Diverged, TooManyFailures) as error:
         metrics.close()
         training.checkpoints.wait()
         names = training.checkpoints.names()
         last = f"The last checkpoint is {names[-1]}." if names else "There is no checkpoint yet."
-        console.note(f"Stopped: {error}\n{last} Continue with: {resume}")
+        say(f"Stopped: {error}\n{last} Continue with: {resume}")
         return NOT_TRAINED
-    finally:
-        training.close()
+    metrics.close()
+    steps = training.progress.steps
+    if training.checkpoints.failure:  # the console has told why
+        say(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
+        return NOT_TRAINED
+    if stop.requested:
+        done = f"Stopped and saved at step {steps:,}." if steps else "Stopped before the first step."
+        say(f"{done} Continue with: {resume}")
+    else:
+        evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(training.run_dir)])
+        say(f"Finished and saved at step {steps:,}. Evaluate with: {evaluate}")
+    return stop.exit_code
 
 
 def make_metrics(

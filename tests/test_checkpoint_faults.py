@@ -28,7 +28,7 @@ def run_killed_saver(folder: Path, *how: str) -> str:
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    assert "10 kills" in run_killed_saver(tmp_path / "run", "random", "10")
+    assert "6 kills" in run_killed_saver(tmp_path / "run", "random", "6")
 
 
 def test_killed_before_each_change_of_the_disk(tmp_path: Path) -> None:

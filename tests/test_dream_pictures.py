@@ -13,7 +13,7 @@ from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agent import Agent
-from dreamer_torchrl.dream_pictures import curves_of, film, observed_numbers, sheet, still, write_dream
+from dreamer_torchrl.dream_pictures import curves_of, film, how_to_read, observed_numbers, sheet, still, write_dream
 from dreamer_torchrl.dream_tiles import BORDER, DREAMS, MARGIN, SEES, colours, rgb, scaled
 from dreamer_torchrl.dreaming import Dream, dream, imagined
 from dreamer_torchrl.figures import REFERENCE
@@ -130,6 +130,19 @@ def test_curves_of_numbers_are_those_that_vary_most() -> None:
         *(f"b/c[{i}]" for i in (0, 2, 3, 4)),
     ]
     assert torch.equal(curves[1].real, steps["a"][:, 2])
+
+
+def test_a_picture_says_what_it_does_not_show() -> None:
+    """Where all is shown, it says nothing of that."""
+    images = dict.fromkeys(("left", "middle", "right"), PIXELS)
+    for others, told in (
+        ({"speed": Unbounded((9,))}, "actions. Shown: 8 of 9 numbers."),
+        ({**images, "speed": Unbounded((8,))}, "actions. Shown: 2 of 3 images."),
+        ({**images, "pace": Unbounded((9,)), "speed": Unbounded((1,))}, "Shown: 2 of 3 images, 8 of 10 numbers."),
+        ({"left": PIXELS, "right": PIXELS, "speed": Unbounded((8,))}, "knowing only the actions."),
+    ):
+        agent = build_agent(Composite(others), OneHot(2), TINY)
+        assert how_to_read(dream(agent, episode(agent, 6), context=2)).endswith(told)
 
 
 def test_vectors_are_curves_beside_what_heads_and_actor_say() -> None:

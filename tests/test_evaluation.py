@@ -178,6 +178,30 @@ def test_films_of_long_episodes_show_their_beginning(renderer: bool, monkeypatch
     assert cut.notes == []
 
 
+@pytest.mark.parametrize("pictures", [0, 2])
+def test_a_renderer_that_fails_ends_the_film_alone(pictures: int) -> None:
+    """The numbers are those without a film, and a note tells."""
+    calls = []
+
+    class LosesItsDisplay(gymnasium.Wrapper):
+        def render(self) -> np.ndarray:
+            calls.append(self)
+            if len(calls) > pictures:
+                raise RuntimeError("no display")
+            return self.env.render()
+
+    def make() -> StreamEnv:
+        return StreamEnv(Gymnasium(LosesItsDisplay(GridReach(render_mode="rgb_array"))), entropy=(0,))
+
+    streams = Streams([make])
+    agent = agent_for(streams)
+    plain = evaluate(seeded(agent), streams, 3)
+    evaluation = evaluate(seeded(agent), streams, 3, film=True)
+    assert (evaluation.returns, evaluation.lengths) == (plain.returns, plain.lengths)
+    assert len(evaluation.frames) == pictures and len(calls) == pictures + 1
+    assert evaluation.notes == [f"The video has {pictures} pictures: drawing failed with RuntimeError: no display."]
+
+
 def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
     """All its steps, the terminal one included, or the first ones of them; numbers are the same without."""
     streams = walks({}, {}, {})

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,12 @@ ANSWERS = {
 """What a reader puts in the place of these words."""
 
 IN_TABLES = re.compile(r"`(?:\w+=\w+ )?(python benchmarks/[^`]+)`")
-SHOWN = "".join((README.parent / page).read_text() for page in ("README.md", "docs/speed.md", "docs/presets.md"))
-MEASURING = sorted(set(IN_TABLES.findall(SHOWN)))
+MEASURING = sorted(set(IN_TABLES.findall(README.read_text())))
+LEARNING = "python benchmarks/learning.py --experiment NAME"
+SOON = "--batch 1 --length 2 --updates 1 --warmup 0"
+ON_OTHER_PAGES = {
+    line for page in ("speed", "presets") for line in IN_TABLES.findall((README.parent / f"docs/{page}.md").read_text())
+}
 LINES = [line for _, text in blocks(README, "text") for line in text.splitlines() if line.startswith("python ")]
 
 
@@ -50,7 +55,7 @@ def test_there_are_commands() -> None:
     assert {re.search(r"dreamer_torchrl\.(\w+)", line)[1] for line in LINES} == {
         *("train", "evaluate", "plot", "dream", "report", "export", "doctor")
     }
-    assert len(MEASURING) >= 4
+    assert len(MEASURING) >= 5
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line.split()[2:6]))
@@ -66,12 +71,47 @@ def test_command(line: str, run: Path, tmp_path: Path) -> None:
     assert "[torchrl]" not in outcome.stdout + outcome.stderr  # what a library tells itself is none of a user's
 
 
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Runs a line with a program of the benchmarks as if it were typed."""
+
+    def run(line: str) -> None:
+        _, program, *words = shlex.split(line)
+        monkeypatch.syspath_prepend(str(README.parent / Path(program).parent))
+        monkeypatch.setattr(sys, "argv", [program, *words])
+        runpy.run_path(str(README.parent / program), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.parametrize("line", [line for line in MEASURING if line != LEARNING])
+def test_programs_of_the_tables(
+    line: str, program: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a small batch; sheeprl is no package of ours, so what answers in its place is a toy."""
+    toy = README.parent / "tests/benchmarks/toy_peer.py"
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(toy))} 99\n")
+    python.chmod(0o755)
+    program(f"{line} {SOON}".replace("PEER", str(tmp_path)))
+    printed = capsys.readouterr().out
+    assert "ratio" in printed and re.search(r"torchrl [\d.]+ eager|toy", printed)
+
+
+def test_the_program_of_the_results_is_there() -> None:
+    """`test_learning_benchmark` runs it to its end."""
+    assert LEARNING in MEASURING
+
+
 class WordsTaken(Exception):
     """A program has understood its words, and would begin to measure."""
 
 
-@pytest.mark.parametrize("line", MEASURING)
-def test_programs_of_the_tables_understand_their_words(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("line", sorted(ON_OTHER_PAGES - set(MEASURING)))
+def test_programs_of_other_pages_understand_their_words(
+    line: str, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that measure take minutes, so only until their words are read."""
     understand = ArgumentParser.parse_args
 
@@ -79,12 +119,9 @@ def test_programs_of_the_tables_understand_their_words(line: str, monkeypatch: p
         understand(parser)
         raise WordsTaken
 
-    _, program, *words = shlex.split(line.replace("NAME", "cartpole"))
-    monkeypatch.syspath_prepend(str(README.parent / Path(program).parent))
     monkeypatch.setattr(ArgumentParser, "parse_args", stop_then)
-    monkeypatch.setattr(sys, "argv", [program, *words])
     with pytest.raises(WordsTaken):
-        runpy.run_path(str(README.parent / program), run_name="__main__")
+        program(line)
 
 
 def test_experiments_of_the_table_are_there() -> None:

@@ -235,6 +235,20 @@ def test_seeds_of_one_experiment_are_one_group(words: str, group: str) -> None:
     assert seeds_group(load(words.split())) == group
 
 
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("runs/first", "first seed 3"),
+        ("a sweep/seed=3", "a sweep seed=3"),
+        ("a sweep/env=pong,seed=3", "a sweep env=pong,seed=3"),
+        ("a sweep/size=nano", "a sweep size=nano seed 3"),
+        ("a sweep/seed=30", "a sweep seed=30 seed 3"),
+    ],
+)
+def test_a_run_is_called_by_its_folder_and_seed(folder: str, name: str) -> None:
+    assert wandb_place(load(["seed=3"]), Path(folder)).name == name
+
+
 def test_labels_are_no_longer_than_wandb_takes() -> None:
     """Long ones still differ."""
     long = ["env=grid_reach", *(f"learner.{key}=0.5" for key in ("actor_scale", "value_scale", "reward_scale"))]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dreamer_torchrl.native import layer, rowwise
 from dreamer_torchrl.native.calls import fits
+from dreamer_torchrl.native.structures import MOST_LAYERS
 
 EPS = 1e-4
 """What norms add to the mean square."""
@@ -152,8 +153,18 @@ class MLP(nn.Sequential):
         torch.Size([5, 16])
     """
 
+    native = False  # whether the kernels do it where they can: see use_native
+
     def __init__(self, in_features: int, units: int, layers: int):
         super().__init__(*[HiddenLayer(a, b) for a, b in pairwise([in_features] + [units] * layers)])
+        self._at_once = layer.HiddenLayers()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.native and not torch.is_grad_enabled() and len(self) <= MOST_LAYERS and fits(x):
+            weights = [(each.linear.weight, each.linear.bias, each.after.norm.weight) for each in self]
+            if all(tensor.dtype == x.dtype for tensors in weights for tensor in tensors):
+                return self._at_once(x, weights)
+        return super().forward(x)
 
 
 class Conv(nn.Conv2d):

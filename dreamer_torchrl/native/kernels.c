@@ -115,6 +115,13 @@ typedef struct {
 } layer_arguments;
 
 typedef struct {
+    long rows, threads, layers;
+    layer_weights layer[MOST_LAYERS];
+    const void *x;
+    void *y;
+} perceptron_arguments;
+
+typedef struct {
     long rows, count, targets, threads;
     const void *logits, *bins, *target;
     const double *weights;

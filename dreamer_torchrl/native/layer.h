@@ -1,3 +1,5 @@
+/* Layers of a network by themselves. */
+
 /* A linear layer, with norm and silu behind it where it has a scale: what comes before them and what after. */
 
 typedef struct {
@@ -17,5 +19,34 @@ void NAME(layer_rows)(const layer_arguments *a) {
     arena memory = {0};
     NAME(layer_job) job = {a, NAME(layer_of)(&memory, &a->layer, a->rows > 16)};
     share(NAME(layer_tile), &job, a->rows, 32, 48, a->threads);
+    release(&memory);
+}
+
+/* Hidden layers one after the other; only the last one's numbers leave the cache. */
+
+typedef struct {
+    const perceptron_arguments *a;
+    NAME(layer) layer[MOST_LAYERS];
+    int widest;
+} NAME(perceptron_job);
+
+static void NAME(perceptron_tile)(const void *given, long row, int n) {
+    const NAME(perceptron_job) *job = given;
+    const long count = job->a->layers, in = job->layer[0].weight.in, out = job->layer[count - 1].weight.out;
+    arena memory = {0};
+    const ROWS here = NAME(room)(&memory, n, job->widest), there = NAME(room)(&memory, n, job->widest);
+    const ROWS x = {(REAL *)job->a->x + row * in, in}, y = {(REAL *)job->a->y + row * out, out};
+    NAME(copy)(n, out, NAME(perceptron)(n, job->layer, count, x, here, there), y);
+    release(&memory);
+}
+
+void NAME(perceptron_rows)(const perceptron_arguments *a) {
+    arena memory = {0};
+    NAME(perceptron_job) job = {.a = a};
+    for (long i = 0; i < a->layers; i++) {
+        job.layer[i] = NAME(layer_of)(&memory, &a->layer[i], a->rows > 16);
+        if (job.layer[i].weight.out > job.widest) job.widest = job.layer[i].weight.out;
+    }
+    share(NAME(perceptron_tile), &job, a->rows, 32, 48, a->threads);
     release(&memory);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from dreamer_torchrl.native.calls import call
 from dreamer_torchrl.native.rowwise import norm_silu_backward
-from dreamer_torchrl.native.structures import Layer, LayerArguments, Source, fill
+from dreamer_torchrl.native.structures import Layer, LayerArguments, PerceptronArguments, Source, fill
 
 
 class Linear(torch.autograd.Function):
@@ -49,6 +50,35 @@ class HiddenLayer(torch.autograd.Function):
         x, weight, before, scale = ctx.saved_tensors
         d_before, d_scale = norm_silu_backward(d_after, before, scale)
         return *_linear_backward(ctx, d_before, x, weight), d_scale
+
+
+class HiddenLayers:
+    """`HiddenLayer` after `HiddenLayer` in one call, without gradients.
+
+    The addresses of the weights are collected once, and again where weights were replaced by others.
+    """
+
+    def __init__(self) -> None:
+        self._arguments = PerceptronArguments()
+        self._addresses: list[int] = []
+
+    def __call__(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """``[..., in]`` and of each layer weight, bias and scale, to ``[..., out]``."""
+        x, arguments = x.contiguous(), self._arguments
+        addresses = [tensor.data_ptr() for layer in weights for tensor in layer]
+        if addresses != self._addresses:
+            arguments.layers, self._addresses = len(weights), addresses
+            for index, (weight, bias, scale) in enumerate(weights):
+                arguments.layer[index] = Layer(Source.of(weight.t()), bias.data_ptr(), scale.data_ptr())
+        y = x.new_empty(*x.shape[:-1], len(weights[-1][1]))
+        arguments.rows, arguments.threads = x.numel() // x.shape[-1], torch.get_num_threads()
+        arguments.x, arguments.y = x.data_ptr(), y.data_ptr()
+        call("perceptron_rows", x.dtype, arguments)
+        return y
+
+    def __reduce__(self) -> tuple[type[HiddenLayers], tuple[()]]:
+        """A copy collects addresses of its own."""
+        return HiddenLayers, ()
 
 
 def _call(x: Tensor, layer: Layer, outputs: dict[str, Tensor]) -> None:

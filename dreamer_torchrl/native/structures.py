@@ -150,6 +150,16 @@ class LayerArguments(ctypes.Structure):
     ]
 
 
+class PerceptronArguments(ctypes.Structure):
+    """Of ``perceptron_rows``."""
+
+    _fields_: ClassVar = [
+        *((name, LONG) for name in ("rows", "threads", "layers")),
+        ("layer", Layer * MOST_LAYERS),
+        *((name, POINTER) for name in ("x", "y")),
+    ]
+
+
 class TwoHotArguments(ctypes.Structure):
     """Of ``two_hot_mean``, ``two_hot_loss`` and ``two_hot_backward``."""
 

@@ -35,6 +35,8 @@ static void NAME(masked)(int n, int width, ROWS from, ROWS kept, ROWS to) {
 
 static inline ROWS NAME(columns)(ROWS rows, long first) { return (ROWS){rows.at + first, rows.stride}; }
 
+static inline ROWS NAME(below)(ROWS rows, long first) { return (ROWS){rows.at + first * rows.stride, rows.stride}; }
+
 /* Block diagonal matrix, each block [in, out]. Packed, it lies in panels of two vectors of columns, filled up with zeros:
  * panel by panel, each [in, 2, LANES]. That pays where it meets many rows; else it is read where it is (no panels). */
 typedef struct {
@@ -142,19 +144,29 @@ static MATRIX NAME(unpacked)(source from) { return (MATRIX){from.blocks, from.in
 
 static inline VECTOR NAME(whole)(const REAL *from) { return *(const NAME(loose) *)from; }
 
-/* One block read where it is, whose rows are contiguous: y += x w. */
+/* y += x w for one or two rows and AHEAD vectors of columns. */
+static inline __attribute__((always_inline)) void NAME(outer)(
+    const int rows, ROWS x, int in, const REAL *w, long stride, ROWS y) {
+    VECTOR sums[2][AHEAD];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < AHEAD; i++) sums[r][i] = NAME(whole)(y.at + r * y.stride + i * LANES);
+    for (int k = 0; k < in; k++)
+        for (int i = 0; i < AHEAD; i++) {
+            const VECTOR weights = NAME(whole)(w + k * stride + i * LANES);
+            for (int r = 0; r < rows; r++) sums[r][i] += x.at[r * x.stride + k] * weights;
+        }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < AHEAD; i++) NAME(store)(y.at + r * y.stride + i * LANES, sums[r][i], LANES);
+}
+
+/* One block read where it is, whose rows are contiguous: y += x w. Two rows share what is read of it. */
 static void NAME(multiply_rows)(int n, ROWS x, int in, int out, const REAL *w, long stride, ROWS y) {
     int j = 0;
-    for (; j + AHEAD * LANES <= out; j += AHEAD * LANES)
-        for (int r = 0; r < n; r++) {
-            const REAL *from = x.at + r * x.stride;
-            REAL *to = y.at + r * y.stride + j;
-            VECTOR sums[AHEAD];
-            for (int i = 0; i < AHEAD; i++) sums[i] = NAME(whole)(to + i * LANES);
-            for (int k = 0; k < in; k++)
-                for (int i = 0; i < AHEAD; i++) sums[i] += from[k] * NAME(whole)(w + k * stride + j + i * LANES);
-            for (int i = 0; i < AHEAD; i++) NAME(store)(to + i * LANES, sums[i], LANES);
-        }
+    for (; j + AHEAD * LANES <= out; j += AHEAD * LANES) {
+        int r = 0;
+        for (; r + 2 <= n; r += 2) NAME(outer)(2, NAME(below)(x, r), in, w + j, stride, NAME(columns)(NAME(below)(y, r), j));
+        if (r < n) NAME(outer)(1, NAME(below)(x, r), in, w + j, stride, NAME(columns)(NAME(below)(y, r), j));
+    }
     for (; j < out; j += LANES) /* what is left of them */
         for (int r = 0; r < n; r++) {
             REAL *to = y.at + r * y.stride + j;
@@ -164,25 +176,33 @@ static void NAME(multiply_rows)(int n, ROWS x, int in, int out, const REAL *w, l
         }
 }
 
-/* The same for one whose columns are contiguous. */
+/* Inner products of one or two rows with AHEAD columns, of which the first `there` are added to y. */
+static inline __attribute__((always_inline)) void NAME(inner)(
+    const int rows, ROWS x, int in, const REAL *const *columns, int there, ROWS y) {
+    VECTOR sums[2][AHEAD] = {{{0}}};
+    int k = 0;
+    for (; k + LANES <= in; k += LANES)
+        for (int i = 0; i < AHEAD; i++) {
+            const VECTOR weights = NAME(whole)(columns[i] + k);
+            for (int r = 0; r < rows; r++) sums[r][i] += NAME(whole)(x.at + r * x.stride + k) * weights;
+        }
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < AHEAD && i < there; i++) {
+            REAL total = NAME(sum)(sums[r][i]);
+            for (int rest = k; rest < in; rest++) total += x.at[r * x.stride + rest] * columns[i][rest];
+            y.at[r * y.stride + i] += total;
+        }
+}
+
+/* The same for one whose columns are contiguous; two rows share what is read of them. */
 static void NAME(multiply_columns)(int n, ROWS x, int in, int out, const REAL *w, long stride, ROWS y) {
     for (int j = 0; j < out; j += AHEAD) {
         const REAL *columns[AHEAD];
         for (int i = 0; i < AHEAD; i++) columns[i] = w + (j + i < out ? j + i : j) * stride;
-        for (int r = 0; r < n; r++) {
-            const REAL *from = x.at + r * x.stride;
-            VECTOR sums[AHEAD] = {{0}};
-            int k = 0;
-            for (; k + LANES <= in; k += LANES) {
-                const VECTOR part = NAME(whole)(from + k);
-                for (int i = 0; i < AHEAD; i++) sums[i] += part * NAME(whole)(columns[i] + k);
-            }
-            for (int i = 0; i < AHEAD && j + i < out; i++) {
-                REAL total = NAME(sum)(sums[i]);
-                for (int rest = k; rest < in; rest++) total += from[rest] * columns[i][rest];
-                y.at[r * y.stride + j + i] += total;
-            }
-        }
+        int r = 0;
+        for (; r + 2 <= n; r += 2)
+            NAME(inner)(2, NAME(below)(x, r), in, columns, out - j, NAME(columns)(NAME(below)(y, r), j));
+        if (r < n) NAME(inner)(1, NAME(below)(x, r), in, columns, out - j, NAME(columns)(NAME(below)(y, r), j));
     }
 }
 

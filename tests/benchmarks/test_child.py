@@ -96,7 +96,7 @@ def test_sheeprl_missing_in_its_environment(steps: TensorDict) -> None:
     workload = import_module("workloads").WORKLOADS["vision_size1m"]
     message = r"ended with code 1: ModuleNotFoundError: No module named .*pip install torch==.* sheeprl==0\.8\.4"
     with pytest.raises(import_module("child").ChildError, match=message):
-        import_module("learner").sheeprl_learner(workload, steps, Path(sys.executable), "eager", "float32")
+        import_module("child").start_sheeprl(Path(sys.executable), workload.size_name, steps)
 
 
 def test_sheeprl_sees_the_same_steps(steps: TensorDict) -> None:

@@ -11,7 +11,10 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "learning.py"
+from tests.test_readme_commands import LEARNING
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "learning.py"
 TINY = "threads=1 size.belief=32 size.hidden=16 size.units=16 total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
 
 
@@ -27,8 +30,9 @@ def learning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_a_record_of_a_real_run(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
-    command = [sys.executable, str(SCRIPT), "--seeds", "4", "--folder", str(tmp_path), "--json", str(output)]
-    ran = subprocess.run([*command, "--words", *TINY.split()], capture_output=True, text=True, timeout=120)
+    _, *command = LEARNING.replace("NAME", "cartpole").split()  # as README.md has it
+    command += ["--seeds", "4", "--folder", str(tmp_path), "--json", str(output), "--words", *TINY.split()]
+    ran = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stderr
     assert "cartpole seed 4:" in ran.stdout
     assert "MISSED" in ran.stdout  # nobody learns in 80 steps

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dreamer_torchrl.modules.layers import HiddenLayer, Linear
+from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear
 from dreamer_torchrl.native import layer
 from dreamer_torchrl.native.calls import use_native
 from tests.native.compilers import needs_compiler
@@ -83,3 +87,54 @@ def test_other_precisions_are_left_to_torch(kind: str) -> None:
     plain = module(x)
     use_native(module, True)
     assert module(x).equal(plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows", [1, 5, 16, 17, 300])
+def test_layers_at_once_are_those_one_by_one(rows: int, dtype: torch.dtype) -> None:
+    """To the last bit, where no gradient is asked for."""
+    module = MLP(37, 21, layers=3).to(dtype)
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    use_native(module, True)
+    x = torch.randn(rows, 2, 37, dtype=dtype)
+    one_by_one = module(x)
+    assert one_by_one.requires_grad
+    with torch.no_grad():
+        at_once = module(x)
+        assert torch.equal(at_once, one_by_one)
+        assert torch.equal(module(x.transpose(0, 1)), one_by_one.transpose(0, 1))
+        use_native(module, False)
+        assert_close(module(x), at_once, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_layers_at_once_follow_their_weights() -> None:
+    """New numbers in the same tensors, other tensors, lent ones, and those of a copy."""
+    module, other = (MLP(6, 7, layers=2) for _ in range(2))
+    use_native(module, True)
+    use_native(other, True)
+    x = torch.randn(4, 6)
+    first = module(x)
+    copies = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
+    for parameter in module.parameters():
+        parameter.mul_(-2)
+    second = module(x)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(one(x), first) for one in copies)
+    lent = torch.func.functional_call(module, dict(other.named_parameters()), (x,))
+    assert torch.equal(lent, other(x)) and torch.equal(module(x), second)
+    with TensorDict.from_module(other).to_module(module):
+        assert torch.equal(module(x), other(x))
+    assert torch.equal(module(x), second)
+    module.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(module(x), other(x))
+
+
+@torch.no_grad()
+def test_more_layers_than_the_kernel_has_room_for() -> None:
+    module = MLP(3, 4, layers=9)
+    x = torch.randn(2, 3)
+    plain = module(x)
+    use_native(module, True)
+    assert_close(module(x), plain, rtol=1e-3, atol=1e-3)
