@@ -148,8 +148,11 @@ def import_in_new_process() -> tuple[float, set[str]]:
 
 
 def test_import_is_fast_and_brings_no_environment_library() -> None:
-    """Half a second on top of torchrl, best of three, and only the libraries that are needed."""
-    seconds, added = min((import_in_new_process() for _ in range(3)), key=lambda run: run[0])
+    """Half a second on top of torchrl, best of three at most, and only the libraries that are needed."""
+    for _ in range(3):
+        seconds, added = import_in_new_process()
+        if seconds < MAX_IMPORT_SECONDS:
+            break
     assert seconds < MAX_IMPORT_SECONDS, f"import dreamer_torchrl adds {seconds:.2f} s to import torchrl"
     intruders = {name.partition(".")[0] for name in added} & (ENVIRONMENT_LIBRARIES | {"hydra", "wandb"})
     assert not intruders, f"import dreamer_torchrl brings in {sorted(intruders)}: import them where they are used"

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dreamer_torchrl.native.build import cache_folder
+
 ROOT = Path(__file__).parents[1]
 OWN_COLUMNS = {"_runtime", "_step", "_timestamp"}
 
@@ -17,7 +19,8 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     """The variables of a process that knows nothing of this machine's W&B."""
     kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(("WANDB", "NETRC"))}
     kept = {key: value for key, value in kept.items() if not key.lower().endswith("_proxy")}
-    return kept | {"HOME": str(home), "PYTHONPATH": str(ROOT)} | variables
+    kernels = {"XDG_CACHE_HOME": str(cache_folder().parent)}  # they need not be built again for each home
+    return kept | {"HOME": str(home), "WANDB_CACHE_DIR": str(home), "PYTHONPATH": str(ROOT)} | kernels | variables
 
 
 def offline_folders(run_dir: Path) -> list[Path]:
