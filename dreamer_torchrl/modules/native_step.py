@@ -22,8 +22,7 @@ class NativeStep:
 
     def __init__(self, rssm: RSSM, actor: Actor):
         self.rssm, self.actor = rssm, actor
-        self._arguments: c.ActArguments | None = None
-        self._addresses: list[int] = []
+        self._collected: tuple[list[int], c.ActArguments | None] = [], None
         modules = [*rssm.modules(), *actor.modules()]
         # Where the parameters are found, as modules may be lent others for a while.
         self._places = [(module._parameters, name) for module in modules for name in module._parameters]
@@ -41,8 +40,10 @@ class NativeStep:
         """``[N, E]``, ``[N, A]``, ``[N, 1]``, ``[N, D]``, ``[N, S, K]`` and noise to belief, state and action."""
         dtype, rssm = encoded.dtype, self.rssm
         addresses = [parameters[name].data_ptr() for parameters, name in self._places]
-        if self._arguments is None or addresses != self._addresses:
-            self._arguments, self._addresses = self._collect(), addresses
+        known, collected = self._collected
+        if collected is None or addresses != known:
+            collected = self._collect()
+            self._collected = addresses, collected
         outputs = {
             "next_belief": encoded.new_empty(len(encoded), rssm.belief_size),
             "next_state": encoded.new_empty(len(encoded), rssm.stochastic, rssm.classes),
@@ -51,7 +52,7 @@ class NativeStep:
         names = ("encoded", "previous_action", "kept", "belief", "state", "noise", "action_noise")
         inputs = (encoded, previous_action, kept, belief, state, noise, action_noise)
         tensors = {name: x.to(dtype).contiguous() for name, x in zip(names, inputs, strict=True)} | outputs
-        arguments = self._arguments
+        arguments = c.ActArguments.from_buffer_copy(collected)  # another thread may be in a call of its own
         arguments.rows, arguments.threads = len(encoded), torch.get_num_threads()
         for name, tensor in tensors.items():  # alive until the call is over
             setattr(arguments, name, tensor.data_ptr())

@@ -59,17 +59,19 @@ class HiddenLayers:
     """
 
     def __init__(self) -> None:
-        self._arguments = PerceptronArguments()
-        self._addresses: list[int] = []
+        self._collected: tuple[list[int], PerceptronArguments] = [], PerceptronArguments()
 
     def __call__(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """``[..., in]`` and of each layer weight, bias and scale, to ``[..., out]``."""
-        x, arguments = x.contiguous(), self._arguments
+        x = x.contiguous()
         addresses = [tensor.data_ptr() for layer in weights for tensor in layer]
-        if addresses != self._addresses:
-            arguments.layers, self._addresses = len(weights), addresses
+        known, collected = self._collected
+        if addresses != known:
+            collected = PerceptronArguments(layers=len(weights))
             for index, (weight, bias, scale) in enumerate(weights):
-                arguments.layer[index] = Layer(Source.of(weight.t()), bias.data_ptr(), scale.data_ptr())
+                collected.layer[index] = Layer(Source.of(weight.t()), bias.data_ptr(), scale.data_ptr())
+            self._collected = addresses, collected
+        arguments = PerceptronArguments.from_buffer_copy(collected)  # another thread may be in a call of its own
         y = x.new_empty(*x.shape[:-1], len(weights[-1][1]))
         arguments.rows, arguments.threads = x.numel() // x.shape[-1], torch.get_num_threads()
         arguments.x, arguments.y = x.data_ptr(), y.data_ptr()

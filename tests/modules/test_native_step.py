@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -108,3 +109,27 @@ def test_a_copy_is_on_its_own() -> None:
             for parameter in copied.parameters():
                 parameter.zero_()
     assert played(policy, True, 2, ExplorationType.RANDOM)["belief"].equal(before["belief"])
+
+
+@torch.no_grad()
+def test_threads_may_act_with_one_agent() -> None:
+    """Kernels run beside one another, on arguments of their own."""
+    policy = agent_for(ACTIONS["floats"], "nano").policy
+    use_native(policy, True)
+    step, rssm = policy._native_step, policy.rssm
+    inputs = []
+    for rows in (1, 3, 8, 16):
+        encoded = torch.randn(rows, policy.encoder.out_features)
+        noise = torch.rand(rows, rssm.stochastic), torch.randn(rows, 3)
+        inputs.append(
+            (encoded, torch.zeros(rows, 3), torch.ones(rows, 1, dtype=torch.bool), *rssm.initial(rows), *noise)
+        )
+    expected = [step(*given) for given in inputs]
+
+    def repeat(index: int) -> bool:
+        with torch.no_grad():
+            again = (step(*inputs[index]) for _ in range(200))
+            return all(torch.equal(*pair) for outputs in again for pair in zip(outputs, expected[index], strict=True))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(repeat, range(4)))

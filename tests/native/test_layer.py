@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -138,3 +139,19 @@ def test_more_layers_than_the_kernel_has_room_for() -> None:
     plain = module(x)
     use_native(module, True)
     assert_close(module(x), plain, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_threads_do_not_mix_up_their_rows() -> None:
+    """Kernels run beside one another, on arguments of their own."""
+    module = MLP(64, 64, layers=3)
+    use_native(module, True)
+    inputs = [torch.randn(rows, 64) for rows in (1, 7, 16, 40)]
+    expected = [module(x) for x in inputs]
+
+    def repeat(index: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal(module(inputs[index]), expected[index]) for _ in range(300))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(repeat, range(4)))
