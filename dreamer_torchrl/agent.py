@@ -179,6 +179,7 @@ class Policy(TensorDictModuleBase):
         if explore and noise is None:
             noise = torch.rand(len(belief), self.rssm.stochastic, generator=self.generator, device=belief.device)
         native = self.rssm.native and fits(encoded) and actor_fits(self.actor)
+        native = native and self._native_step.takes(encoded, previous_action, belief, state)
         if explore and native and not torch.is_grad_enabled():
             if action_noise is None:
                 action_noise = self.actor.space.noise(len(belief), generator=self.generator)

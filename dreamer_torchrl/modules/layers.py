@@ -52,7 +52,7 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and fits(x) and self.weight.dtype == x.dtype:
+        if self.native and fits(x, self.in_features) and self.weight.dtype == x.dtype:
             return layer.Linear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
@@ -115,10 +115,11 @@ class NormSilu(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
+        self.size = size
         self.norm = RMSNorm(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and fits(x) and self.norm.weight.dtype == x.dtype:
+        if self.native and fits(x, self.size) and self.norm.weight.dtype == x.dtype:
             return rowwise.NormSilu.apply(x, self.norm.weight)
         return F.silu(self.norm(x))
 
@@ -140,7 +141,7 @@ class HiddenLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, scale = self.linear.weight, self.after.norm.weight
-        if self.native and fits(x) and weight.dtype == scale.dtype == x.dtype:
+        if self.native and fits(x, self.linear.in_features) and weight.dtype == scale.dtype == x.dtype:
             return layer.HiddenLayer.apply(x, weight, self.linear.bias, scale)
         return self.after(self.linear(x))
 
@@ -160,9 +161,10 @@ class MLP(nn.Sequential):
         self._at_once = layer.HiddenLayers()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and not torch.is_grad_enabled() and len(self) <= MOST_LAYERS and fits(x):
+        if self.native and not torch.is_grad_enabled() and 0 < len(self) <= MOST_LAYERS:
             weights = [(each.linear.weight, each.linear.bias, each.after.norm.weight) for each in self]
-            if all(tensor.dtype == x.dtype for tensors in weights for tensor in tensors):
+            same = all(tensor.dtype == x.dtype for tensors in weights for tensor in tensors)
+            if same and fits(x, self[0].linear.in_features):
                 return self._at_once(x, weights)
         return super().forward(x)
 

@@ -23,9 +23,17 @@ class NativeStep:
     def __init__(self, rssm: RSSM, actor: Actor):
         self.rssm, self.actor = rssm, actor
         self._collected: tuple[list[int], c.ActArguments | None] = [], None
+        encoded = rssm.posterior.linear.in_features - rssm.belief_size
+        self._widths = (encoded, actor.space.size, rssm.belief_size, rssm.stochastic, rssm.classes)
         modules = [*rssm.modules(), *actor.modules()]
         # Where the parameters are found, as modules may be lent others for a while.
         self._places = [(module._parameters, name) for module in modules for name in module._parameters]
+
+    def takes(self, encoded: Tensor, previous_action: Tensor, belief: Tensor, state: Tensor) -> bool:
+        """Whether these are as wide as the weights: the kernel would read other memory."""
+        widths = (encoded.shape[-1], previous_action.shape[-1], belief.shape[-1], *state.shape[1:])
+        rows = {len(x) for x in (encoded, previous_action, belief, state)}
+        return widths == self._widths and len(rows) == 1
 
     def __call__(
         self,

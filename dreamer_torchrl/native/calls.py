@@ -28,14 +28,17 @@ def decide(native: bool | None, device: torch.device) -> bool:
     return device.type == "cpu" and build.available() if native is None else native
 
 
-def fits(like: Tensor) -> bool:
-    """Whether kernels can compute where and in what this tensor is, here and now.
+def fits(like: Tensor, width: int | None = None) -> bool:
+    """Whether kernels can compute where and in what this tensor is, here and now, and it is as wide as it should be.
 
-    They see addresses: not what fake and traced tensors stand for, nor what `torch.func` derives and maps.
+    They see addresses: not what fake and traced tensors stand for, nor what `torch.func` derives and maps. Of another
+    width they would read other memory; torch, to which that is left, says what does not fit.
     """
     if torch.compiler.is_compiling() or not like.is_cpu or like.dtype not in DTYPES or type(like) not in PLAIN:
         return False
-    return not torch.jit.is_tracing() and not torch._C._are_functorch_transforms_active() and build.available()
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    return (width is None or like.shape[-1:] == (width,)) and build.available()
 
 
 def call(name: str, dtype: torch.dtype, arguments: ctypes.Structure) -> None:

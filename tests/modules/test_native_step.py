@@ -111,6 +111,16 @@ def test_a_copy_is_on_its_own() -> None:
     assert played(policy, True, 2, ExplorationType.RANDOM)["belief"].equal(before["belief"])
 
 
+@pytest.mark.parametrize("key", ["belief", "state", "previous_action"])
+def test_latents_of_another_agent_are_refused(key: str) -> None:
+    """The kernel would read what lies behind them in memory."""
+    policy = agent_for(ACTIONS["floats"]).policy
+    data = played(policy, True, 2, ExplorationType.RANDOM)
+    data[key] = data[key][..., :-1]
+    with set_exploration_type(ExplorationType.RANDOM), pytest.raises(RuntimeError):
+        policy(data)
+
+
 @torch.no_grad()
 def test_threads_may_act_with_one_agent() -> None:
     """Kernels run beside one another, on arguments of their own."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear
+from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear, NormSilu
 from dreamer_torchrl.native import layer
 from dreamer_torchrl.native.calls import use_native
 from tests.native.compilers import needs_compiler
@@ -132,9 +133,20 @@ def test_layers_at_once_follow_their_weights() -> None:
     assert torch.equal(module(x), other(x))
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("make", [Linear, HiddenLayer, lambda i, o: MLP(i, o, layers=2), lambda i, _: NormSilu(i)])
+def test_another_width_is_refused_by_torch(make: Callable[[int, int], nn.Module], grad: bool) -> None:
+    """The kernels would read what lies behind it in memory."""
+    module = make(6, 7)
+    use_native(module, True)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"shape|size"):
+        module(torch.randn(4, 5))
+
+
+@pytest.mark.parametrize("layers", [0, 9])
 @torch.no_grad()
-def test_more_layers_than_the_kernel_has_room_for() -> None:
-    module = MLP(3, 4, layers=9)
+def test_no_layers_or_more_than_the_kernel_has_room_for(layers: int) -> None:
+    module = MLP(3, 4, layers)
     x = torch.randn(2, 3)
     plain = module(x)
     use_native(module, True)
