@@ -33,8 +33,8 @@ NOT_NEEDED = ("gymnasium", "gym", "hydra", "omegaconf", "wandb", "ale_py", "av",
 IMPORTS = f"""
 import sys
 sys.modules.update(dict.fromkeys({NOT_NEEDED!r}))  # None: not to be found, even where they are installed
-import dreamer_torchrl.agent, dreamer_torchrl.learner, dreamer_torchrl.interop.verify
-print("imported from", dreamer_torchrl.agent.__file__)
+import dreamer_torchrl.agents.agent, dreamer_torchrl.learners.learner, dreamer_torchrl.interop.verify
+print("imported from", dreamer_torchrl.agents.agent.__file__)
 """
 
 ALL_SECONDS, WARM_UP_SECONDS = 450.0, 300.0

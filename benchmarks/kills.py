@@ -30,10 +30,10 @@ from typing import Any
 import torch
 from provenance import provenance
 
-from dreamer_torchrl.checkpoint import Checkpoints
-from dreamer_torchrl.config import saved_settings
-from dreamer_torchrl.runs import make_replay
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.train import main as train
+from dreamer_torchrl.training.build import make_replay
 
 SETTINGS = (
     *("env=cartpole", "device=cpu", "threads=1", "size=nano", "size.belief=32", "size.hidden=16", "size.units=16"),
@@ -62,7 +62,7 @@ class Watch:
     def __init__(self, folder: Path):
         self.run, self.log = folder / "run", folder / "log.txt"
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["dreamer_torchrl.train", "dreamer_torchrl.loop"])
+        self.context.set_forkserver_preload(["dreamer_torchrl.train", "dreamer_torchrl.training.loop"])
         self.checkpoints = Checkpoints(self.run / "checkpoints")
         self.committed = -1  # the newest step of which a checkpoint was seen
         self.found: Counter[str] = Counter()  # what the killed processes were doing

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from provenance import provenance
 
-from dreamer_torchrl.references import official_curve
+from dreamer_torchrl.views.references import official_curve
 
 HERE = Path(__file__).parent
 

@@ -30,10 +30,10 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from workloads import WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, build_agent
-from dreamer_torchrl.agent import LATENTS
-from dreamer_torchrl.data.collect import Collector
-from dreamer_torchrl.learner import example_batch
-from dreamer_torchrl.native.calls import decide, use_native
+from dreamer_torchrl.collectors.collect import Collector
+from dreamer_torchrl.kernels.calls import decide, use_native
+from dreamer_torchrl.keys import LATENTS
+from dreamer_torchrl.learners.learner import example_batch
 
 TARGETS = {("proprio_size1m", 1): 1.0, ("proprio_size1m", 16): 1.4}
 """Milliseconds that the policy is meant to take."""

@@ -20,7 +20,7 @@ from workloads import WORKLOADS
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.data.replay import Replay, bytes_per_step
-from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.learners.learner import example_batch
 
 STREAMS, CHUNK = 4, 1000
 

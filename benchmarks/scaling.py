@@ -32,10 +32,10 @@ from scaling_plot import save_plot
 from workloads import WORKLOADS
 
 from dreamer_torchrl import Learner, build_agent
-from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.learners.learner import example_batch
 
 VECTORS = WORKLOADS["proprio_size1m"]
-IMPORTED = ["dreamer_torchrl.learner", "dreamer_torchrl.data.collect", "dreamer_torchrl.data.replay"]
+IMPORTED = ["dreamer_torchrl.learners.learner", "dreamer_torchrl.collectors.collect", "dreamer_torchrl.data.replay"]
 """What the processes of the points are forked with: importing takes longer than many a point."""
 
 

@@ -19,10 +19,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from dreamer_torchrl import settings as settings_file
-from dreamer_torchrl.checks import ABOVE_ZERO, ENDLESS, LEAST, MOST, as_word, leaves
-from dreamer_torchrl.config import CHANGEABLE, choices
-from dreamer_torchrl.settings import EnvironmentSettings, Settings
+from dreamer_torchrl.config import schema as settings_file
+from dreamer_torchrl.config.checks import ABOVE_ZERO, ENDLESS, LEAST, MOST, as_word, leaves
+from dreamer_torchrl.config.compose import CHANGEABLE, choices
+from dreamer_torchrl.config.schema import EnvironmentSettings, Settings
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -35,7 +35,7 @@ KINDS = {bool: "true, false", int: "whole number", float: "number", str: "word",
 START = """\
 # Configuration
 
-Made by `python docs/make_configuration.py` from `configs/` and the types in `dreamer_torchrl/settings.py`: change
+Made by `python docs/make_configuration.py` from `configs/` and the types in `dreamer_torchrl/config/schema.py`: change
 those.
 
 ## How to set something

@@ -13,9 +13,9 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from dreamer_torchrl import Learner, load
-from dreamer_torchrl.learner import total
+from dreamer_torchrl.learners.learner import total
 from dreamer_torchrl.objectives.world_model import kl
-from dreamer_torchrl.runs import LoadedRun, make_replay
+from dreamer_torchrl.training.build import LoadedRun, make_replay
 
 BATCHES = 32
 

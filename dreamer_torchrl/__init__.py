@@ -3,50 +3,28 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from dreamer_torchrl.act import Player
-    from dreamer_torchrl.agent import Agent, Policy, build_agent
-    from dreamer_torchrl.learner import Learner
-    from dreamer_torchrl.objectives import ActorLoss, ValueLoss, WorldModelLoss
-    from dreamer_torchrl.optim import LaProp
-    from dreamer_torchrl.runs import load
-    from dreamer_torchrl.settings import Hyperparameters, Size
+from typing import Any
 
 _HOMES = {
     "ActorLoss": "objectives",
-    "Agent": "agent",
-    "Hyperparameters": "settings",
-    "LaProp": "optim",
-    "Learner": "learner",
-    "Player": "act",
-    "Policy": "agent",
-    "Size": "settings",
+    "Agent": "agents.agent",
+    "Hyperparameters": "learners.hyperparameters",
+    "LaProp": "learners.laprop",
+    "Learner": "learners.learner",
+    "Player": "agents.player",
+    "Policy": "agents.policy",
+    "Size": "agents.size",
     "ValueLoss": "objectives",
     "WorldModelLoss": "objectives",
-    "build_agent": "agent",
-    "load": "runs",
+    "build_agent": "agents.agent",
+    "load": "training.build",
 }
 
-__all__ = [
-    "ActorLoss",
-    "Agent",
-    "Hyperparameters",
-    "LaProp",
-    "Learner",
-    "Player",
-    "Policy",
-    "Size",
-    "ValueLoss",
-    "WorldModelLoss",
-    "build_agent",
-    "load",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name at its first use: torch takes seconds, and commands check their words without it."""
+    """Import a public name at its first use: torch takes seconds, and commands check their overrides without it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -142,7 +142,7 @@ def _box2d_loads() -> str:
 def _av_encodes() -> str:
     import av
 
-    from dreamer_torchrl.video import ENCODER, can_encode
+    from dreamer_torchrl.record.video import ENCODER, can_encode
 
     if not can_encode():
         raise RuntimeError(f"av {av.__version__} has no {ENCODER}")
@@ -192,9 +192,9 @@ def _check_specs(env: EnvBase, report: Report) -> None:
 
 
 def _check_agent(env: EnvBase, report: Report) -> None:
-    from dreamer_torchrl.agent import build_agent
+    from dreamer_torchrl.agents.agent import build_agent
+    from dreamer_torchrl.collectors.stream_env import StreamEnv
     from dreamer_torchrl.data.replay import bytes_per_step
-    from dreamer_torchrl.data.stream import StreamEnv
 
     stream = StreamEnv(env)
     agent = build_agent(stream.observation_spec, stream.full_action_spec, "nano")
@@ -295,7 +295,7 @@ def _spread(values: Sequence[float]) -> str:
 
 def _environment(words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
     """Family and options that configuration words such as ``env=pendulum`` ask for."""
-    from dreamer_torchrl.config import load
+    from dreamer_torchrl.config.compose import load
 
     settings = load(list(words)).settings
     return settings.env.family, settings.env.options

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dreamer_torchrl.opening import FAILED, open_run, play
-from dreamer_torchrl.page_frame import IMAGINED
+from dreamer_torchrl.training.loading import FAILED, open_run, play
+from dreamer_torchrl.views.page_frame import IMAGINED
 
 if TYPE_CHECKING:
-    from dreamer_torchrl.dreaming import PredictionError
+    from dreamer_torchrl.views.imagination import PredictionError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = open_run(parser, options.run, options.checkpoint)
 
-    from dreamer_torchrl.dream_pictures import write_dream  # these need torch, which takes seconds
-    from dreamer_torchrl.dreaming import context_for, dream, imagined, prediction_error
-    from dreamer_torchrl.runs import choose_device, dream_title, seed_for
+    from dreamer_torchrl.training.build import choose_device, dream_title, seed_for
+    from dreamer_torchrl.views.imagination import context_for, dream, imagined, prediction_error
+    from dreamer_torchrl.views.imagination_pictures import write_dream  # these need torch, which takes seconds
 
     agent = run.agent.to(choose_device(run.settings.device))
     seed = run.settings.seed if options.seed is None else options.seed

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dreamer_torchrl.opening import FAILED, open_run, play
+from dreamer_torchrl.training.loading import FAILED, open_run, play
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = open_run(parser, options.run, options.checkpoint)
 
-    from dreamer_torchrl.runs import choose_device  # needs torch, which takes seconds
-    from dreamer_torchrl.video import write_video
+    from dreamer_torchrl.record.video import write_video
+    from dreamer_torchrl.training.build import choose_device  # needs torch, which takes seconds
 
     agent = run.agent.to(choose_device(run.settings.device))
     given = run.settings.eval

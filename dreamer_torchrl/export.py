@@ -29,11 +29,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl.act import ActionForm, Bounds, as_indices, encodable
-from dreamer_torchrl.agent import LATENTS, Agent, Policy
-from dreamer_torchrl.data.tree_files import DamagedFile
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.agents.player import ActionForm, Bounds, as_indices, encodable
+from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.checkpoint.tree_files import DamagedFile
+from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
-from dreamer_torchrl.opening import NO_CHECKPOINT, open_run
+from dreamer_torchrl.training.loading import NO_CHECKPOINT, open_run
 
 DESCRIPTION = "policy.json"
 """Name, inside the file, of the description of what goes in and comes out."""
@@ -87,7 +89,7 @@ def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> from dreamer_torchrl.agent import build_agent
+        >>> from dreamer_torchrl.agents.agent import build_agent
         >>> agent = build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano")
         >>> with TemporaryDirectory() as folder:
         ...     policy = torch.export.load(export_policy(agent, f"{folder}/policy.pt2")).module()

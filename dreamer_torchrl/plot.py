@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from dreamer_torchrl.checks import ConfigError, nearest
-from dreamer_torchrl.config import VALUES, read_saved
-from dreamer_torchrl.curve_pictures import draw
-from dreamer_torchrl.curves import Axis, Run, read_run
-from dreamer_torchrl.figures import save_figure
+from dreamer_torchrl.config.checks import ConfigError, nearest
+from dreamer_torchrl.config.compose import VALUES, read_saved
+from dreamer_torchrl.views.curves import Axis, Run, read_run
+from dreamer_torchrl.views.figures import save_figure
+from dreamer_torchrl.views.plots import draw
 
 FAILED = 1
 FORMATS = (".png", ".svg")

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dreamer_torchrl.checks import ConfigError
-from dreamer_torchrl.report_page import write_report
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.views.report_page import write_report
 
 FAILED = 1
 

@@ -28,20 +28,20 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from dreamer_torchrl.checks import ConfigError
-from dreamer_torchrl.config import GROUPS, Configuration, choices, experiment_of, load
-from dreamer_torchrl.console import Console
-from dreamer_torchrl.envs.names import atari_games
-from dreamer_torchrl.labels import describe, environment_name, wandb_place
-from dreamer_torchrl.lock import RunLock, RunLocked, RunNotWritable
-from dreamer_torchrl.metrics import JsonLines, Metrics, Sink, TensorBoard
-from dreamer_torchrl.signals import StopSignals
-from dreamer_torchrl.sweep import Sweep, continue_command, members
-from dreamer_torchrl.wandb_run import WandbRun
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.compose import GROUPS, Configuration, choices, experiment_of, load
+from dreamer_torchrl.config.labels import describe, environment_name, wandb_place
+from dreamer_torchrl.config.sweep import Sweep, continue_command, members
+from dreamer_torchrl.envs.registry import atari_games
+from dreamer_torchrl.record.console import Console
+from dreamer_torchrl.record.metrics import JsonLines, Metrics, Sink, TensorBoard
+from dreamer_torchrl.record.wandb_run import WandbRun
+from dreamer_torchrl.training.lock import RunLock, RunLocked, RunNotWritable
+from dreamer_torchrl.training.signals import StopSignals
 
 if TYPE_CHECKING:
-    from dreamer_torchrl.checkpoint import Saved
-    from dreamer_torchrl.loop import Training
+    from dreamer_torchrl.checkpoint.checkpoints import Saved
+    from dreamer_torchrl.training.loop import Training
 
 SHOW = {"--cfg", "--cfg=job", "-c"}
 """Hydra's ways to ask for the configuration."""
@@ -136,8 +136,8 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
     import torch  # this and what needs it takes seconds
     from torchrl import logger
 
-    from dreamer_torchrl.checkpoint import NoSoundCheckpoint
-    from dreamer_torchrl.loop import Training
+    from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint
+    from dreamer_torchrl.training.loop import Training
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     settings = configuration.settings
@@ -165,8 +165,8 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
 
 def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> int:
     """Train to the end or a signal, and say how to go on from there; the exit code."""
-    from dreamer_torchrl.data.streams import TooManyFailures
-    from dreamer_torchrl.loop import Diverged
+    from dreamer_torchrl.collectors.stream_envs import TooManyFailures
+    from dreamer_torchrl.training.loop import Diverged
 
     say, resume = training.console.note, resume_command(training.run_dir)
     try:
@@ -201,7 +201,7 @@ def make_metrics(
     if settings.log.tensorboard:
         sinks.append(TensorBoard(run_dir / "tensorboard", saved.step if saved else None))
     if wandb.mode != "disabled":
-        from dreamer_torchrl.manifest import library_versions  # needs torch
+        from dreamer_torchrl.checkpoint.manifest import library_versions  # needs torch
 
         kept = saved.parts["metrics"]["position"] if saved else 0
         config = {**configuration.values, "experiment": experiment_of(configuration.words)}

@@ -7,8 +7,9 @@ from importlib import metadata
 
 import pytest
 
-from dreamer_torchrl import doctor, video
+from dreamer_torchrl import doctor
 from dreamer_torchrl.doctor import Report, examine, machine, main
+from dreamer_torchrl.record import video
 
 
 def levels(report: Report) -> dict[str, str]:

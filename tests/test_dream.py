@@ -12,10 +12,10 @@ import pytest
 from PIL import Image as Picture
 
 from dreamer_torchrl.dream import main, table
-from dreamer_torchrl.dreaming import PredictionError
-from dreamer_torchrl.page_frame import newest_picture
-from tests.training_examples import assert_same_run, episodes, lines, trained
-from tests.training_toys import Faulty
+from dreamer_torchrl.views.imagination import PredictionError
+from dreamer_torchrl.views.page_frame import newest_picture
+from tests.training.training_examples import assert_same_run, episodes, lines, trained
+from tests.training.training_toys import Faulty
 
 
 class Rising(Faulty):
@@ -92,7 +92,7 @@ def test_a_dream_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: py
 
 def test_several_actions_and_observations_at_once(tmp_path: Path) -> None:
     """A dict of spaces each way; the same pictures come from the command."""
-    custom = ("env=custom", "env.factory=tests.training_toys:Drive", "eval.episodes=1", "eval.num_envs=1")
+    custom = ("env=custom", "env.factory=tests.training.training_toys:Drive", "eval.episodes=1", "eval.num_envs=1")
     run = trained(tmp_path / "run", *custom, "total_steps=14", "eval.dream=60")
     picture = run / "dreams" / "000000000014.png"
     drawn = np.asarray(Picture.open(picture))

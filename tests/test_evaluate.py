@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import dreamer_torchrl
-from dreamer_torchrl.checkpoint import Checkpoints
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.evaluate import main
-from dreamer_torchrl.runs import LoadedRun
-from tests.checkpoint_examples import read_only
-from tests.training_examples import lines, trained, trained_twice
+from dreamer_torchrl.training.build import LoadedRun
+from tests.checkpoint.checkpoint_examples import read_only
+from tests.training.training_examples import lines, trained, trained_twice
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_it_films_the_first_episode(cartpole: Path, capsys: pytest.CaptureFixtur
 
 def test_what_cannot_be_filmed_is_evaluated_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In training too: an environment without pictures stops nothing."""
-    custom = ("env=custom", "env.factory=tests.training_toys:Drive", "eval.video=true", "total_steps=12")
+    custom = ("env=custom", "env.factory=tests.training.training_toys:Drive", "eval.video=true", "total_steps=12")
     run = trained(tmp_path / "run", *custom)
     assert "There is no video: the environment has no renderer and shows no images." in capsys.readouterr().out
     assert [line["eval/length"] for line in lines(run) if "eval/length" in line] == [12]
@@ -117,7 +117,7 @@ def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixt
 def test_an_environment_that_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It worked in training, and never since."""
     marker = tmp_path / "broken once"
-    custom = ("env=custom", "env.factory=tests.training_toys:Faulty", "eval.every=0", "total_steps=12")
+    custom = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "total_steps=12")
     run = trained(tmp_path / "run", *custom, "+env.arguments.fault=raise", "+env.arguments.share=0")
     text = (run / "config.yaml").read_text()
     assert "share: 0\n" in text and not marker.exists()

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from dreamer_torchrl import doctor
-from dreamer_torchrl.config import load
+from dreamer_torchrl.config.compose import load
 from tests.test_docs import blocks
-from tests.training_examples import lines, trained
+from tests.training.training_examples import lines, trained
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [DOCS / name for name in ("dreamerv3.md", "parts.md", "your_environment.md")]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from dreamer_torchrl.agent import Agent
+from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.export import Difference, compare, export_policy, largest_difference, main
-from tests.acting_examples import agent_for, recorded
-from tests.checkpoint_examples import flip_a_bit
-from tests.training_examples import trained_twice
+from tests.agents.acting_examples import agent_for, recorded
+from tests.checkpoint.checkpoint_examples import flip_a_bit
+from tests.training.training_examples import trained_twice
 
 
 @pytest.fixture(scope="module")

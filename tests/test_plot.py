@@ -16,12 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dreamer_torchrl.config import Configuration, load
-from dreamer_torchrl.curve_pictures import draw
-from dreamer_torchrl.curves import Axis, Run, read_run
-from dreamer_torchrl.figures import REFERENCE
+from dreamer_torchrl.config.compose import Configuration, load
 from dreamer_torchrl.plot import main, read_runs
-from tests.training_examples import TINY, lines, trained
+from dreamer_torchrl.views.curves import Axis, Run, read_run
+from dreamer_torchrl.views.figures import REFERENCE
+from dreamer_torchrl.views.plots import draw
+from tests.training.training_examples import TINY, lines, trained
 
 
 @pytest.fixture(scope="module")

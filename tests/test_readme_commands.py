@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamer_torchrl.config import choices
+from dreamer_torchrl.config.compose import choices
 from tests.test_docs import README, blocks
 from tests.test_train_command import TINY
 

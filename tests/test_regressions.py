@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.data import Composite, LazyTensorStorage, OneHot, SliceSampler, TensorDictReplayBuffer, Unbounded
 
-from dreamer_torchrl.agent import Agent, Size
-from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.agents.agent import Agent, Size
+from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.distributions import two_hot_bins
+from dreamer_torchrl.modules.rollout import ObserveSequence, observe
 from dreamer_torchrl.modules.rssm import RSSM, gru_update
-from dreamer_torchrl.modules.sequence import ObserveSequence, observe
 from dreamer_torchrl.objectives import ActorLoss
-from dreamer_torchrl.objectives.actor import reinforce_loss
+from dreamer_torchrl.objectives.actor_loss import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
 from dreamer_torchrl.objectives.world_model import kl

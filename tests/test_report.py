@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import yaml
 
-from dreamer_torchrl import report_page, reports
-from dreamer_torchrl.checks import ConfigError
-from dreamer_torchrl.page_frame import MOST_BYTES
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.record.video import write_video
 from dreamer_torchrl.report import main
-from dreamer_torchrl.report_page import write_report
-from dreamer_torchrl.video import write_video
-from tests.training_examples import lines, trained
+from dreamer_torchrl.views import report_page, reports
+from dreamer_torchrl.views.page_frame import MOST_BYTES
+from dreamer_torchrl.views.report_page import write_report
+from tests.training.training_examples import lines, trained
 
 WITHOUT_END = {"meta", "link", "img", "br"}
 

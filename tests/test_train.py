@@ -11,15 +11,15 @@ from torchrl.envs import GymEnv, InitTracker, TransformedEnv
 
 import dreamer_torchrl
 from dreamer_torchrl import export, train
-from dreamer_torchrl.checkpoint import Checkpoints
-from tests.training_examples import lines, trained, words
-from tests.training_toys import Slow
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+from tests.training.training_examples import lines, trained, words
+from tests.training.training_toys import Slow
 
 KINDS = {
     "discrete": ["env=cartpole"],
     "continuous": ["env=pendulum", "env.action_repeat=10"],
     "image": ["env=grid_reach"],
-    "composite": ["env=custom", "env.factory=tests.training_toys:Drive"],
+    "composite": ["env=custom", "env.factory=tests.training.training_toys:Drive"],
     "processes": ["env=cartpole", "env.num_envs=2", "env.workers=processes"],
     "async": ["env=cartpole", "env.num_envs=2", "env.workers=async"],
 }
@@ -50,7 +50,7 @@ def test_it_trains(kind: str, tmp_path: Path) -> None:
 
 def test_asynchronous_environments_are_busy_during_updates(tmp_path: Path) -> None:
     """A step of this one takes 100 ms in its process, and two updates take their time here: not one after another."""
-    options = ("env=custom", "env.factory=tests.training_toys:Slow", "env.workers=async", "eval.every=0")
+    options = ("env=custom", "env.factory=tests.training.training_toys:Slow", "env.workers=async", "eval.every=0")
     run = trained(tmp_path / "run", *options, "train_ratio=32", "total_steps=40", "log.every=0")
     steps = [line for line in lines(run) if line.get("rate/steps_per_second") and line["step"] > 20]
     seconds = [1 / line["rate/steps_per_second"] for line in steps]  # each step has its line

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from dreamer_torchrl import train
-from dreamer_torchrl.config import GROUPS, choices, load
-from dreamer_torchrl.envs.names import atari_games
-from dreamer_torchrl.labels import describe, environment_name
-from dreamer_torchrl.settings import Settings
-from tests.checkpoint_examples import read_only
+from dreamer_torchrl.config.compose import GROUPS, choices, load
+from dreamer_torchrl.config.labels import describe, environment_name
+from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.envs.registry import atari_games
+from tests.checkpoint.checkpoint_examples import read_only
 
 TINY = (
     "experiment=null",

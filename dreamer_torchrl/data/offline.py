@@ -8,7 +8,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
-from dreamer_torchrl.agent import NOT_OBSERVED
+from dreamer_torchrl.keys import NOT_OBSERVED
 from dreamer_torchrl.modules.spaces import key_name
 from dreamer_torchrl.objectives.batch import check_keys
 

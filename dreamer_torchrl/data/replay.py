@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer, SliceSampler
 from torchrl.data.replay_buffers import Storage
 
-from dreamer_torchrl.agent import Agent
+from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.modules.spaces import Image, Space
 
 LATENTS = ("belief", "state")
@@ -312,7 +312,7 @@ def bytes_per_step(agent: Agent) -> int:
     """What one stored step of an agent's environment takes.
 
     Example:
-        >>> from dreamer_torchrl.agent import build_agent
+        >>> from dreamer_torchrl.agents.agent import build_agent
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> bytes_per_step(build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano"))
         1065

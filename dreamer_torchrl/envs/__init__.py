@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dreamer_torchrl.envs.names import UnknownEnvironment, check_env, check_family
+from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env, check_family
 
 if TYPE_CHECKING:
     import numpy as np

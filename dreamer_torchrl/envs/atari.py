@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from PIL import Image
 
 from dreamer_torchrl.envs.gym import Gymnasium
-from dreamer_torchrl.envs.names import check_atari, check_env
+from dreamer_torchrl.envs.registry import check_atari, check_env
 
 RED, GREEN = 0.299, 0.587
 LUMINANCE = (RED, GREEN, 1 - (RED + GREEN))

@@ -10,7 +10,7 @@ import gymnasium
 from torchrl.envs import EnvBase
 
 from dreamer_torchrl.envs.gym import Gymnasium
-from dreamer_torchrl.envs.names import check_factory
+from dreamer_torchrl.envs.registry import check_factory
 
 
 def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvBase:

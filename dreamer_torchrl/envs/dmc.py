@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 from dreamer_torchrl.envs.gym import Gymnasium
-from dreamer_torchrl.envs.names import UnknownEnvironment, check_dmc, check_env
+from dreamer_torchrl.envs.registry import UnknownEnvironment, check_dmc, check_env
 
 CAMERAS = {"quadruped": 2}
 """Where the official agent looks from, if not from camera 0."""

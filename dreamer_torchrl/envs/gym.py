@@ -14,8 +14,8 @@ from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import GymWrapper
 
-from dreamer_torchrl.envs.names import check_gym
-from dreamer_torchrl.envs.spaces import Fields, codec_of
+from dreamer_torchrl.envs.codecs import Fields, codec_of
+from dreamer_torchrl.envs.registry import check_gym
 
 
 class Gymnasium(GymWrapper):

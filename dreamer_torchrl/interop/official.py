@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 
-from dreamer_torchrl.agent import Agent
-from dreamer_torchrl.interop.names import Link, keys_of, links
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.agents.size import Size
+from dreamer_torchrl.interop.official_names import Link, keys_of, links
 from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
-from dreamer_torchrl.learner import Learner
-from dreamer_torchrl.settings import Hyperparameters, Size
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
+from dreamer_torchrl.learners.learner import Learner
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -45,7 +46,7 @@ def load_official(
 
     Example:
         >>> from torchrl.data import OneHot
-        >>> from dreamer_torchrl.agent import build_agent
+        >>> from dreamer_torchrl.agents.agent import build_agent
         >>> agent = build_agent(Composite(vector=Unbounded((3,))), OneHot(2), "size1m")
         >>> arrays = save_official_params(Learner(agent))
         >>> torch.equal(load_official(arrays).agent.actor.mlp[0].linear.weight, agent.actor.mlp[0].linear.weight)

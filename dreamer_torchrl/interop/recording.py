@@ -15,10 +15,11 @@ from tensordict import NestedKey, TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 
-from dreamer_torchrl.agent import Agent
-from dreamer_torchrl.interop.names import keys_of
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.agents.size import Size
+from dreamer_torchrl.interop.official_names import keys_of
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.modules.distributions import unimix_probs
-from dreamer_torchrl.settings import Hyperparameters, Size
 
 NOT_OBSERVED = ("reward", "is_first", "is_last", "is_terminal")
 

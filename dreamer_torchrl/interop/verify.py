@@ -16,15 +16,15 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl.interop.names import links
 from dreamer_torchrl.interop.official import MOMENTUM, SECOND_MOMENT, load_into, save_official_params
+from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.interop.recording import Recording, part_of, uniform_for
-from dreamer_torchrl.learner import Learner, total
+from dreamer_torchrl.learners.learner import Learner, total
 from dreamer_torchrl.modules.actor import ActionDistribution
 from dreamer_torchrl.modules.decoder import reconstruction_key
 from dreamer_torchrl.modules.distributions import unimix_probs
 from dreamer_torchrl.modules.spaces import Image
-from dreamer_torchrl.objectives.actor import reinforce_loss
+from dreamer_torchrl.objectives.actor_loss import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentiles
 from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
 from dreamer_torchrl.objectives.world_model import kl

@@ -6,8 +6,8 @@ from dreamer_torchrl.modules.distributions import Binary, BoundedNormal, OneHot,
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, RMSNorm
+from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, imagine, observe
 from dreamer_torchrl.modules.rssm import RSSM, BlockGRU, PriorStep
-from dreamer_torchrl.modules.sequence import ImagineRollout, ObserveSequence, imagine, observe
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
 
 __all__ = [

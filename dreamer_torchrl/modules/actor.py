@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
 from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHot
-from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.heads import joined
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, flatten_all, key_name, spaces_from_spec
+from dreamer_torchrl.modules.tensordict_module import Face
 
 
 class ActionSpace:

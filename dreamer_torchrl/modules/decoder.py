@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import OneHot, symexp, symlog
 from dreamer_torchrl.modules.encoder import KERNEL, STAGES, split_keys, stacked_sides
-from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.images import doubled_pixels, doubled_stage, pixel_error
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, HiddenLayer, Linear, NormSilu, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space
+from dreamer_torchrl.modules.tensordict_module import Face
 
 BLOCKS = 8
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
+from dreamer_torchrl.kernels import rowwise
+from dreamer_torchrl.kernels.calls import fits
 from dreamer_torchrl.modules.layers import full_precision
-from dreamer_torchrl.native import rowwise
-from dreamer_torchrl.native.calls import fits
 
 
 def symlog(x: Tensor) -> Tensor:

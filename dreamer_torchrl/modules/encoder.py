@@ -10,10 +10,10 @@ from tensordict import NestedKey
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import symlog
-from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.images import pooled_stage
 from dreamer_torchrl.modules.layers import MLP, Conv, NormSilu
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
+from dreamer_torchrl.modules.tensordict_module import Face
 
 STAGES = (2, 3, 4, 4)  # channels of each image stage, in multiples of `depth`; each stage halves the sides
 KERNEL = 5

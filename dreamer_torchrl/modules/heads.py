@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dreamer_torchrl.kernels import rowwise
+from dreamer_torchrl.kernels.calls import fits
 from dreamer_torchrl.modules.distributions import Binary, TwoHot, two_hot_bins
-from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
-from dreamer_torchrl.native import rowwise
-from dreamer_torchrl.native.calls import fits
+from dreamer_torchrl.modules.tensordict_module import Face
 
 
 class TwoHotHead(nn.Module, Face):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dreamer_torchrl.modules import image_operators as operators
+from dreamer_torchrl.kernels import image_operators as operators
 from dreamer_torchrl.modules.layers import convolve, rms_norm
 
 

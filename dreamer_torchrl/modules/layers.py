@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_torchrl.native import layer, rowwise
-from dreamer_torchrl.native.calls import fits
-from dreamer_torchrl.native.structures import MOST_LAYERS
+from dreamer_torchrl.kernels import layer, rowwise
+from dreamer_torchrl.kernels.calls import fits
+from dreamer_torchrl.kernels.structures import MOST_LAYERS
 
 EPS = 1e-4
 """What norms add to the mean square."""

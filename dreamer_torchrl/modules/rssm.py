@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.distributions import sample_one_hot, straight_through, unimix_probs
-from dreamer_torchrl.modules.face import Face
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu
+from dreamer_torchrl.modules.tensordict_module import Face
 
 
 class BlockGRU(nn.Module):

@@ -40,7 +40,7 @@ class ValueLoss(LossModule):
         bins: of the value head.
 
     Example:
-        >>> from dreamer_torchrl.agent import build_agent
+        >>> from dreamer_torchrl.agents.agent import build_agent
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
         >>> loss = ValueLoss(agent.value.tensordict_module(), replay_scale=0)

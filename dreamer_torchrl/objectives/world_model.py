@@ -62,9 +62,9 @@ class WorldModelLoss(LossModule):
         bins: of the reward head.
 
     Example:
-        >>> from dreamer_torchrl.learner import example_batch
+        >>> from dreamer_torchrl.learners.learner import example_batch
         >>> from dreamer_torchrl.modules import ObserveSequence
-        >>> from dreamer_torchrl.agent import build_agent
+        >>> from dreamer_torchrl.agents.agent import build_agent
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
         >>> loss = WorldModelLoss(

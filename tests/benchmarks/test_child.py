@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from dreamer_torchrl import build_agent
-from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.learners.learner import example_batch
 
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).with_name("toy_peer.py")

@@ -203,7 +203,7 @@ def test_exactness_compiles_where_it_is_asked_to(
 ) -> None:
     """And not where a learner would by itself, on a GPU; no kernel in C takes the place of what is compiled."""
     exactness = import_module("exactness")
-    monkeypatch.setattr("dreamer_torchrl.learner.can_compile", lambda device: True)
+    monkeypatch.setattr("dreamer_torchrl.learners.learner.can_compile", lambda device: True)
     recording = exactness.Recording(ROOT / "tests" / "golden", "proprio_cont")
     learner = exactness.learner_of(recording.agent(), recording.hyperparameters(), compiled)
     assert compiled == any(module._compiled_call_impl is not None for module in learner.world_model_loss.modules())

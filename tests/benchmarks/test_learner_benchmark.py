@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from dreamer_torchrl import build_agent
-from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.learners.learner import example_batch
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = "benchmarks/learner.py"

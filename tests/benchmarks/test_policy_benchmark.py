@@ -87,8 +87,8 @@ def test_prepared_observations_are_what_environments_show(policy: ModuleType, mo
         seen.append(tensordict.copy())
         return forward(self, tensordict)
 
-    forward = import_module("dreamer_torchrl.agent").Policy.forward
-    monkeypatch.setattr("dreamer_torchrl.agent.Policy.forward", record)
+    forward = import_module("dreamer_torchrl.agents.policy").Policy.forward
+    monkeypatch.setattr("dreamer_torchrl.agents.policy.Policy.forward", record)
     policy.measure(policy.WORKLOADS["proprio_size1m"], 2, steps=2, warmup=0, device=torch.device("cpu"))
     first, second, *alone = seen
     assert set(first.keys()) == {"observation", "reward", "is_init", "terminated", "done"}

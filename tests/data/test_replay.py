@@ -12,7 +12,7 @@ from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import Learner, build_agent
 from dreamer_torchrl.data.replay import Replay, bytes_per_step
-from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.learners.learner import example_batch
 
 CLASSES = 3
 

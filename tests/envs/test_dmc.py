@@ -13,7 +13,7 @@ from torchrl.envs.utils import check_env_specs
 pytest.importorskip("dm_control", reason="dm_control is not installed: pip install 'dreamer_torchrl[dmc]'")
 
 from dreamer_torchrl import build_agent
-from dreamer_torchrl.data.stream import StreamEnv
+from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.envs import UnknownEnvironment, check_env, frame, make_env
 from dreamer_torchrl.envs.dmc import ControlTask
 from tests.envs.test_gym import alike, play

@@ -12,7 +12,7 @@ from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
 
 from dreamer_torchrl import build_agent
-from dreamer_torchrl.data.stream import StreamEnv
+from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.envs import make_env
 
 IDS = [

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, Unbounded
 
-from dreamer_torchrl.agent import Agent, Size, build_agent
-from dreamer_torchrl.interop.names import links
+from dreamer_torchrl.agents.agent import Agent, Size, build_agent
 from dreamer_torchrl.interop.official import load_into, load_official, save_official_params, size_from
+from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.interop.recording import Recording
 from dreamer_torchrl.interop.unpickle import UnsafePickleError, find_checkpoint, load_arrays
-from dreamer_torchrl.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules.rssm import features_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dreamer_torchrl.interop.recording import Recording, part_of, uniform_for
 from dreamer_torchrl.interop.verify import Row, compare, main, verify
-from dreamer_torchrl.learner import Hyperparameters
+from dreamer_torchrl.learners.learner import Hyperparameters
 from dreamer_torchrl.modules.distributions import sample_one_hot
 
 GOLDEN = Path(__file__).parents[1] / "golden"

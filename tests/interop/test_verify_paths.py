@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dreamer_torchrl.agent import Agent
+from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.interop.recording import Recording
 from dreamer_torchrl.interop.verify import main, verify
-from dreamer_torchrl.learner import Hyperparameters, Learner
-from dreamer_torchrl.objectives.actor import reinforce_loss
-from tests.native.compilers import a_compiler
+from dreamer_torchrl.learners.learner import Hyperparameters, Learner
+from dreamer_torchrl.objectives.actor_loss import reinforce_loss
+from tests.kernels.compilers import a_compiler
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PATHS = ("kernels", "plain", "bfloat16")
@@ -156,7 +156,7 @@ def wrong_way(log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tens
     [
         ("modules.encoder.symlog", no_symlog, ["1 encoder", "1 posterior logits", "1 grad enc/mlp0/kernel"]),
         ("modules.decoder.symlog", no_symlog, ["1 loss reconstruction", "1 grad dec/mlp/linear0/kernel"]),
-        ("objectives.actor.reinforce_loss", wrong_way, ["1 loss actor", "1 grad pol/mlp/linear0/kernel"]),
+        ("objectives.actor_loss.reinforce_loss", wrong_way, ["1 loss actor", "1 grad pol/mlp/linear0/kernel"]),
     ],
 )
 def test_a_bent_formula(

@@ -12,7 +12,7 @@ from tensordict import NestedKey, TensorDict, unravel_key
 from torch import Tensor
 from torch.testing import assert_close
 
-from dreamer_torchrl.modules.face import Face
+from dreamer_torchrl.modules.tensordict_module import Face
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dreamer_torchrl.modules import image_operators, images
+from dreamer_torchrl.kernels import image_operators
+from dreamer_torchrl.modules import images
 from dreamer_torchrl.modules.images import doubled_pixels, doubled_stage, pixel_error, pooled_stage
 
 Stage = Callable[..., Tensor]

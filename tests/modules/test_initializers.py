@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
 
-from dreamer_torchrl.agent import build_agent
-from dreamer_torchrl.interop.names import links
+from dreamer_torchrl.agents.agent import build_agent
+from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.modules.layers import Linear, init_truncated_normal_
 
 PROPRIO = (Composite(vector=Unbounded((24,))), Bounded(-1, 1, (6,)))

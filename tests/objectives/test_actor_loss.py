@@ -17,13 +17,13 @@ from torch.testing import assert_close
 from torchrl.data import Bounded, OneHot, TensorSpec
 from torchrl.objectives import SoftUpdate
 
-from dreamer_torchrl.learner import Learner, example_batch
+from dreamer_torchrl.kernels.calls import use_native
+from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.distributions import TwoHot
-from dreamer_torchrl.modules.sequence import ImagineRollout
-from dreamer_torchrl.native.calls import use_native
+from dreamer_torchrl.modules.rollout import ImagineRollout
 from dreamer_torchrl.objectives import ActorLoss, ValueLoss
-from dreamer_torchrl.objectives.actor import reinforce_loss
+from dreamer_torchrl.objectives.actor_loss import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 from dreamer_torchrl.objectives.value import two_hot_loss
 from tests.objectives.examples import RecordedCritic, taught_by, tiny_learner

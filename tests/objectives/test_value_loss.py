@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.objectives import SoftUpdate
 
-from dreamer_torchrl.learner import Learner, example_batch
+from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.distributions import TwoHot, two_hot_bins
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.data import Composite, OneHot, Unbounded
 
-from dreamer_torchrl.agent import Agent, Size
-from dreamer_torchrl.learner import example_batch
+from dreamer_torchrl.agents.agent import Agent, Size
+from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.distributions import OneHot as OneHotDistribution
 from dreamer_torchrl.modules.distributions import TwoHot, symlog, two_hot_bins
 from dreamer_torchrl.modules.heads import TwoHotHead
-from dreamer_torchrl.modules.sequence import ObserveSequence
+from dreamer_torchrl.modules.rollout import ObserveSequence
 from dreamer_torchrl.objectives import WorldModelLoss
 from dreamer_torchrl.objectives.world_model import SCALES, entropy, kl
 from tests.objectives.examples import taught_by, world_model_loss

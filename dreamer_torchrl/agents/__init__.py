@@ -1,0 +1,1 @@
+"""An agent, its policy, and what can be made of them."""

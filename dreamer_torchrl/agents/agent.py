@@ -1,0 +1,149 @@
+"""From specs and a size to world model, actor, critic and policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from tensordict import NestedKey
+from torch import nn
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.envs.transforms import TensorDictPrimer
+
+from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.agents.size import Size
+from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
+from dreamer_torchrl.modules.actor import ActionSpace, Actor
+from dreamer_torchrl.modules.decoder import Decoder
+from dreamer_torchrl.modules.encoder import Encoder
+from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
+from dreamer_torchrl.modules.rssm import RSSM
+from dreamer_torchrl.modules.spaces import Image, Space, key_name, spaces_from_spec
+
+MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]
+"""From what each key holds to a module with ``in_keys`` and ``out_features``, as `Encoder` has them."""
+
+
+class Agent(nn.Module):
+    """World model, actor and critic, sized to the specs of one environment.
+
+    Its parameters are the trained ones, its ``policy`` acts. The slow critic and the return normalizer belong to the
+    `Learner`.
+
+    Args:
+        observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.
+        action_spec: one leaf or a `Composite` of leaves.
+        size: numbers of units.
+        dtype: precision computed in; parameters, statistics and losses are float32 all the same.
+        unimix: share of the uniform distribution in the state.
+        actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
+        encoder: makes an encoder other than the official one from the spaces of the observations.
+    """
+
+    def __init__(
+        self,
+        observation_spec: Composite,
+        action_spec: TensorSpec,
+        size: Size,
+        dtype: torch.dtype = torch.float32,
+        unimix: float = 0.01,
+        actor_unimix: float = 0.0,
+        encoder: MakeEncoder | None = None,
+    ):
+        super().__init__()
+        if not isinstance(observation_spec, Composite):
+            raise TypeError(
+                f"observation_spec is a {type(observation_spec).__name__}: give the whole Composite, "
+                "such as env.observation_spec_unbatched."
+            )
+        there = set(observation_spec.keys())
+        primed = there.issuperset(LATENTS)  # all three: the agent's own primer put them there
+        taken = sorted(there.intersection(WRITTEN if primed else (*WRITTEN, *LATENTS)))
+        if taken:
+            raise ValueError(
+                f"The environment has an observation {taken[0]!r}, a name that the agent needs for itself: append "
+                f"RenameTransform([{taken[0]!r}], ['observed_{taken[0]}']) to the environment."
+            )
+        self.spaces = spaces_from_spec(observation_spec, "observation", exclude=NOT_OBSERVED)
+        self.image_order = [key for key in observation_spec.keys(True, True) if isinstance(self.spaces.get(key), Image)]
+        """Images as the spec lists them, which is how the official decoder lays out its channels."""
+        self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
+        self.size = size
+        if encoder is None:
+            self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
+        else:
+            self.encoder = _fitted(encoder(self.spaces), self.spaces)
+        self.rssm = RSSM(
+            self.action_space.size,
+            self.encoder.out_features,
+            size.belief,
+            size.hidden,
+            size.stochastic,
+            size.classes,
+            size.blocks,
+            unimix,
+        )
+        features = self.rssm.feature_size
+        self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth)
+        self.reward = TwoHotHead(features, size.units, layers=1)
+        self.continuation = ContinueHead(features, size.units)
+        self.actor = Actor(features, self.action_space, size.units, unimix=actor_unimix)
+        self.value = TwoHotHead(features, size.units, layers=3)
+
+    @property
+    def policy(self) -> Policy:
+        """The acting part, sharing this agent's weights."""
+        return Policy(self.encoder, self.rssm, self.actor)
+
+    @property
+    def latent_spec(self) -> Composite:
+        """What the policy carries from step to step, without batch dimensions."""
+        rssm = self.rssm
+        return Composite(
+            belief=Unbounded((rssm.belief_size,)),
+            state=Bounded(0, 1, (rssm.stochastic, rssm.classes)),
+            previous_action=Unbounded((self.action_space.size,)),
+        )
+
+    def primer(self) -> TensorDictPrimer:
+        """A transform that puts the latents into the environment's own specs and zeroes them at each reset."""
+        return TensorDictPrimer(self.latent_spec.clone(), default_value=0.0, reset_key="_reset", expand_specs=True)
+
+
+def build_agent(
+    observation_spec: Composite,
+    action_spec: TensorSpec,
+    size: str | Size = "size1m",
+    dtype: torch.dtype = torch.float32,
+    unimix: float = 0.01,
+    actor_unimix: float = 0.0,
+    encoder: MakeEncoder | None = None,
+) -> Agent:
+    """Build an `Agent` for an environment; ``size`` is a name from ``configs/size`` or a `Size`.
+
+    ``encoder`` makes one of your own from the spaces of the observations, for instance its class.
+
+    Example:
+        >>> from torchrl.data import Bounded, Composite, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((24,))), Bounded(-1, 1, (6,)), "size1m")
+        >>> sum(parameter.numel() for parameter in agent.parameters())
+        640867
+    """
+    size = Size.named(size) if isinstance(size, str) else size
+    return Agent(observation_spec, action_spec, size, dtype, unimix, actor_unimix, encoder)
+
+
+def _fitted(encoder: nn.Module, spaces: Mapping[NestedKey, Space]) -> nn.Module:
+    """The encoder, which then knows what its keys hold, if it says what the rest of the agent asks it."""
+    for name in ("in_keys", "out_features"):
+        if not hasattr(encoder, name):
+            raise TypeError(
+                f"The encoder {type(encoder).__name__} has no {name}: give it in_keys (observation keys in the order "
+                "in which forward takes them) and out_features (the width of its output)."
+            )
+    for key in encoder.in_keys:
+        if key not in spaces:
+            there = ", ".join(map(key_name, spaces))
+            raise ValueError(f"The encoder reads {key_name(key)!r}, which is no observation: there are {there}.")
+    encoder.spaces = {key: spaces[key] for key in encoder.in_keys}
+    return encoder

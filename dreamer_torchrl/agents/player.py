@@ -1,0 +1,255 @@
+"""Act without TorchRL: what a Gymnasium environment gives goes in, what it takes comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from tensordict import NestedKey
+from torch import Tensor
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.collectors.stream_env import scale_action
+from dreamer_torchrl.modules.actor import ActionSpace
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
+
+Bounds = Mapping[NestedKey, tuple[ArrayLike, ArrayLike]]
+"""Lowest and highest value of each action key that the agent sees as -1 to 1."""
+
+
+class Latents(NamedTuple):
+    """What an agent remembers of N environments; a new one comes out of each step, none is changed."""
+
+    belief: Tensor  # [N, D]
+    state: Tensor  # [N, S, K]
+    previous_action: Tensor  # [N, A]
+
+    def forget(self, ended: ArrayLike) -> Latents:
+        """Start anew in those of N environments whose episode ended, given as N booleans.
+
+        Example:
+            >>> Latents(torch.ones(2, 1), torch.ones(2, 1, 1), torch.ones(2, 1)).forget([True, False]).belief
+            tensor([[0.],
+                    [1.]])
+        """
+        ended = np.asarray(ended)
+        if ended.dtype != bool or ended.shape != (len(self.belief),):
+            raise ValueError(
+                f"ended is {ended.dtype} of shape {list(ended.shape)}: "
+                f"give one boolean for each of the {len(self.belief)} environments."
+            )
+        keep = torch.from_numpy(~ended).to(self.belief)  # [N]
+        return Latents(*[value * keep.reshape(-1, *[1] * (value.ndim - 1)) for value in self])
+
+
+class Player:
+    """An agent that takes and gives what Gymnasium environments give and take.
+
+    An observation is an array, or a dict of arrays, of one environment or of N with N in front. The agent's specs tell
+    which: one more dimension than there is N. Actions come in the same way: an int for a `Discrete` space, an array
+    for any other, a dict for a dict of spaces.
+
+    Args:
+        agent: its weights are shared, so a player acts with what the agent has learned by then.
+        sample: whether to draw latents and actions rather than to take their modes.
+        seed: where the draws start.
+        bounds: those of the environment, for actions that the agent sees as -1 to 1, such as ``StreamEnv.bounds``.
+
+    Example:
+        >>> import gymnasium
+        >>> from torchrl.data import Composite, OneHot, Unbounded
+        >>> from dreamer_torchrl.agents.agent import build_agent
+        >>> player = Player(build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano"))
+        >>> env = gymnasium.make("CartPole-v1")
+        >>> observation, state = env.reset()[0], None
+        >>> for _ in range(3):
+        ...     action, state = player.act(observation, state)
+        ...     observation = env.step(action)[0]
+        >>> action in (0, 1), state.belief.shape
+        (True, torch.Size([1, 256]))
+    """
+
+    def __init__(self, agent: Agent, sample: bool = False, seed: int = 0, bounds: Bounds | None = None):
+        self.device = next(agent.parameters()).device
+        generator = torch.Generator(self.device).manual_seed(seed)
+        self.policy = Policy(agent.encoder, agent.rssm, agent.actor, generator)
+        self.exploration = ExplorationType.RANDOM if sample else ExplorationType.DETERMINISTIC
+        self.actions = ActionForm(agent.action_space, bounds, self.device)
+
+    @torch.no_grad()
+    def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
+        """Choose an action, and give what to remember until the next one; no state starts an episode."""
+        seen, batch = self._read(observation)
+        count = prod(batch)
+        before = self._remembered(state, count)
+        never = torch.zeros(count, 1, dtype=torch.bool, device=self.device)  # whatever started has zeros for latents
+        with set_exploration_type(self.exploration):
+            belief, classes, flat = self.policy.step(
+                self.policy.encoder(*seen), before.previous_action, never, before.belief, before.state
+            )
+        action = _written(self.actions(flat), one=not batch)
+        return action, Latents(belief.float(), classes.float(), flat)
+
+    def _read(self, observation: Any) -> tuple[list[Tensor], tuple[int, ...]]:
+        """What the encoder takes, ``[N, ...]`` each, and ``(N,)``, or ``()`` for one environment."""
+        spaces, arrays, batches = self.policy.encoder.spaces, {}, {}
+        for key, space in spaces.items():
+            own = as_indices(space)
+            arrays[key] = read_array(key, own, _find(observation, key, spaces))
+            batches[key] = arrays[key].shape[: arrays[key].ndim - len(own.shape)]
+        batch = next(iter(batches.values()))
+        if set(batches.values()) != {batch}:
+            counts = ", ".join(f"{key_name(key)} of {shape[0] if shape else 'one'}" for key, shape in batches.items())
+            raise ValueError(f"The observations are of different numbers of environments, {counts}: give all of them.")
+        seen = []
+        for key, space in spaces.items():
+            value = torch.from_numpy(arrays[key]).to(self.device)
+            value = encodable(space, value if batch else value.unsqueeze(0))
+            seen.append(value.to(space.dtype) if isinstance(space, Continuous) else value)
+        return seen, batch
+
+    def _remembered(self, state: Latents | None, count: int) -> Latents:
+        if state is None:
+            action = torch.zeros(count, self.policy.actor.space.size, device=self.device)
+            return Latents(*self.policy.rssm.initial(count), action)
+        if not isinstance(state, Latents):
+            raise TypeError(f"The state is a {type(state).__name__}: give what act returned before, or None to start.")
+        if len(state.belief) != count:
+            raise ValueError(
+                f"The state is of {len(state.belief)} environments and the observation of {count}: "
+                "give the state that act returned for these environments, or None to start."
+            )
+        return state
+
+
+class ActionForm:
+    """Turn flat actions into what the environment takes: class indices, and floats within its bounds.
+
+    Example:
+        >>> from torchrl.data import Bounded, Composite, OneHot
+        >>> space = ActionSpace(Composite(gear=OneHot(3), steer=Bounded(-1, 1, (2,))))
+        >>> form = ActionForm(space, {"steer": (0.0, [1.0, 10.0])})
+        >>> form(torch.tensor([0.0, 0.0, 1.0, 0.5, 7.0]))
+        {'gear': tensor(2), 'steer': tensor([ 0.7500, 10.0000])}
+    """
+
+    def __init__(self, space: ActionSpace, bounds: Bounds | None = None, device: torch.device | None = None):
+        self.spaces = {key: as_indices(part) for key, part in space.spaces.items()}
+        self.sizes = [part.size for part in self.spaces.values()]
+        self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}
+        for key, ends in (bounds or {}).items():
+            self.bounds[key] = self._checked(key, *ends, device)
+
+    def __call__(self, flat: Tensor) -> dict[NestedKey, Tensor]:
+        """Take ``[..., A]``; floats without bounds in the agent's own spec stay as they are."""
+        actions = {}
+        for (key, space), part in zip(self.spaces.items(), flat.split(self.sizes, -1), strict=True):
+            value = space.restore(part)
+            if key in self.bounds:
+                value = scale_action(value, *self.bounds[key])
+            elif isinstance(space, Continuous) and space.bounds:
+                value = value.clamp(-1, 1)
+            actions[key] = value
+        return actions
+
+    def _checked(
+        self, key: NestedKey, low: ArrayLike, high: ArrayLike, device: torch.device | None
+    ) -> tuple[Tensor, Tensor]:
+        space = self.spaces.get(key)
+        if not isinstance(space, Continuous):
+            floats = [key_name(key) for key, space in self.spaces.items() if isinstance(space, Continuous)]
+            raise ValueError(f"Bounds of {key!r}, which is no action of floats: there are {floats or 'none'}.")
+        ends = [torch.as_tensor(end, dtype=space.dtype, device=device).expand(space.shape) for end in (low, high)]
+        if not (ends[1] - ends[0]).isfinite().all():
+            raise ValueError(
+                f"Action {key_name(key)!r} has bounds {low} to {high}, which are not finite: leave them out."
+            )
+        return ends[0].clone(), ends[1].clone()
+
+
+def as_indices(space: Space) -> Space:
+    """The same space with class indices, as Gymnasium has them, where TorchRL has one-hot vectors.
+
+    Example:
+        >>> as_indices(Discrete((2, 3), (5,), one_hot=True)).shape
+        (2,)
+    """
+    if not isinstance(space, Discrete) or not space.one_hot:
+        return space
+    rows = space.shape[:-1]
+    variables = len(space.classes) // prod(rows)
+    return replace(space, shape=(*rows, variables) if variables > 1 else rows, dtype=torch.int64, one_hot=False)
+
+
+def encodable(space: Space, value: Tensor) -> Tensor:
+    """Turn a batch ``[N, ...]`` of what Gymnasium gives into what the encoder takes."""
+    own = as_indices(space)
+    return value if own is space else own.flatten(value).reshape(-1, *space.shape)
+
+
+def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
+    """One observation as an array of its own, after a check of shape, kind and classes."""
+    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    array = np.array(array)  # a copy: torch takes no read-only or mirrored array
+    shape = space.shape
+    if array.ndim == 0 and shape == (1,):  # TorchRL sees a single number as a vector of one
+        array = array.reshape(1)
+    name = f"Observation {key_name(key)!r}"
+    kinds, wanted = _kinds(space)
+    if array.dtype.kind not in kinds or (isinstance(space, Image) and array.dtype != np.uint8):
+        raise TypeError(f"{name} is of dtype {array.dtype}: give {wanted}, as the environment does in training.")
+    if array.shape not in (shape, array.shape[:1] + shape):
+        raise ValueError(
+            f"{name} has shape {list(array.shape)}: give it as in training, {list(shape)} for one environment "
+            f"or {['N', *shape]} for N."
+        )
+    if isinstance(space, Discrete):
+        index = array.astype(np.int64) - space.low
+        if (index < 0).any() or (index >= np.reshape(space.classes, shape)).any():
+            raise ValueError(f"{name} is {array.tolist()}: give {wanted}.")
+    return array
+
+
+def _kinds(space: Space) -> tuple[str, str]:
+    """NumPy's letters for the kinds of numbers that a space takes, and words for them."""
+    if isinstance(space, Image):
+        return "u", "uint8 from 0 to 255"
+    if isinstance(space, Continuous):
+        return "fiub", "numbers"
+    tops = sorted({space.low + count - 1 for count in space.classes})
+    return "iub", f"whole numbers from {space.low} to {' or '.join(map(str, tops))}"
+
+
+def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -> Any:
+    names = ", ".join(key_name(key) for key in spaces)
+    if not isinstance(observation, Mapping):
+        if len(spaces) > 1:
+            raise TypeError(f"The observation is a {type(observation).__name__}: give a dict that holds {names}.")
+        return observation
+    value = observation
+    for part in (key,) if isinstance(key, str) else key:
+        if not isinstance(value, Mapping) or part not in value:
+            there = ", ".join(map(str, observation)) or "nothing"
+            raise KeyError(f"Observation {key_name(key)!r} is missing among {there}: give a dict that holds {names}.")
+        value = value[part]
+    return value
+
+
+def _written(actions: Mapping[NestedKey, Tensor], one: bool) -> Any:
+    """Actions ``[N, ...]`` by key as the environment takes them."""
+    written: dict[str, Any] = {}
+    for key, value in actions.items():
+        array = (value[0] if one else value).cpu().numpy().copy()  # the memory may be that of the latents
+        *folders, name = (key,) if isinstance(key, str) else key
+        place = written
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = int(array) if array.ndim == 0 and array.dtype.kind in "iu" else array
+    return written["action"] if list(actions) == ["action"] else written

@@ -1,0 +1,105 @@
+"""Observation and latents in, action and latents out."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs.utils import ExplorationType, exploration_type
+
+from dreamer_torchrl.kernels.calls import fits
+from dreamer_torchrl.kernels.step import NativeStep
+from dreamer_torchrl.kernels.weights import actor_fits
+from dreamer_torchrl.keys import LATENTS
+from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.distributions import OneHot
+from dreamer_torchrl.modules.encoder import Encoder
+from dreamer_torchrl.modules.rssm import RSSM, features_of
+from dreamer_torchrl.modules.spaces import key_name
+
+
+class Policy(TensorDictModuleBase):
+    """Observation and latents in, action and latents out, for any batch shape.
+
+    Latents that are missing start at zero, and where ``is_init`` is set they are forgotten. With TorchRL's exploration
+    type RANDOM latents and actions are drawn (from ``generator``, torch's own if it is None), else both are modes.
+    The new latents take the place of the old ones and so stay with the observation that they saw.
+    """
+
+    def __init__(self, encoder: Encoder, rssm: RSSM, actor: Actor, generator: torch.Generator | None = None):
+        super().__init__()
+        self.encoder, self.rssm, self.actor, self.generator = encoder, rssm, actor, generator
+        self._native_step = NativeStep(rssm, actor)
+        self.in_keys: list[NestedKey] = [*encoder.in_keys, "is_init", *LATENTS]
+        self.out_keys: list[NestedKey] = [*actor.space.keys, *LATENTS]
+
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
+        if tensordict.get("is_init", None) is None:
+            raise KeyError("The policy needs is_init to know where episodes start: append InitTracker() to the env.")
+        encoded = self.encoder(*[self._observation(tensordict, key) for key in self.encoder.in_keys])
+        belief, state, action = (rows_of(tensordict, key) for key in LATENTS)
+        zeros, none = self.rssm.initial(len(encoded))
+        belief, state, action = self.step(
+            encoded,
+            zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action,
+            rows_of(tensordict, "is_init"),
+            zeros if belief is None else belief,
+            none if state is None else self.rssm.one_hot(state),
+        )
+        shape = tensordict.batch_size
+        tensordict.set("belief", belief.float().reshape(*shape, -1))
+        tensordict.set("state", state.float().reshape(*shape, *state.shape[1:]))
+        tensordict.set("previous_action", action.reshape(*shape, -1))
+        for key, value in self.actor.space.restore(tensordict["previous_action"]).items():
+            tensordict.set(key, value)
+        return tensordict
+
+    def step(
+        self,
+        encoded: torch.Tensor,
+        previous_action: torch.Tensor,
+        is_init: torch.Tensor,
+        belief: torch.Tensor,
+        state: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        action_noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
+        explore = exploration_type() is ExplorationType.RANDOM
+        if explore and noise is None:
+            noise = torch.rand(len(belief), self.rssm.stochastic, generator=self.generator, device=belief.device)
+        native = self.rssm.native and fits(encoded) and actor_fits(self.actor)
+        native = native and self._native_step.takes(encoded, previous_action, belief, state)
+        if explore and native and not torch.is_grad_enabled():
+            if action_noise is None:
+                action_noise = self.actor.space.noise(len(belief), generator=self.generator)
+            return self._native_step(encoded, previous_action, ~is_init, belief, state, noise, action_noise)
+        belief, sampled, logits = self.rssm(encoded, previous_action, is_init, belief, state, noise)
+        state = sampled if noise is not None else OneHot(logits, self.rssm.unimix).mode.to(sampled.dtype)
+        policy = self.actor.distribution(self.actor(features_of(belief, state)))
+        if action_noise is None:
+            if not explore:
+                return belief, state, policy.mode
+            action_noise = self.actor.space.noise(len(belief), generator=self.generator, device=belief.device)
+        return belief, state, policy.sample(action_noise)
+
+    def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor:
+        value = rows_of(tensordict, key)
+        if value is None:
+            there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
+            raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
+        return value
+
+
+def rows_of(tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor | None:
+    """An entry with one batch dimension, ``[N, ...]``; None if it is not there.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> rows_of(TensorDict({"reward": torch.ones(2, 3, 1)}, [2, 3]), "reward").shape
+        torch.Size([6, 1])
+    """
+    value = tensordict.get(key, None)
+    return value if value is None or tensordict.ndim == 1 else value.reshape(-1, *value.shape[tensordict.ndim :])

@@ -1,0 +1,37 @@
+"""The numbers that make an agent small or large."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from importlib import resources
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers that make an agent small or large; named ones lie in ``configs/size``.
+
+    Example:
+        >>> Size.named("size12m").belief
+        2048
+    """
+
+    belief: int
+    hidden: int
+    stochastic: int
+    classes: int
+    blocks: int
+    depth: int
+    units: int
+
+    @classmethod
+    def named(cls, name: str) -> Size:
+        """Read ``configs/size/<name>.yaml``."""
+        folder = resources.files("dreamer_torchrl.configs").joinpath("size")
+        file = folder.joinpath(f"{name}.yaml")
+        if not file.is_file():
+            known = sorted((path.name.removesuffix(".yaml") for path in folder.iterdir()), key=lambda n: (len(n), n))
+            raise ValueError(f"Unknown size {name!r}: there are {', '.join(known)}.")
+        # Without a YAML library, which is not there where only torch and TorchRL are.
+        values = dict(re.findall(r"^(\w+): *(\d+)", file.read_text(), re.MULTILINE))
+        return cls(**{field.name: int(values[field.name]) for field in fields(cls)})

@@ -1,0 +1,305 @@
+"""What a run saves and how it comes back: whole checkpoints, checked before they are used."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDictBase
+
+from dreamer_torchrl.checkpoint.manifest import Manifest, library_versions, read_manifest
+from dreamer_torchrl.checkpoint.replay_files import Piece, ReplayFiles, Snapshot
+from dreamer_torchrl.checkpoint.tree_files import (
+    DamagedFile,
+    check_file,
+    copy_tree,
+    read_tree,
+    sync_folder,
+    tree_bytes,
+    write_tree,
+)
+from dreamer_torchrl.data.replay import Replay
+
+REPLAY = "replay"
+_NAME = re.compile(r"(\d{12})(?:-(\d+))?")
+_PART = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class NoSoundCheckpoint(Exception):
+    """There are checkpoints, and none of them can be used; the message names each and its fault."""
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; the message says why, and what space it needs and finds."""
+
+    def __init__(self, step: int, error: OSError, needed: int, folder: Path):
+        self.needed, self.free = needed, shutil.disk_usage(_nearest(folder)).free
+        super().__init__(
+            f"The checkpoint of step {step} was not written: {error.strerror or error}. It needs {needed:,} bytes, "
+            f"{self.free:,} are free in {folder}. The ones before it are untouched, and the next save tries again."
+        )
+        self.errno = error.errno
+
+
+@dataclass
+class Saved:
+    """A sound checkpoint.
+
+    Args:
+        step: when it was taken.
+        parts: what was saved, by name.
+        path: its folder.
+        damaged: messages about later ones that cannot be used.
+        replay_state: all of the replay but its steps.
+        pieces: the files with these.
+        replay_files: reads them.
+    """
+
+    step: int
+    parts: dict[str, Any]
+    path: Path
+    damaged: list[str]
+    replay_state: dict[str, Any]
+    pieces: list[Piece]
+    replay_files: ReplayFiles
+
+    def check_replay(self) -> None:
+        """Read every file of the replay; raise `DamagedFile` unless all are as they were written."""
+        self.replay_files.check(self.replay_state, self.pieces)
+
+    def restore_replay(self, replay: Replay) -> None:
+        """Put the steps and their latents back, and everything that the next draw depends on."""
+        self.replay_files.restore(replay, self.replay_state, self.pieces)
+
+    def last_steps(self, count: int) -> TensorDictBase:
+        """The last ``count`` steps of each environment ``[T, N]``, see `ReplayFiles.last_steps`."""
+        return self.replay_files.last_steps(count, self.replay_state, self.pieces)
+
+
+@dataclass
+class _Job:
+    """All that a checkpoint consists of, at one instant."""
+
+    step: int
+    parts: dict[str, Any]
+    replay: Snapshot
+    replay_state: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    `save` copies on the calling thread what belongs to this instant and writes in the background, each checkpoint into
+    a new folder that gets its name when everything is on the disk. Only the process that holds the `RunLock` may save;
+    any may load.
+
+    Args:
+        folder: where they are.
+        keep: how many.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> replay = Replay(capacity=20, streams=1, batch=1, length=4)
+        >>> with TemporaryDirectory() as run_dir:
+        ...     checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
+        ...     first = checkpoints.load()
+        ...     checkpoints.save(7, {"learner": {"weight": [1.0, 1.0]}}, replay)
+        ...     checkpoints.wait()
+        ...     saved = checkpoints.load()
+        ...     saved.restore_replay(replay)
+        True
+        >>> first, saved.step, saved.parts
+        (None, 7, {'learner': {'weight': [1.0, 1.0]}})
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"keep is {keep}: keep at least 1 checkpoint.")
+        self.folder, self.keep = Path(folder), keep
+        self._replay_files = ReplayFiles(self.folder / REPLAY)
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: tuple[_Job, Future[list[Piece]]] | None = None
+        self._failure: SaveFailed | None = None
+        self._loaded = False
+        self._damaged: list[str] = []  # later than the one that was loaded
+
+    def load(self, replay: bool = True) -> Saved | None:
+        """The newest sound checkpoint, or None where there is none yet. Only reads.
+
+        Raises `NoSoundCheckpoint` where there are some and all are damaged. Without ``replay`` that of the checkpoint
+        need not be sound, and is not looked at.
+        """
+        self.wait()
+        damaged = {}
+        names = self.names()
+        while names:
+            name = names.pop()
+            try:
+                saved = self.read(name, replay)
+            except DamagedFile as fault:
+                if not (self.folder / name).exists():  # the process that trains has just removed it for a newer one
+                    damaged, names = {}, self.names()
+                    continue
+                damaged[name] = f"{self.folder / name} is damaged: {fault}."
+            else:
+                saved.damaged.extend(damaged.values())
+                self._loaded, self._damaged = True, list(damaged)
+                return saved
+        if damaged:
+            raise NoSoundCheckpoint("\n".join(["No checkpoint can be used, none was changed.", *damaged.values()]))
+        self._loaded = True
+        return None
+
+    def save(self, step: int, parts: Mapping[str, Any], replay: Replay, wait: bool = False) -> bool:
+        """Start to save this instant.
+
+        Args:
+            step: of the run.
+            parts: trees of dicts, lists and tuples with tensors, numbers, strings, bools and None.
+            replay: saved with its latents; what the last checkpoint holds of it is not written again.
+            wait: for the save before, which may still be written; else this one is then left out.
+
+        Returns:
+            Whether it was started. If it then fails, `failure` tells.
+        """
+        if self._writing and not self._writing[1].done() and not wait:
+            return False
+        self.wait()
+        self._refuse_to_overwrite(step)
+        wrong = [name for name in parts if name == REPLAY or not _PART.fullmatch(name)]
+        if wrong:
+            raise ValueError(f"A part cannot be called {wrong[0]!r}: use lower case letters, and not {REPLAY!r}.")
+        copies = {name: copy_tree(tree, name) for name, tree in parts.items()}
+        job = _Job(step, copies, self._replay_files.snapshot(replay), replay.state_dict())
+        self._writing = job, self._writer.submit(self._write, job)
+        self._loaded = True
+        return True
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        if self._writing:
+            job, future = self._writing
+            error = future.exception()
+            self._writing = None
+            if error is None:
+                self._replay_files.note_saved(job.replay, future.result())
+                self._failure = None
+            elif isinstance(error, SaveFailed):
+                self._failure = error
+            else:
+                raise error
+
+    @property
+    def failure(self) -> SaveFailed | None:
+        """Why the last attempt to write failed, if it did."""
+        if self._writing and self._writing[1].done():
+            self.wait()
+        return self._failure
+
+    def names(self) -> list[str]:
+        """All checkpoints, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
+        return [match[0] for match in sorted((match for match in found if match), key=_age)]
+
+    def _refuse_to_overwrite(self, step: int) -> None:
+        names = [name for name in self.names() if name not in self._damaged]
+        if names and not self._loaded:
+            raise RuntimeError(f"{self.folder} holds checkpoints: load() them before the first save.")
+        if names and step < _age(_NAME.fullmatch(names[-1]))[0]:
+            raise ValueError(f"Step {step} is before the checkpoint {names[-1]}: load() it, and go on from there.")
+
+    def read(self, name: str, replay: bool = True) -> Saved:
+        """One checkpoint, checked, its ``replay`` if asked; raises `DamagedFile` if it is not as it was written."""
+        path = self.folder / name
+        manifest = read_manifest(path)
+        for file in manifest.files:
+            check_file(path, file)
+        trees = {Path(file.name).stem: read_tree(path, file) for file in manifest.files}
+        replay_state = trees.pop(REPLAY, None)
+        if not isinstance(replay_state, dict):
+            raise DamagedFile("manifest.json names no replay")
+        saved = Saved(manifest.step, trees, path, [], replay_state, manifest.replay, self._replay_files)
+        if replay:
+            saved.check_replay()
+        return saved
+
+    def _write(self, job: _Job) -> list[Piece]:
+        """Write a checkpoint and let the oldest go; the files of its replay."""
+        needed = job.replay.bytes + tree_bytes(job.parts)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(self.folder.parent)
+            self._clean()
+            pieces = self._replay_files.write(job.replay)
+            self._commit(job, pieces)
+        except OSError as error:
+            self._clean_what_can_be()
+            raise SaveFailed(job.step, error, needed, self.folder) from error
+        self._clean_what_can_be()
+        return pieces
+
+    def _commit(self, job: _Job, pieces: list[Piece]) -> None:
+        """Write a folder, and give it its name when all of it is on the disk."""
+        partial = self.folder / f".partial-{job.step:012d}"
+        partial.mkdir()
+        trees = job.parts | {REPLAY: job.replay_state}
+        files = [write_tree(partial / f"{name}.pt", tree) for name, tree in trees.items()]
+        with (partial / "manifest.json").open("w") as file:
+            file.write(Manifest(job.step, library_versions(), files, pieces).to_text())
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(partial)
+        same_step = [match for name in self.names() if (match := _NAME.fullmatch(name)) and int(match[1]) == job.step]
+        suffix = f"-{_age(same_step[-1])[1] + 1}" if same_step else ""
+        partial.rename(self.folder / f"{job.step:012d}{suffix}")
+        sync_folder(self.folder)
+
+    def _clean(self) -> None:
+        """Put damaged checkpoints aside; remove what there is too many of, and what a killed process left."""
+        while self._damaged:
+            name = self._damaged[-1]
+            with contextlib.suppress(FileNotFoundError):  # somebody was faster
+                (self.folder / name).rename(_free(self.folder / f"damaged-{name}"))
+            self._damaged.pop()  # its name may now be given anew
+        for name in self.names()[: -self.keep]:
+            # What is half removed must not look like a checkpoint.
+            (self.folder / name).rename(self.folder / f".partial-old-{name}")
+        for path in self.folder.glob(".partial-*"):
+            shutil.rmtree(path)
+        used = set()
+        for name in self.names():
+            with contextlib.suppress(DamagedFile):
+                used |= {piece.file.name for piece in read_manifest(self.folder / name).replay}
+        self._replay_files.remove_unused(used)
+
+    def _clean_what_can_be(self) -> None:
+        with contextlib.suppress(OSError):  # the next save tries again, and tells if it cannot
+            self._clean()
+
+
+def _nearest(folder: Path) -> Path:
+    """This folder, or the closest one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _age(match: re.Match[str]) -> tuple[int, int]:
+    """Of a checkpoint's name: its step, and which of the same step it is."""
+    return int(match[1]), int(match[2] or 0)
+
+
+def _free(path: Path) -> Path:
+    """This path, or the first of path-1, path-2, ... that is not there yet."""
+    taken = {other.name for other in path.parent.iterdir()}
+    count = 0
+    while (name := f"{path.name}-{count}" if count else path.name) in taken:
+        count += 1
+    return path.with_name(name)

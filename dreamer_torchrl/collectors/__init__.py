@@ -1,0 +1,1 @@
+"""Environments as endless streams of steps, and what acts in them."""

@@ -1,0 +1,86 @@
+"""What a run is called: in a line, in a folder's name, and where W&B shows it."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from pathlib import Path
+
+from dreamer_torchrl.agents.size import Size
+from dreamer_torchrl.config.checks import LONGEST_LABEL, LONGEST_TAG
+from dreamer_torchrl.config.compose import CHANGEABLE, Configuration, choices, experiment_of
+from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.config.words import parse
+from dreamer_torchrl.record.wandb_start import Place
+
+NAMING = ("id", "game", "task", "factory")
+"""Options of an environment by which it is known."""
+
+
+def describe(settings: Settings) -> str:
+    """A run in a few words."""
+    named = ", ".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
+    return f"{named}, size {size_name(settings)}, {settings.total_steps:,} steps, seed {settings.seed}"
+
+
+def size_name(settings: Settings) -> str:
+    """Of the named sizes, the one that this is."""
+    return next((name for name in choices("size") if Size.named(name) == settings.size), "own")
+
+
+def environment_name(settings: Settings) -> str:
+    """The run's environment, as part of the name of a folder.
+
+    Example:
+        >>> from dreamer_torchrl.config.compose import load
+        >>> environment_name(load(["env=ms_pacman"]).settings)
+        'ms-pacman'
+    """
+    named = "-".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
+    return re.sub(r"[^a-z0-9]+", "-", named.rpartition("/")[2].lower()).strip("-")
+
+
+def wandb_place(configuration: Configuration, run_dir: Path) -> Place:
+    """Where W&B shows a run: the settings' own words, else the names it has here."""
+    settings, wandb = configuration.settings, configuration.settings.wandb
+    names = (experiment_of(configuration.words), environment_name(settings), size_name(settings))
+    tags = tuple(name[:LONGEST_TAG] for name in dict.fromkeys(filter(None, names)))
+    folder = run_dir.absolute()
+    name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
+    if f"seed={settings.seed}" not in folder.name.split(","):
+        name += f" seed {settings.seed}"
+    return Place(
+        wandb.project,
+        wandb.entity,
+        wandb.name or name[-LONGEST_LABEL:],
+        wandb.group or seeds_group(configuration),
+        tags if wandb.tags is None else wandb.tags,
+    )
+
+
+def seeds_group(configuration: Configuration) -> str:
+    """What runs that differ only in their seed have in common: the curves of such a group may be averaged.
+
+    Example:
+        >>> from dreamer_torchrl.config.compose import load
+        >>> seeds_group(load(["env=pendulum", "seed=3"])), seeds_group(load(["experiment=official", "unimix=0.1"]))
+        ('pendulum', 'official-cartpole-v1 unimix=0.1')
+    """
+    experiment, environment = experiment_of(configuration.words), environment_name(configuration.settings)
+    same = experiment and letters(environment).startswith(letters(experiment))
+    base = experiment if same else "-".join(filter(None, (experiment, environment)))
+    words = {parse([word])[0].key_or_group: word for word in configuration.words}  # the last on a setting counts
+    group = " ".join([base, *(words[key] for key in sorted(words) if makes_another_training(key))])
+    return group if len(group) <= LONGEST_LABEL else f"{group[: LONGEST_LABEL - 9]}-{zlib.crc32(group.encode()):08x}"
+
+
+def makes_another_training(key: str) -> bool:
+    """Whether runs that differ in this setting are to be compared, not averaged."""
+    if key in ("seed", "env", "experiment", "logger"):
+        return False
+    return key == "train_ratio" or not any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+
+
+def letters(name: str) -> str:
+    """A name without what separates its parts."""
+    return re.sub(r"[^a-z0-9]", "", name)

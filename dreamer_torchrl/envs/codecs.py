@@ -1,0 +1,163 @@
+"""Gymnasium spaces as TorchRL specs, and their values as tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Composite, MultiOneHot, OneHot, TensorSpec, Unbounded
+
+from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
+from dreamer_torchrl.modules.spaces import MOST_CLASSES
+
+TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "stream", "next"}
+"""Names that a step, the agent or TorchRL needs for itself: such an observation is renamed to ``observed_<name>``."""
+
+
+class Codec(Protocol):
+    """A spec, and the way between its tensors and the values of a gymnasium space."""
+
+    spec: TensorSpec
+
+    def to_tensor(self, value: Any) -> Tensor | TensorDictBase:
+        """Read a value; the tensor shares no memory with it, since many environments write into one array."""
+
+    def to_value(self, tensor: Tensor | Mapping[str, Any]) -> Any:
+        """Undo `to_tensor`."""
+
+
+class Array:
+    """Numbers of any shape: floats as float32, images as uint8 with a channel axis, few classes as they are."""
+
+    def __init__(self, space: spaces.Box):
+        shape = space.shape or (1,)
+        if space.dtype == np.uint8 and len(shape) == 2:  # a gray image
+            shape = (*shape, 1)
+        low, high = space.low.reshape(shape), space.high.reshape(shape)
+        self.shape, self.own_shape, self.own_dtype = shape, space.shape, space.dtype
+        self.dtype = np.dtype(np.float32)
+        if np.issubdtype(space.dtype, np.integer):
+            span = int(high.max()) - int(low.min())
+            alike = np.unique(low).size == np.unique(high).size == 1
+            if space.dtype == np.uint8 and len(shape) == 3:
+                self.dtype = np.dtype(np.uint8)
+            elif alike and span < MOST_CLASSES:
+                self.dtype = np.dtype(np.int64)
+        dtype = torch.from_numpy(np.empty(0, self.dtype)).dtype
+        low, high = (torch.from_numpy(bound.astype(self.dtype)) for bound in (low, high))
+        unbounded = bool(dtype.is_floating_point and low.isinf().all() and high.isinf().all())
+        self.spec = Unbounded(shape, dtype=dtype) if unbounded else Bounded(low, high, shape, dtype=dtype)
+
+    def to_tensor(self, value: Any) -> Tensor:
+        return torch.from_numpy(np.array(value, dtype=self.dtype).reshape(self.shape))
+
+    def to_value(self, tensor: Tensor) -> np.ndarray:
+        value = tensor.detach().cpu().numpy()
+        if value.dtype.kind == "f" and self.own_dtype.kind != "f":
+            value = value.round()
+        return value.astype(self.own_dtype).reshape(self.own_shape)
+
+
+class Classes:
+    """One class or several, as one-hot vectors: side by side if their numbers of values differ, else one below another.
+
+    These are the specs that TorchRL's `GymEnv` gives them, of one byte per entry.
+    """
+
+    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete):
+        self.single = isinstance(space, spaces.Discrete)
+        self.own_shape, self.own_dtype = space.shape, space.dtype
+        self.sizes = [int(n) for n in np.reshape(space.n if self.single else space.nvec, -1)]
+        self.start = np.reshape(space.start, -1)
+        self.alike = len(set(self.sizes)) == 1
+        if self.alike:
+            shape = (self.sizes[0],) if self.single else (len(self.sizes), self.sizes[0])
+            self.spec = OneHot(self.sizes[0], shape=shape, dtype=torch.bool)
+        else:
+            self.spec = MultiOneHot(self.sizes, dtype=torch.bool)
+        self.shape = tuple(self.spec.shape)
+
+    def to_tensor(self, value: Any) -> Tensor:
+        classes = np.reshape(value, -1) - self.start
+        parts = [np.arange(n) == index for n, index in zip(self.sizes, classes, strict=True)]
+        return torch.from_numpy(np.concatenate(parts).reshape(self.shape))
+
+    def to_value(self, tensor: Tensor) -> Any:
+        flat = tensor.detach().cpu().numpy()
+        parts = [flat] if self.single else list(flat) if self.alike else np.split(flat, np.cumsum(self.sizes)[:-1])
+        classes = np.array([part.argmax() for part in parts]) + self.start
+        return int(classes[0]) if self.single else classes.reshape(self.own_shape).astype(self.own_dtype)
+
+
+class Bits:
+    """Zeros and ones of any shape."""
+
+    def __init__(self, space: spaces.MultiBinary | spaces.Box):
+        self.own_dtype = space.dtype
+        self.spec = Binary(shape=space.shape, dtype=torch.int8)
+
+    def to_tensor(self, value: Any) -> Tensor:
+        return torch.from_numpy(np.array(value, dtype=np.int8).reshape(self.spec.shape))
+
+    def to_value(self, tensor: Tensor) -> np.ndarray:
+        return tensor.detach().cpu().numpy().astype(self.own_dtype)
+
+
+class Fields:
+    """Several spaces by name; those of a tuple are named 0, 1 and so on. Fields that hold nothing are left out."""
+
+    def __init__(self, space: spaces.Dict | spaces.Tuple, name: str):
+        self.is_tuple = isinstance(space, spaces.Tuple)
+        inner = list(enumerate(space.spaces)) if self.is_tuple else list(space.spaces.items())
+        self.fields: dict[Any, Codec] = {
+            key: codec_of(leaf, f"{name}/{key}") for key, leaf in inner if leaf.shape is None or prod(leaf.shape)
+        }
+        self.names = {key: str(key) for key in self.fields}
+        self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
+
+    def rename_taken(self) -> None:
+        """Rename what would stand in the way of something else at the top level of a step."""
+        for key, old in self.names.items():
+            new = "observation" if old == "state" and "observation" not in self.names.values() else old
+            self.names[key] = f"observed_{new}" if new in TAKEN else new
+        self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
+
+    def read(self, value: Any) -> dict[str, Tensor | TensorDictBase]:
+        """Read all fields into a plain dictionary."""
+        return {self.names[key]: field.to_tensor(value[key]) for key, field in self.fields.items()}
+
+    def to_tensor(self, value: Any) -> TensorDictBase:
+        return TensorDict(self.read(value))
+
+    def to_value(self, tensor: Mapping[str, Any]) -> dict[str, Any] | tuple[Any, ...]:
+        values = {key: field.to_value(tensor[self.names[key]]) for key, field in self.fields.items()}
+        return tuple(values.values()) if self.is_tuple else values
+
+
+def codec_of(space: gymnasium.Space, name: str) -> Codec:
+    """Find the spec of a gymnasium space and the way to it.
+
+    Example:
+        >>> fields = codec_of(spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-1, 1, (2,))]), "observation")
+        >>> fields.to_tensor((2, [0.0, 0.5]))["0"]
+        tensor([False,  True, False])
+    """
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return Fields(space, name)
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return Classes(space)
+    if isinstance(space, spaces.MultiBinary) or (isinstance(space, spaces.Box) and space.dtype == bool):
+        return Bits(space)
+    if isinstance(space, spaces.Box):
+        return Array(space)
+    raise TypeError(
+        f"{name!r} is a {type(space).__name__} space, which an agent cannot read: wrap the environment so that it "
+        "gives arrays of a fixed shape (gymnasium.ObservationWrapper or ActionWrapper)."
+    )

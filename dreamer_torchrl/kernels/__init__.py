@@ -1,0 +1,3 @@
+"""Optional kernels in C for the CPU."""
+
+import dreamer_torchrl.modules  # noqa: F401, the modules load the kernels that they call

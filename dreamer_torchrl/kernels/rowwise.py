@@ -1,0 +1,119 @@
+"""Norm and silu, and two-hot predictions, by the kernels: one pass where plain operations take ten."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dreamer_torchrl.kernels.calls import call
+from dreamer_torchrl.kernels.structures import REAL, NormArguments, TwoHotArguments, fill
+
+TILE = 256
+"""Rows whose gradient of the scale is summed up in one place."""
+
+
+class NormSilu(torch.autograd.Function):
+    """``silu(norm(x) * scale)`` of ``[..., D]`` and ``[D]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        x, scale = x.contiguous(), scale.contiguous()
+        y = torch.empty_like(x)
+        arguments = _norm_arguments(x, scale)
+        fill(arguments, {"y": y})
+        call("norm_silu_rows", x.dtype, arguments)
+        ctx.save_for_backward(x, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
+        return norm_silu_backward(d_y, *ctx.saved_tensors)
+
+
+def norm_silu_backward(d_y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and scale from that of what comes out."""
+    arguments, d_x = _norm_arguments(x, scale), torch.empty_like(x)
+    d_scales = x.new_zeros(-(-arguments.rows // TILE), arguments.width)
+    fill(arguments, {"d_y": d_y.contiguous(), "d_x": d_x, "d_scales": d_scales})
+    call("norm_silu_backward_rows", x.dtype, arguments)
+    return d_x, d_scales.sum(0)
+
+
+class TwoHotLoss(torch.autograd.Function):
+    """Weighted sum of cross entropies to the two bins around each target.
+
+    Logits ``[N, bins]``, bins ``[bins]``, targets ``[N, M]`` and M weights to ``[N]``; the gradient flows to the
+    logits alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...]) -> Tensor:
+        if targets.shape != (len(logits), len(weights)):
+            found = f"{list(targets.shape)} for {len(logits)} rows of logits and {len(weights)} weights"
+            raise ValueError(f"Targets have shape {found}: give each row as many targets as there are weights.")
+        logits, targets = logits.contiguous(), targets.to(logits.dtype).contiguous()
+        loss = logits.new_empty(len(logits))
+        arguments = _two_hot_arguments(logits, bins, targets, weights)
+        fill(arguments, {"loss": loss})
+        call("two_hot_loss", logits.dtype, arguments)
+        ctx.save_for_backward(logits, bins, targets)
+        ctx.weights = weights
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, bins, targets = ctx.saved_tensors
+        d_logits = torch.empty_like(logits)
+        arguments = _two_hot_arguments(logits, bins, targets, ctx.weights)
+        fill(arguments, {"d_loss": d_loss.contiguous(), "d_logits": d_logits})
+        call("two_hot_backward", logits.dtype, arguments)
+        return d_logits, None, None, None
+
+
+class TwoHotMean(torch.autograd.Function):
+    """Mean of a two-hot distribution: logits ``[..., bins]`` and bins ``[bins]`` to ``[..., 1]``."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, bins: Tensor) -> Tensor:
+        logits = logits.contiguous()
+        mean = logits.new_empty(*logits.shape[:-1], 1)
+        arguments = _two_hot_arguments(logits, bins, logits.new_empty(0), ())
+        fill(arguments, {"mean": mean})
+        call("two_hot_mean", logits.dtype, arguments)
+        ctx.save_for_backward(logits, bins, mean)
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_mean: Tensor) -> tuple[Tensor, None]:
+        logits, bins, mean = ctx.saved_tensors
+        return d_mean * logits.softmax(-1) * (bins - mean), None  # no loss of ours asks for it
+
+
+def _norm_arguments(x: Tensor, scale: Tensor) -> NormArguments:
+    width = x.shape[-1]
+    if scale.shape != (width,):
+        raise ValueError(f"A norm over {width} numbers got a scale of shape {list(scale.shape)}: they must fit.")
+    arguments = NormArguments(rows=x.numel() // width, width=width, threads=torch.get_num_threads(), tile=TILE)
+    fill(arguments, {"x": x, "scale": scale})
+    return arguments
+
+
+def _two_hot_arguments(logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...]) -> TwoHotArguments:
+    count = logits.shape[-1]
+    if bins.shape != (count,):
+        raise ValueError(f"Logits of {count} bins got bins of shape {list(bins.shape)}: they must fit.")
+    arguments = TwoHotArguments(
+        rows=logits.numel() // count,
+        count=count,
+        targets=len(weights),
+        threads=torch.get_num_threads(),
+        weights=(REAL * len(weights))(*weights),
+    )
+    fill(arguments, {"logits": logits, "bins": bins.to(logits.dtype).contiguous(), "target": targets})
+    return arguments

@@ -1,0 +1,1 @@
+"""One update: losses, gradients, optimizer, target critic."""

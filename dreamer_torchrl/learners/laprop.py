@@ -1,0 +1,274 @@
+"""LaProp with adaptive gradient clipping and linear warm-up: the optimizer of the official DreamerV3."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from dreamer_torchrl.kernels.calls import call, fits
+from dreamer_torchrl.kernels.structures import LaPropArguments, LaPropTensor
+
+NORM_PART = 2**17
+"""How many numbers of a tensor are summed up in one go."""
+
+
+class LaProp(torch.optim.Optimizer):
+    """Normalise each gradient by its second moment, then average it: Adam's two steps, the other way round.
+
+    For each tensor and its update number `n = 1, 2, ...`, with whole-tensor norms, biases and scales included:
+
+        g     <- g / max(1, |g| / (clip * max(clip_floor, |param|)))
+        nu    <- beta2 * nu + (1 - beta2) * g^2
+        mu    <- beta1 * mu + (1 - beta1) * g / (sqrt(nu / (1 - beta2^n)) + eps)
+        param <- param - lr * min(1, (n - 1) / warmup) * mu / (1 - beta1^n)
+
+    so the first update moves nothing, unless `warmup` is 0. A parameter whose `grad` is None is left alone, and its `n`
+    too. `param.grad` is only read.
+
+    Args:
+        params: parameters or parameter groups, float32 or float64. A group may set any of the options for itself.
+        lr: learning rate after the warm-up.
+        betas: decay of the momentum `mu` and of the second moment `nu`.
+        eps: turns 0 / 0 into 0 where a gradient was always zero; far too small to change anything else.
+        clip: largest norm of a gradient as a share of its parameter's norm; `math.inf` for no clipping.
+        clip_floor: smallest parameter norm that counts, so that a parameter can leave zero.
+        warmup: updates until the full learning rate, 0 for none.
+        foreach: all tensors in each operation instead of one after the other: the same numbers, over twice as fast for
+            many small tensors, for two more copies of the gradients. None: where there is more than one tensor.
+        capturable: count on the parameter's device, so that a CUDA graph can replay the step. Nothing is read back.
+        native: let a kernel in C do all of it in one pass, on a CPU and for contiguous tensors; see `native.build`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = LaProp([weight], lr=0.1, warmup=0)
+        >>> weight.square().sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([ 0.9000, -1.9000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+        clip: float = 0.3,
+        clip_floor: float = 1e-3,
+        warmup: int = 1000,
+        *,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        native: bool = False,
+    ) -> None:
+        formula = {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "clip_floor": clip_floor, "warmup": warmup}
+        super().__init__(params, formula | {"foreach": foreach, "capturable": capturable, "native": native})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        _check_options(self.defaults | param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        # The state exists before the first step: made inside a captured graph, each replay would set it to zero again.
+        for param in group["params"]:
+            if param.dtype not in (torch.float32, torch.float64):
+                raise ValueError(
+                    f"LaProp cannot update a parameter of {param.dtype}: most steps would be rounded away. "
+                    "Keep parameters in float32 and compute in lower precision, for example under torch.autocast."
+                )
+            self.state[param] = {
+                # float32 counts to 2^24, and by then both corrections have long been 1.
+                "step": torch.zeros((), dtype=torch.float32, device=param.device if group["capturable"] else "cpu"),
+                "mu": torch.zeros_like(param, memory_format=torch.preserve_format),
+                "nu": torch.zeros_like(param, memory_format=torch.preserve_format),
+            }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy a saved state into this one, whose tensors stay the same objects, so that a captured graph stays valid.
+
+        `foreach`, `capturable` and `native` stay as constructed: they belong to this machine, other options to the run.
+        """
+        state = {param: self.state[param] for group in self.param_groups for param in group["params"]}
+        here = [{name: group[name] for name in ("foreach", "capturable", "native")} for group in self.param_groups]
+        saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
+        for i, (param, slots) in zip(saved_ids, state.items(), strict=False):  # torch compares the lengths below
+            saved = state_dict["state"].get(i, {})
+            for name, slot in slots.items():
+                if name not in saved or saved[name].shape != slot.shape:
+                    found = f"has shape {tuple(saved[name].shape)}" if name in saved else "is missing"
+                    raise ValueError(
+                        f"state_dict does not fit: {name!r} of parameter {i}, of shape {tuple(param.shape)}, {found}. "
+                        "Load the state of a LaProp over the same parameters in the same order."
+                    )
+        super().load_state_dict(state_dict)
+        for group, options in zip(self.param_groups, here, strict=True):
+            group.update(options)
+        for param, slots in state.items():
+            for name, slot in slots.items():
+                slot.copy_(self.state[param][name])
+        self.state.update(state)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None, *, where: Tensor | None = None) -> Tensor | None:
+        """Update all parameters that have a gradient. Returns what `closure` returns, if there is one.
+
+        Where `where`, a single boolean, is False, nothing changes, whatever the gradients. It is not read back.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+            for param in group["params"]:
+                if param.grad is not None:
+                    alike.setdefault((param.device, param.dtype), []).append(param)
+            for (device, _), params in alike.items():
+                if device.type == "cuda" and not group["capturable"] and torch.cuda.is_current_stream_capturing():
+                    raise RuntimeError(
+                        "LaProp with capturable=False counts its updates on the CPU, so this CUDA graph would repeat "
+                        "one update number forever. Construct it with capturable=True."
+                    )
+                foreach = len(params) > 1 if group["foreach"] is None else group["foreach"]
+                update = _update_foreach if foreach else _update_one_by_one
+                if group["native"] and all(fits(p) and p.is_contiguous() and p.grad.is_contiguous() for p in params):
+                    update = _update_native
+                update(params, [self.state[p] for p in params], group, where)
+        return loss
+
+
+def adaptive_clip(param: Tensor, grad: Tensor, clip: float = 0.3, floor: float = 1e-3) -> Tensor:
+    """Scale `grad` down to a norm of at most `clip * max(floor, |param|)`; a smaller one comes back as it is.
+
+    >>> adaptive_clip(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 6.0]))
+    tensor([0.0000, 1.5000])
+    """
+    limit = clip * _norm(param).clamp(min=floor)
+    return grad / (_norm(grad) / limit).clamp(min=1)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """Norm of a whole tensor; of a large one in two stages.
+
+    On a CPU, torch's own norm is 1e-4 off for two million float32 and 1e-3 for twenty million.
+    """
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in _parts(tensor)]))
+
+
+def _foreach_norm(tensors: list[Tensor]) -> Tensor:
+    """Their norms, [P]."""
+    parts = [_parts(tensor) for tensor in tensors]
+    norms = torch.stack(torch._foreach_norm([part for split in parts for part in split]))
+    if len(norms) == len(tensors):
+        return norms
+    return torch.stack(torch._foreach_norm(norms.split([len(split) for split in parts])))
+
+
+def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    return tensor.reshape(-1).split(NORM_PART) if tensor.numel() > NORM_PART else (tensor,)
+
+
+def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What update number `n` multiplies `nu` and `mu` with: bias corrections and warm-up, for any shape of `n`."""
+    n = n.double()  # in float32, 1 - 0.999^1 keeps four digits
+    beta1, beta2 = group["betas"]
+    lr = group["lr"] * ((n - 1) / group["warmup"]).clamp(max=1) if group["warmup"] else group["lr"]
+    return (1 / (1 - beta2**n)).to(like), (lr / (1 - beta1**n)).to(like)
+
+
+def _update_one_by_one(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
+    """The reference."""
+    beta1, beta2 = group["betas"]
+    for param, state in zip(params, states, strict=True):
+        mu, nu = state["mu"], state["nu"]
+        nu_factor, mu_factor = _factors(state["step"].add_(_one(where, state["step"])), param, group)
+        grad = _where(where, adaptive_clip(param, param.grad, group["clip"], group["clip_floor"]), 0)
+        nu.mul_(_where(where, beta2, 1.0, like=nu)).addcmul_(grad, grad, value=1 - beta2)
+        update = _where(where, grad / ((nu * nu_factor).sqrt() + group["eps"]), mu)
+        mu.lerp_(update, 1 - beta1)
+        param.sub_(_where(where, mu * mu_factor, 0))
+
+
+def _update_foreach(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
+    """The same, all P tensors in each operation. Numbers per tensor stay tensors: no branch for `capturable`."""
+    beta1, beta2 = group["betas"]
+    steps, mus, nus = ([state[name] for state in states] for name in ("step", "mu", "nu"))
+    grads = [param.grad for param in params]
+    zero = params[0].new_zeros(())  # a number would become a tensor each time
+
+    one = _one(where, steps[0])
+    torch._foreach_add_(steps, one if where is None else [one] * len(steps))  # a single tensor would be read back
+    nu_factors, mu_factors = _factors(torch.stack(steps), params[0], group)  # [P], [P]
+    mu_factors = _where(where, mu_factors, 0)
+
+    limits = group["clip"] * _foreach_norm(params).clamp(min=group["clip_floor"])  # [P]
+    excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
+    updates = [_where(where, update, zero) for update in torch._foreach_div(grads, excess.unbind())]
+
+    torch._foreach_mul_(nus, _where(where, beta2, 1.0, like=nus[0]))
+    torch._foreach_addcmul_(nus, updates, updates, 1 - beta2)
+    scales = torch._foreach_mul(nus, nu_factors.unbind())
+    torch._foreach_sqrt_(scales)
+    torch._foreach_add_(scales, group["eps"])
+    torch._foreach_div_(updates, scales)
+    updates = [_where(where, update, mu) for update, mu in zip(updates, mus, strict=True)]
+    torch._foreach_lerp_(mus, updates, 1 - beta1)
+    torch._foreach_addcmul_(params, mus, mu_factors.unbind(), -1)
+
+
+def _update_native(
+    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
+    """The same in one pass, on a CPU, where reading `where` waits for nothing."""
+    if where is not None and not where:
+        return
+    tensors = (
+        LaPropTensor(*(x.data_ptr() for x in (p, s["mu"], s["nu"], s["step"], p.grad)), p.numel())
+        for p, s in zip(params, states, strict=True)
+    )
+    beta1, beta2 = group["betas"]
+    arguments = LaPropArguments(
+        tensors=len(params),
+        threads=torch.get_num_threads(),
+        all=(LaPropTensor * len(params))(*tensors),
+        beta1=beta1,
+        beta2=beta2,
+        **{name: group[name] for name in ("lr", "eps", "clip", "clip_floor", "warmup")},
+    )
+    call("laprop", params[0].dtype, arguments)
+
+
+def _where(
+    where: Tensor | None, new: Tensor | float, old: Tensor | float, like: Tensor | None = None
+) -> Tensor | float:
+    """Choose; a number becomes a tensor in the precision of ``like``."""
+    if where is None:
+        return new
+    return torch.where(where, new if like is None else like.new_full((), new), old)
+
+
+def _one(where: Tensor | None, step: Tensor) -> Tensor | int:
+    """What an update counts for, on the device where its number is."""
+    return 1 if where is None else where.to(step)
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    beta1, beta2 = group["betas"]
+    tiny = torch.finfo(torch.float32).tiny
+    for name, value, possible, mend in (
+        ("lr", group["lr"], 0 <= group["lr"] < math.inf, "Choose a finite learning rate of at least 0"),
+        ("betas[0]", beta1, 0 <= beta1 < 1, "Choose a decay from 0 up to, but not including, 1"),
+        ("betas[1]", beta2, 0 <= beta2 < 1, "Choose a decay from 0 up to, but not including, 1"),
+        ("eps", group["eps"], tiny <= group["eps"] < math.inf, f"Below {tiny:.2g}, float32 gives 0 / 0: try 1e-20"),
+        ("clip", group["clip"], group["clip"] > 0, "Choose a positive share, or math.inf for no clipping"),
+        ("clip_floor", group["clip_floor"], 0 < group["clip_floor"] < math.inf, "Choose a small positive norm"),
+        ("warmup", group["warmup"], 0 <= group["warmup"] < math.inf, "Choose a number of updates, 0 for none"),
+    ):
+        if not possible:
+            raise ValueError(f"LaProp got {name}={value!r}. {mend}.")

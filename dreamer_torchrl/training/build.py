@@ -1,0 +1,211 @@
+"""What a run is made of: from settings to environments and agent, and from a run's folder back to them."""
+
+from __future__ import annotations
+
+import traceback
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+
+from dreamer_torchrl.agents.agent import Agent, build_agent
+from dreamer_torchrl.agents.player import Latents, Player
+from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
+from dreamer_torchrl.collectors.stream_env import StreamEnv
+from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.compose import saved_settings
+from dreamer_torchrl.config.labels import environment_name
+from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.data.replay import Replay
+from dreamer_torchrl.envs import make_env
+from dreamer_torchrl.kernels.calls import decide, use_native
+from dreamer_torchrl.training.evaluation import Evaluation, evaluate, never
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed for one purpose of a run; different purposes share no random numbers.
+
+    Example:
+        >>> seed_for(0, "replay") == seed_for(0, "replay") != seed_for(0, "policy")
+        True
+    """
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0] >> 1)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is a GPU if there is one."""
+    count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"device={name}, but torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count > 1)}: leave it at "
+            "auto, or install a torch for the GPU that is there."
+        )
+    return device
+
+
+def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: tuple[int, ...]) -> StreamEnv:
+    """One environment as a stream; a plain function, so that another process can call it."""
+    return StreamEnv(make_env(family, options), repeat, entropy)
+
+
+def make_streams(settings: Settings, purpose: str, count: int, processes: bool = False, film: bool = False) -> Streams:
+    """Streams of a run's environment, whose episodes are those of this ``purpose``."""
+    env = settings.env
+    entropy = seed_for(settings.seed, purpose)
+    makers = []
+    for index in range(count):
+        options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
+        makers.append(partial(stream_env, env.family, options, env.action_repeat, (entropy, index)))
+    try:
+        return Streams(makers, processes, env.step_timeout)
+    except ValueError:  # it names the mend
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"The environment cannot be made: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
+        ) from error
+
+
+def make_agent(settings: Settings, streams: Streams) -> Agent:
+    """The run's agent with its initial weights."""
+    torch.manual_seed(seed_for(settings.seed, "weights"))
+    agent = build_agent(
+        streams.observation_spec,
+        streams.action_spec,
+        settings.size,
+        getattr(torch, settings.dtype),
+        settings.unimix,
+        settings.actor_unimix,
+    )
+    use_native(agent, decide(settings.native, choose_device(settings.device)))
+    return agent
+
+
+def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
+    """The run's replay, empty; on disk if the settings say so and ``scratch`` says where."""
+    replay = settings.replay
+    return Replay(
+        replay.capacity,
+        settings.env.num_envs,
+        replay.batch,
+        replay.length,
+        settings.learner.context,
+        scratch if replay.storage == "disk" else None,
+        seed_for(settings.seed, "replay"),
+        most=settings.total_steps,
+    )
+
+
+def make_policy(agent: Agent, seed: int) -> Policy:
+    """The acting part of an agent with a generator of its own."""
+    policy = agent.policy
+    policy.generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
+    return policy
+
+
+def run_evaluation(
+    settings: Settings,
+    agent: Agent,
+    streams: Streams,
+    film: bool = False,
+    give_up: Callable[[], bool] = never,
+    record: int = 0,
+) -> Evaluation:
+    """Evaluate as training does: the same weights and settings, on the same device, give the same episodes."""
+    policy = make_policy(agent, seed_for(settings.seed, "evaluation policy"))
+    return evaluate(policy, streams, settings.eval.episodes, settings.eval.deterministic, film, give_up, record)
+
+
+def evaluation_streams(settings: Settings, film: bool = False) -> Streams:
+    """The environments of evaluations: those of training but for ``eval.arguments``, and for films in this process."""
+    env, arguments = settings.env, settings.eval.arguments
+    if arguments:
+        options = {**env.options, "arguments": {**env.options["arguments"], **arguments}}
+        settings = replace(settings, env=replace(env, options=options))
+    count = min(settings.eval.num_envs, settings.eval.episodes)
+    return make_streams(settings, "evaluation", count, env.workers != "serial" and not film, film)
+
+
+def dream_title(settings: Settings, step: int) -> str:
+    """What stands above a dream."""
+    return f"{environment_name(settings)}: what the world model believes after {step:,} steps of training"
+
+
+@dataclass
+class LoadedRun:
+    """A trained agent with what it was trained by.
+
+    Args:
+        path: the run's folder.
+        settings: of the run.
+        agent: with the weights of ``saved``.
+        saved: the checkpoint.
+        action_bounds: bounds of the environment where the agent's own are -1 and 1.
+    """
+
+    path: Path
+    settings: Settings
+    agent: Agent
+    saved: Saved
+    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]
+
+    def __post_init__(self) -> None:
+        self._player = Player(
+            self.agent,
+            sample=not self.settings.eval.deterministic,
+            seed=seed_for(self.settings.seed, "play"),
+            bounds=self.action_bounds,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """For TorchRL rollouts and collectors; environments need `InitTracker`, actions are -1 to 1."""
+        return self.agent.policy
+
+    def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
+        """See `Player.act`: an observation and what was remembered to an action of the environment and a new memory."""
+        return self._player.act(observation, state)
+
+    def recorded(self, steps: int) -> TensorDictBase:
+        """The last ``steps`` of each environment that the run's replay holds, ``[T, N]``; reads no others."""
+        return self.saved.last_steps(steps)
+
+
+def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
+    """Load what a run has learned.
+
+    Args:
+        run: the folder that training printed.
+        checkpoint: name of one of its checkpoints, the newest sound one if left out.
+
+    Returns:
+        The agent (``.agent``, ``.policy``, ``.act``) on the CPU.
+    """
+    path = Path(run)
+    settings = saved_settings(path)
+    checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
+    if checkpoint is not None and checkpoint not in checkpoints.names():
+        raise ConfigError(
+            f"{path} has no checkpoint {checkpoint!r}; it has {', '.join(checkpoints.names()) or 'none'}."
+        )
+    # What was learned is of use without the replay, which may be large and slow to read.
+    saved = checkpoints.load(replay=False) if checkpoint is None else checkpoints.read(checkpoint, replay=False)
+    if saved is None:
+        raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
+    streams = make_streams(settings, "specs", 1)
+    agent = make_agent(settings, streams)
+    agent.load_state_dict(saved.parts["learner"]["agent"])
+    return LoadedRun(path, settings, agent.eval(), saved, streams.bounds)

@@ -1,0 +1,78 @@
+"""What the replay of a run will need, and what there is: known before anything is made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from dreamer_torchrl.agents.agent import build_agent
+from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes_per_step
+from dreamer_torchrl.record.console import size
+
+
+def replay_size(settings: Settings, streams: Streams, run_dir: Path, continued: bool = False) -> str:
+    """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit.
+
+    A save copies the latents that have changed, all of them at worst, so that they are counted twice.
+    """
+    with torch.device("meta"):  # an agent without memory
+        agent = build_agent(streams.observation_spec, streams.action_spec, settings.size)
+    whole, copied = bytes_per_step(agent), latent_bytes_per_step(agent)
+    steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
+    free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}
+    in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step
+    needs = from_disk if on_disk else in_memory
+    for place, per_step in needs.items():
+        if steps * per_step > free[place]:
+            least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
+            fitting = min(int(0.8 * free[other]) // part for other, part in needs.items())
+            mend = f"give replay.capacity={max(fitting, least)}"
+            if continued:
+                mend = "make room, give a smaller total_steps"
+            if not on_disk and all(steps * part <= free[other] for other, part in from_disk.items()):
+                mend += " or replay.storage=disk"
+            named = f"disk in {run_dir}" if place == "disk" else f"memory (saves copy {copied:,} of each)"
+            raise ConfigError(
+                f"The replay of {steps:,} steps of {whole:,} bytes needs {size(steps * per_step)} of {named}, "
+                f"{size(free[place])} are free: {mend}."
+            )
+    where = f"disk in {run_dir}" if on_disk else "memory"
+    return (
+        f"Replay: {whole:,} bytes a step, {size(steps * whole)} of {where} for {steps:,} steps; "
+        f"up to {size(steps * copied)} of memory more in a save."
+    )
+
+
+def scratch_bytes(run_dir: Path) -> int:
+    """What the last process left of its replay on disk; the next one begins by removing it."""
+    return sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())
+
+
+def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process can still have, in a container or a batch job as well."""
+    if not (proc / "meminfo").exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    entries = dict(line.split(":") for line in (proc / "meminfo").read_text().splitlines())
+    free = int(entries["MemAvailable"].split()[0]) * 1024
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = groups / "memory" if controllers else groups
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        folder = root / path.lstrip("/")
+        for place in (folder, *folder.parents):  # each group has what the ones above it leave
+            limit, used = place / names[0], place / names[1]
+            if limit.is_file() and limit.read_text().strip() != "max":
+                counts = dict(entry.split() for entry in (place / "memory.stat").read_text().splitlines())
+                files = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # given back on demand
+                free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
+            if place == root:
+                break
+    return max(free, 0)

@@ -1,0 +1,1 @@
+"""Curves, plots, imagination and reports of runs."""

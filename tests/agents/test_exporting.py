@@ -1,0 +1,243 @@
+"""An exported policy is one file that does the same as the agent, and needs torch alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from dreamer_torchrl.agents.agent import Agent, Size
+from dreamer_torchrl.agents.player import Player, as_indices
+from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.export import compare, describe, export_policy
+from dreamer_torchrl.keys import LATENTS
+from dreamer_torchrl.modules.spaces import key_name
+from tests.agents.acting_examples import agent_for, environment, leaves, recorded, stream
+
+MODES = {False: ExplorationType.DETERMINISTIC, True: ExplorationType.RANDOM}
+NANO = Size.named("nano")
+CASES = [(name, sample) for name in ("CartPole-v1", "Pendulum-v1", "crane") for sample in (False, True)]
+CASES += [("picture", False), ("multi_discrete", True)]
+every_case = pytest.mark.parametrize(
+    ("name", "sample"), CASES, ids=[f"{n}-{'draws' if s else 'modes'}" for n, s in CASES]
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the exported policies of this file lie."""
+    return tmp_path_factory.mktemp("exported")
+
+
+@cache
+def exported(folder: Path, name: str, sample: bool) -> tuple[Agent, Path]:
+    """A nano agent and its policy in a file, made once."""
+    torch.manual_seed(1)
+    agent = agent_for(name, size=NANO)
+    return agent, export_policy(agent, folder / f"{name}-{sample}.pt2", sample, stream(name).bounds)
+
+
+@cache
+def loaded(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Policy and description as any user of torch has them."""
+    words = {"policy.json": ""}
+    return torch.export.load(path, extra_files=words).module(), json.loads(words["policy.json"])
+
+
+def noise_of(agent: Agent, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What the policy draws at one step."""
+    noise = torch.rand(count, agent.rssm.stochastic, generator=generator)
+    return noise, agent.action_space.noise(count, generator=generator)
+
+
+def as_input(agent: Agent, step: TensorDict) -> dict[str, Tensor]:
+    """Observations as Gymnasium has them."""
+    seen = {}
+    for key, space in agent.spaces.items():
+        own = as_indices(space)
+        seen[key_name(key)] = step[key] if own is space else step[key].reshape(-1, *space.shape).argmax(-1)
+    return seen
+
+
+# The same as the agent
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@every_case
+def test_does_what_the_agent_does(folder: Path, name: str, sample: bool, count: int) -> None:
+    """Over several steps, an episode's start among them, for any number of environments; from the same noise if any."""
+    agent, path = exported(folder, name, sample)
+    policy, _ = loaded(path)
+    draws = torch.Generator().manual_seed(3)
+    original = Policy(agent.encoder, agent.rssm, agent.actor, torch.Generator().manual_seed(3))
+    carried = TensorDict({}, batch_size=[count])
+    latents = [torch.zeros(count, *agent.latent_spec[key].shape) for key in LATENTS]
+    for step in recorded(agent, 6, count):
+        with set_exploration_type(MODES[sample]):
+            carried = original(step.clone().update(carried)).select(*LATENTS, *agent.action_space.keys)
+        noise = noise_of(agent, count, draws) if sample else ()
+        actions, *latents = policy(as_input(agent, step), step["is_init"], *latents, *noise)
+        for key, value in zip(LATENTS, latents, strict=True):
+            assert_close(value, carried[key], atol=1e-6, rtol=0)
+            assert value.dtype is torch.float32 and not value.requires_grad
+        for key, space in agent.action_space.spaces.items():
+            found, expected = actions[key_name(key)], carried[key]
+            if key in (bounds := stream(name).bounds):
+                low, high = bounds[key]
+                assert_close(found, low + (high - low) * (expected.clamp(-1, 1) + 1) / 2)
+            elif as_indices(space) is space:
+                assert found.equal(expected)
+            elif found.ndim == 1:
+                assert found.equal(expected.argmax(-1))
+            else:
+                parts = expected.split(list(space.classes), -1)
+                assert found.equal(torch.stack([part.argmax(-1) for part in parts], -1))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "crane"])
+def test_does_what_a_player_does_in_the_environment(folder: Path, name: str) -> None:
+    agent, path = exported(folder, name, False)
+    policy, description = loaded(path)
+    env = environment(name)
+    player, state = Player(agent, bounds=stream(name).bounds), None
+    observation = env.reset(seed=0)[0]
+    latents = [torch.zeros(1, *agent.latent_spec[key].shape) for key in LATENTS]
+    for moment in range(5):
+        action, state = player.act(observation, state)
+        flat = leaves(observation)  # both sorted by name
+        names = sorted(description["inputs"]["observations"])
+        dtypes = [getattr(torch, description["inputs"]["observations"][key]["dtype"]) for key in names]
+        seen = {key: torch.as_tensor(x).to(d)[None] for key, x, d in zip(names, flat, dtypes, strict=True)}
+        actions, *latents = policy(seen, torch.tensor([[moment == 0]]), *latents)
+        for key, expected in zip(sorted(actions), leaves(action), strict=True):
+            assert_close(actions[key][0], torch.as_tensor(expected))
+        observation = env.step(action)[0]
+
+
+def test_the_start_of_an_episode_forgets_whatever_is_given(folder: Path) -> None:
+    agent, path = exported(folder, "Pendulum-v1", False)
+    policy, _ = loaded(path)
+    seen, start = {"observation": torch.ones(2, 3)}, torch.tensor([[True], [False]])
+    latents = [torch.rand(2, *agent.latent_spec[key].shape) for key in LATENTS]
+    used, anew = policy(seen, start, *latents), policy(seen, start, *[torch.zeros_like(value) for value in latents])
+    for ours, theirs in zip(used[1:], anew[1:], strict=True):
+        assert ours[0].equal(theirs[0])
+    assert not used[1][1].equal(anew[1][1])
+
+
+def test_bfloat16_agents_can_be_exported(tmp_path: Path) -> None:
+    agent = agent_for("Pendulum-v1", dtype=torch.bfloat16)
+    path = export_policy(agent, tmp_path / "policy.pt2")
+    assert compare(agent, path, recorded(agent, 4, 2)).largest < 1e-5
+
+
+# Without this package
+
+
+CHILD = """
+import json, sys
+for name in ("dreamer_torchrl", "torchrl", "tensordict", "gymnasium"):
+    sys.modules[name] = None  # an import of it fails
+import torch
+words = {"policy.json": ""}
+policy = torch.export.load(sys.argv[1], extra_files=words).module()
+inputs = json.loads(words["policy.json"])["inputs"]
+def zeros(entry):
+    return torch.zeros(3, *entry["shape"][1:], dtype=getattr(torch, entry["dtype"]))
+observations = {name: zeros(entry) for name, entry in inputs.pop("observations").items()}
+generator, noise = torch.Generator().manual_seed(0), {}
+for name in ("noise", "action_noise"):
+    draws = {"uniform": torch.rand, "normal": torch.randn}
+    parts = [draws[kind](3, count, generator=generator) for kind, count in inputs[name].pop("draw")]
+    inputs[name] = torch.cat(parts, -1)
+given = [value if isinstance(value, torch.Tensor) else zeros(value) for value in inputs.values()]
+actions, *latents = policy(observations, *given)
+actions, *latents = policy(observations, given[0], *latents, *given[-2:])
+print(json.dumps([{name: value.tolist() for name, value in actions.items()}, *[x.tolist() for x in latents]]))
+"""
+
+
+def test_torch_alone_runs_the_file_by_its_description(folder: Path) -> None:
+    """In a process where nothing of ours can be imported: inputs and noise are made from the description."""
+    agent, path = exported(folder, "crane", True)
+    outcome = subprocess.run([sys.executable, "-c", CHILD, path], capture_output=True, text=True, cwd=folder)
+    assert outcome.returncode == 0, outcome.stderr
+    assert not outcome.stderr
+    actions, *latents = json.loads(outcome.stdout)
+    drawn = noise_of(agent, 3, torch.Generator().manual_seed(0))
+    steps = {key: space.random((3,), torch.Generator()) * 0 for key, space in agent.spaces.items()}
+    steps["hook", "load"][:, 0] = 1  # class 0
+    encoded = agent.encoder(*[steps[key] for key in agent.encoder.in_keys])
+    carried = [torch.zeros(3, *agent.latent_spec[key].shape) for key in LATENTS]
+    never = torch.zeros(3, 1, dtype=torch.bool)
+    for _ in range(2):
+        with torch.no_grad():
+            carried = agent.policy.step(encoded, carried[2], never, carried[0], carried[1], *drawn)
+    for found, expected in zip(latents, carried, strict=True):
+        assert_close(torch.tensor(found), expected)
+    for key, expected in agent.action_space.restore(carried[2]).items():
+        if key in {"gear", "horns"}:
+            assert actions[key] == (expected.argmax(-1) if key == "gear" else expected).tolist()
+
+
+# The description
+
+
+@every_case
+def test_the_description_fits(folder: Path, name: str, sample: bool) -> None:
+    """Names, shapes and dtypes of all that goes in and comes out, in the order of the arguments."""
+    agent, path = exported(folder, name, sample)
+    policy, description = loaded(path)
+    inputs = description["inputs"]
+    noise = ["noise", "action_noise"] if sample else []
+    assert list(inputs) == ["observations", "is_init", *LATENTS, *noise]
+    step = recorded(agent, 2, 5)[0]
+    seen = as_input(agent, step)
+    latents = [torch.zeros(5, *agent.latent_spec[key].shape) for key in LATENTS]
+    drawn = noise_of(agent, 5, torch.Generator()) if sample else ()
+    values = dict(zip(list(inputs)[1:], [step["is_init"], *latents, *drawn], strict=True))
+    actions, *latents = policy(seen, *values.values())
+    told = [(inputs["observations"], seen), (inputs, values), (description["outputs"]["actions"], actions)]
+    for entries, tensors in [*told, (description["outputs"], dict(zip(LATENTS, latents, strict=True)))]:
+        for key, value in tensors.items():
+            assert ["N", *value.shape[1:]] == entries[key]["shape"]
+            assert str(value.dtype) == f"torch.{entries[key]['dtype']}"
+    assert set(inputs["observations"]) == set(seen) and set(description["outputs"]["actions"]) == set(actions)
+    assert description["sample"] is sample
+    assert description["versions"]["torch"] == torch.__version__
+
+
+def test_the_description_tells_classes_and_bounds() -> None:
+    description = describe(agent_for("crane"), sample=True, bounds=stream("crane").bounds)
+    actions, seen = description["outputs"]["actions"], description["inputs"]["observations"]
+    assert (actions["arm/joints"]["low"], actions["arm/joints"]["high"]) == ([-2.0, 0.0], [3.0, 10.0])
+    assert (actions["levers"]["classes"], actions["levers"]["low"]) == ([2, 3], 0)
+    assert seen["hook/load"] == {"shape": ["N"], "dtype": "int64", "low": 0, "classes": [4]}
+    assert seen["camera/front"] == {"shape": ["N", 48, 48, 3], "dtype": "uint8", "low": 0, "high": 255}
+    assert seen["hook/position"] == {"shape": ["N", 2], "dtype": "float64", "low": -1.0, "high": 1.0}
+    draw = description["inputs"]["action_noise"]["draw"]
+    assert draw == [["normal", 2], ["uniform", 1], ["uniform", 2], ["uniform", 1], ["uniform", 1]]
+    unscaled = describe(agent_for("Pendulum-v1"))["outputs"]["actions"]["action"]
+    assert (unscaled["low"], unscaled["high"]) == (-1.0, 1.0)
+
+
+def test_the_file_holds_what_acting_needs_and_no_more(folder: Path) -> None:
+    _, path = exported(folder, "CartPole-v1", False)
+    names = {name.removeprefix("policy.") for name in loaded(path)[0].state_dict()}
+    assert {name.split(".")[0] for name in names} == {"encoder", "rssm", "actor"}
+    assert not [name for name in names if "prior" in name]
+
+
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"policy\.onnx does not end in \.pt2, .*: name it policy\.pt2"):
+        export_policy(agent_for("CartPole-v1"), tmp_path / "policy.onnx")

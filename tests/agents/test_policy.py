@@ -1,0 +1,261 @@
+"""The policy acts in TorchRL's rollouts and collectors, and its latents belong to the observation beside them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+from torch.testing import assert_close
+from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.envs import (
+    GymEnv,
+    check_env_specs,
+)
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from dreamer_torchrl import Agent, Learner, build_agent
+from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.learners.learner import example_batch
+from dreamer_torchrl.modules.rssm import features_of
+from tests.agents.policy_examples import (
+    DETERMINISTIC,
+    LATENTS,
+    RANDOM,
+    TINY,
+    agent_for,
+    environment,
+    every_exploration,
+    seen,
+    with_and_without_primer,
+)
+
+
+@torch.no_grad()
+def assert_aligned(agent: Agent, steps: TensorDictBase, first: int = 0, modes: bool = False) -> None:
+    """What is stored at each step of ``[..., T]`` comes from its own observation and the step before it.
+
+    The belief is a function of what was stored one step before; the state is the posterior's mode, or a draw from it.
+    """
+    for row in steps.reshape(-1, steps.shape[-1]).unbind(0):
+        action = agent.action_space.flatten({key: row[key] for key in agent.action_space.keys})
+        assert_close(row["previous_action"], action)
+        before = [nn.functional.pad(x, (0, 0) * (x.ndim - 1) + (1, -1)) for x in (action, row["belief"], row["state"])]
+        encoded = agent.encoder(*[row[key] for key in agent.encoder.in_keys])
+        belief, _, logits = agent.rssm(encoded, before[0], row["is_init"], *before[1:])
+        assert_close(row["belief"][first:], belief[first:])
+        assert (row["state"].sum(-1) == 1).all()
+        if modes:
+            assert (row["state"].argmax(-1) == logits.argmax(-1))[first:].all()
+
+
+# In TorchRL's loops
+
+
+@every_exploration
+@with_and_without_primer
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
+def test_rollout_keeps_latents_with_their_observation(name: str, primed: bool, exploration: ExplorationType) -> None:
+    agent = agent_for(environment(name))
+    env = environment(name, agent if primed else None)
+    env.set_seed(0)
+    with set_exploration_type(exploration):
+        steps = env.rollout(40, agent.policy, break_when_any_done=False)
+    assert steps["is_init"].sum() > 1 or name == "Pendulum-v1"
+    assert_aligned(agent, steps, modes=exploration is DETERMINISTIC)
+
+
+@every_exploration
+@with_and_without_primer
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
+def test_collector_over_three_environments_keeps_latents_with_their_observation(
+    name: str, primed: bool, exploration: ExplorationType
+) -> None:
+    """Over several batches: latents go on where the last batch ended, and each environment resets alone."""
+    agent = agent_for(environment(name))
+    env = environment(name, agent if primed else None, count=3)
+    collector = Collector(env, agent.policy, frames_per_batch=45, total_frames=135, exploration_type=exploration)
+    collector.set_seed(0)
+    steps = torch.cat([batch.clone() for batch in collector], 1)
+    collector.shutdown()
+    assert steps.shape == (3, 45)
+    assert steps["is_init"].sum() > 3 or name == "Pendulum-v1"
+    assert_aligned(agent, steps, modes=exploration is DETERMINISTIC)
+
+
+def test_two_workers_collect_aligned_latents_and_receive_new_weights() -> None:
+    agent = agent_for(environment())
+    collector = MultiSyncCollector(
+        [lambda: environment(count=2)] * 2,
+        agent.policy,
+        frames_per_batch=80,
+        total_frames=160,
+        cat_results="stack",
+        exploration_type=DETERMINISTIC,
+    )
+    batches = iter(collector)
+    steps = next(batches).clone()
+    assert steps.shape == (2, 2, 20)
+    assert_aligned(agent, steps, modes=True)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.mul_(1.1)
+    collector.update_policy_weights_()
+    steps = torch.cat([steps, next(batches)], -1)
+    collector.shutdown()
+    assert_aligned(agent, steps, first=20, modes=True)
+
+
+@pytest.mark.parametrize("count", [None, 3])
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_primer_gives_an_environment_with_correct_specs(name: str, count: int | None) -> None:
+    agent = agent_for(environment(name))
+    env = environment(name, agent, count)
+    check_env_specs(env)
+    fresh = env.reset()
+    assert all((fresh[key] == 0).all() for key in LATENTS)
+    for step in env.rollout(10, agent.policy, break_when_any_done=False).unbind(-1):
+        assert env.full_state_spec.is_in(step.select(*LATENTS))
+
+
+# Resets
+
+
+@every_exploration
+def test_is_init_forgets_exactly(exploration: ExplorationType) -> None:
+    """Bit for bit as if nothing had been before, in those rows alone where it is set."""
+    agent = agent_for(environment())
+    fresh = seen(agent, 4)
+    used = fresh.clone().update({"belief": torch.randn(4, 16), "state": torch.rand(4, 4, 3)})
+    used["previous_action"] = torch.randn(4, 2)
+    used["is_init"][2] = False
+    with set_exploration_type(exploration):
+        torch.manual_seed(1)
+        agent.policy(fresh)
+        torch.manual_seed(1)
+        agent.policy(used)
+    same = torch.tensor([0, 1, 3])
+    for key in ("belief", "state", "action"):
+        assert (used[key][same] == fresh[key][same]).all()
+    assert (used["belief"][2] != fresh["belief"][2]).any()
+
+
+def test_missing_latents_are_zeros() -> None:
+    agent = agent_for(environment())
+    bare, given = seen(agent, 4), seen(agent, 4)
+    bare["is_init"][:] = given["is_init"][:] = False
+    given.update({key: spec.zero((4,)) for key, spec in agent.latent_spec.items()})
+    assert (agent.policy(bare) == agent.policy(given)).all()
+
+
+def test_state_may_come_as_class_indices() -> None:
+    """As replay stores it."""
+    agent = agent_for(environment())
+    one_hot, indices = seen(agent, 4), seen(agent, 4)
+    one_hot["is_init"][:] = indices["is_init"][:] = False
+    indices["state"] = torch.randint(3, (4, 4), dtype=torch.uint8)
+    one_hot["state"] = nn.functional.one_hot(indices["state"].long(), 3).float()
+    assert (agent.policy(one_hot) == agent.policy(indices)).all()
+
+
+# Exploration and randomness
+
+
+def test_deterministic_exploration_takes_modes() -> None:
+    agent = agent_for(environment())
+    with set_exploration_type(DETERMINISTIC), torch.no_grad():
+        steps = agent.policy(seen(agent, 4))
+    again = [agent.policy(seen(agent, 4))["state"] for _ in range(3)]  # outside of any exploration type: modes too
+    assert all((state == steps["state"]).all() for state in again)
+    _, _, logits = agent.rssm(
+        agent.encoder(steps["observation"]), torch.zeros(4, 2), steps["is_init"], *agent.rssm.initial(4)
+    )
+    assert (steps["state"].argmax(-1) == logits.argmax(-1)).all()
+    policy = agent.actor.distribution(agent.actor(features_of(steps["belief"], steps["state"])))
+    assert (steps["action"].argmax(-1) == policy.mode.argmax(-1)).all()
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+def test_random_exploration_draws_states_and_actions_from_their_distributions(name: str) -> None:
+    agent = agent_for(environment(name))
+    many = seen(agent, 1).expand(4000).clone()
+    with set_exploration_type(RANDOM), torch.no_grad():
+        agent.policy(many)
+        _, _, logits = agent.rssm(
+            agent.encoder(many["observation"]),
+            torch.zeros(4000, agent.action_space.size),
+            many["is_init"],
+            *agent.rssm.initial(4000),
+        )
+        probs = 0.99 * logits[0].softmax(-1) + 0.01 / 3
+        assert_close(many["state"].mean(0), probs, atol=0.04, rtol=0)
+        policy = agent.actor.distribution(agent.actor(features_of(many["belief"], many["state"])))
+        assert_close(many["previous_action"].mean(0), policy.mean.mean(0), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
+def test_the_same_seed_gives_the_same_actions(name: str) -> None:
+    agent = agent_for(environment(name))
+
+    def act(seed: int) -> TensorDictBase:
+        torch.manual_seed(seed)
+        return agent.policy(seen(agent, 16))
+
+    with set_exploration_type(RANDOM):
+        first, same, other = act(0), act(0), act(1)
+    assert (first == same).all()
+    assert not (first == other).all()
+
+
+def test_a_generator_of_ones_own_leaves_torchs_alone() -> None:
+    agent = agent_for(environment())
+
+    def act(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return Policy(agent.encoder, agent.rssm, agent.actor, generator)(seen(agent, 64))["action"]
+
+    before = torch.get_rng_state()
+    with set_exploration_type(RANDOM):
+        first, same, other = act(0), act(0), act(1)
+    assert (first == same).all()
+    assert (first != other).any()
+    assert (torch.get_rng_state() == before).all()
+
+
+# With the agent
+
+
+def test_policy_shares_the_agents_weights() -> None:
+    """A policy that was handed out before an update acts on the new weights."""
+    agent = agent_for(environment())
+    policy = agent.policy
+    before = policy(seen(agent, 8))["belief"]
+    learner = Learner(agent)
+    batch = example_batch(agent, batch=2, length=4)
+    learner.update(batch)
+    learner.update(batch)  # the first update moves nothing: warm-up
+    assert (policy(seen(agent, 8))["belief"] != before).any()
+
+
+def test_policy_holds_what_acting_needs_and_no_more() -> None:
+    agent = agent_for(environment())
+    assert {name.split(".")[0] for name in agent.policy.state_dict()} == {"encoder", "rssm", "actor"}
+
+
+def test_policy_leaves_no_graph() -> None:
+    agent = agent_for(environment())
+    steps = agent.policy(seen(agent, 2))
+    assert not any(value.requires_grad for value in steps.values(True, True))
+
+
+def test_without_is_init_the_mend_is_told() -> None:
+    env = GymEnv("CartPole-v1")
+    agent = build_agent(env.observation_spec, env.action_spec, TINY)
+    with pytest.raises(KeyError, match=r"append InitTracker\(\)"):
+        env.rollout(2, agent.policy)
+
+
+def test_a_missing_observation_is_named_with_what_is_there() -> None:
+    agent = agent_for(environment("Crane"))
+    with pytest.raises(KeyError, match=r"observation 'camera/front', but the data holds hook/loaded, hook/position"):
+        agent.policy(seen(agent, 2).exclude(("camera", "front")))

@@ -1,0 +1,302 @@
+"""Words become settings: every file composes, later words win, and a run goes on as the run that it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dreamer_torchrl.agents.size import Size
+from dreamer_torchrl.config.checks import ConfigError, as_plain, leaves
+from dreamer_torchrl.config.compose import GROUPS, choices, load, read_saved, saved_settings
+from dreamer_torchrl.config.schema import EnvironmentSettings, Settings
+from dreamer_torchrl.envs.registry import atari_games
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FACTORY = "env.factory=dreamer_torchrl.envs.tasks:Memory"
+
+
+def chosen(group: str, name: str) -> list[str]:
+    """The words for one choice, alone; skip the test where what it needs is not installed."""
+    if "dmc_" in f"{name} {(CONFIGS / group / f'{name}.yaml').read_text()}" and find_spec("dm_control") is None:
+        pytest.skip("dm_control is not installed")
+    return [f"{group}={name}", FACTORY] if (group, name) == ("env", "custom") else [f"{group}={name}"]
+
+
+OWN = "env=custom env.factory=tests.training.training_toys:Faulty"
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
+def test_every_file_composes(group: str, name: str) -> None:
+    settings = load(chosen(group, name)).settings
+    if group == "size":
+        assert settings.size == Size.named(name)
+    if (CONFIGS / "experiment" / f"{name}.yaml").is_file() and group == "env":
+        assert settings == load(chosen("experiment", name)).settings  # the experiment follows the environment
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_takes_every_logger(experiment: str) -> None:
+    for logger in choices("logger"):
+        settings = load([*chosen("experiment", experiment), f"logger={logger}"]).settings
+        assert (settings.wandb.mode == "online", settings.log.tensorboard) == (
+            logger == "wandb",
+            logger == "tensorboard",
+        )
+
+
+@pytest.mark.parametrize("game", ["pong", *atari_games()[::12]])
+def test_atari_games_by_name(game: str) -> None:
+    assert game not in choices("env")
+    env = load([f"env={game}"]).settings.env
+    assert (env.family, env.options["game"], env.options["size"], env.frames_per_step) == ("atari", game, 96, 4)
+    if "atari100k" in choices("experiment"):
+        settings = load([f"env={game}", "experiment=atari100k"]).settings
+        assert settings.env.options | {"game": game, "size": 64, "sticky": False} == settings.env.options
+        assert settings.env.num_envs == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("env.frames_per_action=1", "an action of this game lasts 4 frames. Leave that out, and set env.frame_skip."),
+        ("env.frame_skip=0", "env.frame_skip=0 is impossible: give at least 1."),
+    ],
+)
+def test_frames_of_a_game_are_one_number(word: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load(["env=pong", word])
+
+
+def test_choices_are_told_in_a_line_each() -> None:
+    assert all(text and not text.startswith(("#", "@")) for group in GROUPS for text in choices(group).values())
+    assert [*choices("size")][:3] == ["nano", "size1m", "size12m"]
+
+
+def test_the_file_of_defaults_and_the_classes_agree() -> None:
+    """A default differs from its dataclass only where its line tells of the official number."""
+    text = (CONFIGS / "config.yaml").read_text()
+    assert list(yaml.safe_load(text)["learner"].keys() ^ {field.name for field in fields(Hyperparameters)}) == []
+    here = load(["experiment=null"]).settings
+    env = EnvironmentSettings(family="gym", options=here.env.options)
+    there = leaves(as_plain(Settings(run_dir="", env=env, size=Size.named("nano"))))
+    for key, value in leaves(as_plain(here)).items():
+        if value != there[key]:
+            told = [line for line in text.splitlines() if line.strip().startswith(key.rpartition(".")[2] + ":")]
+            assert any("official" in line for line in told), f"{key} is {value} here and {there[key]} in settings.py"
+
+
+def test_nothing_asked_for_is_the_preset_of_cartpole() -> None:
+    assert load([]).settings == load(["env=cartpole"]).settings == load(["experiment=cartpole"]).settings
+    assert load([]).settings != load(["experiment=null"]).settings
+
+
+def test_official_is_official() -> None:
+    settings = load(["experiment=official"]).settings
+    assert settings.learner == Hyperparameters()
+    assert (settings.replay.batch, settings.replay.length, settings.replay.capacity) == (16, 64, 5_000_000)
+    assert (settings.train_ratio, settings.updates_per_step, settings.env.num_envs) == (32, 1 / 32, 16)
+    assert (settings.size, settings.dtype) == (Size.named("size200m"), "bfloat16")
+    assert (settings.unimix, settings.actor_unimix) == (0.01, 0)
+
+
+WORDS: list[tuple[str, str, Any]] = [
+    ("seed=3", "seed", 3),
+    ("+seed=3", "seed", 3),
+    ("++seed=3", "seed", 3),
+    ("seed=1 seed=2", "seed", 2),
+    ("total_steps=1e6", "total_steps", 1_000_000),
+    ("total_steps=1_000", "total_steps", 1000),
+    ("train_ratio=64", "train_ratio", 64.0),
+    ("threads=2", "threads", 2),
+    ("threads=2 threads=null", "threads", None),
+    ("compile=true", "compile", True),
+    ("learner.betas=[0.5,0.9]", "learner.betas", [0.5, 0.9]),
+    ("learner.horizon=100", "learner.horizon", 100),
+    ("learner.clip=inf", "learner.clip", float("inf")),
+    ("seed=7 eval.episodes=${seed}", "eval.episodes", 7),
+    ("wandb.name='first,second'", "wandb.name", "first,second"),
+    ('wandb.name="a(b)"', "wandb.name", "a(b)"),
+    ("wandb.name=2024", "wandb.name", "2024"),
+    ("size=size1m experiment=official", "size.belief", 512),
+    ("experiment=official total_steps=5", "total_steps", 5),
+    ("experiment=official experiment=null", "total_steps", load(["experiment=null"]).settings.total_steps),
+    ("env=pendulum env=cartpole", "env.options.id", "CartPole-v1"),
+    ("env=gym env.id=Acrobot-v1", "env.options.id", "Acrobot-v1"),
+    ("env=pong env.size=64.0", "env.options.size", 64),
+    ("env=lunarlander env.arguments.gravity=-5", "env.options.arguments.gravity", -5),
+    (f"{OWN} +env.arguments.deep.x=[1]", "env.options.arguments.deep.x", [1]),
+    (f"{OWN} env.arguments={{x:1,y:two}}", "env.options.arguments.y", "two"),
+    ("env=lunarlander eval.arguments.gravity=-5", "eval.arguments.gravity", -5),
+    ("env.step_timeout=2.5", "env.step_timeout", 2.5),
+    ("run_dir=runs/${seed}", "run_dir", "runs/0"),
+    ("logger=wandb logger=null", "wandb.mode", "disabled"),
+    ("run_dir=", "run_dir", ""),
+    ("run_dir=null", "run_dir", ""),
+    ("run_dir=007", "run_dir", "007"),
+    ("run_dir=~/x", "run_dir", str(Path.home() / "x")),
+    ("run_dir=it's,a(b)=[c]{d}", "run_dir", "it's,a(b)=[c]{d}"),
+    ("run_dir='quoted'", "run_dir", "quoted"),
+]
+
+
+@pytest.mark.parametrize(("words", "key", "value"), WORDS, ids=[words for words, _, _ in WORDS])
+def test_overrides(words: str, key: str, value: Any) -> None:
+    found = leaves(as_plain(load(words.split()).settings))[key]
+    assert found == value
+    assert type(found) is type(value) or isinstance(value, int | float)
+
+
+def test_the_same_settings_come_back_from_the_saved_file(tmp_path: Path) -> None:
+    """With all that YAML could mistake: a name that is a number, tiny and endless numbers, null, an empty group."""
+    run = tmp_path / "my runs, (first)"
+    words = [
+        f"run_dir={run}",
+        "env=gym",
+        "wandb.name=007",
+        "learner.clip=inf",
+        "learner.eps=1e-30",
+        "env.id=Acrobot-v1",
+    ]
+    configuration = load([*words, "wandb.entity='null'", "total_steps=1e7", "env.arguments.render_mode=null"])
+    configuration.save(run)
+    assert saved_settings(run) == configuration.settings
+    assert sorted(file.name for file in run.iterdir()) == ["config.yaml", "overrides.json"]
+    assert load([f"run_dir={run}"]).settings == configuration.settings
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with words of its own, to look at."""
+    folder = tmp_path_factory.mktemp("started") / "run"
+    words = [f"run_dir={folder}", "env=pong", "experiment=null", "dtype=bfloat16", "seed=3", "size=nano"]
+    load([*words, "replay.batch=2"]).save(folder)
+    return folder
+
+
+@pytest.fixture
+def run(started: Path, tmp_path: Path) -> Path:
+    """The same, to change."""
+    return Path(shutil.copytree(started, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("words", ["", "env=pong experiment=null seed=3 size=nano", "env.game=pong replay.batch=2.0"])
+def test_a_run_goes_on(started: Path, words: str) -> None:
+    """By its folder alone, by all of its words and by some."""
+    assert load([*words.split(), f"run_dir={started}"]).settings == saved_settings(started)
+
+
+def test_a_run_is_found_by_the_last_word_and_through_other_settings(started: Path) -> None:
+    assert load(["run_dir=elsewhere", f"run_dir={started.parent}/r${{wandb.name}}", "wandb.name=un"]).settings.seed == 3
+    assert load([f"run_dir={started}", "run_dir=elsewhere"]).settings.seed == 0
+
+
+def test_what_may_change_is_changed_and_saved(run: Path) -> None:
+    before = leaves(as_plain(saved_settings(run)))
+    load([f"run_dir={run}", "total_steps=999", "eval.every=5", "logger=tensorboard", "env.step_timeout=9"]).save(run)
+    again = load([f"run_dir={run}", "total_steps=1000"])
+    changed = {key for key, value in leaves(as_plain(again.settings)).items() if before[key] != value}
+    assert changed == {"total_steps", "eval.every", "log.tensorboard", "env.step_timeout"}
+    assert (again.settings.total_steps, again.settings.eval.every) == (1000, 5)
+    assert [word for word in again.words if "total_steps" in word] == ["total_steps=1000"]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("seed=4", "seed=3, and now seed=4"),
+        ("seed=0", "seed=3, and now seed=0"),  # the default, but asked for
+        ("size=size1m", "size.belief=256, and now size.belief=512"),
+        ("env=breakout", "env.game=pong, and now env.game=breakout"),
+        ("env=cartpole", "env.frames_per_action=4, and now env.frames_per_action=1"),
+        ("env.frame_skip=2", "env.frame_skip=4, and now env.frame_skip=2"),
+        ("env.num_envs=2", "env.num_envs=1, and now env.num_envs=2"),
+        ("replay.capacity=999", "replay.capacity=1000000, and now replay.capacity=999"),
+        ("learner.betas=[0.5,0.5]", "learner.betas=[0.9, 0.999], and now learner.betas=[0.5, 0.5]"),
+        ("dtype=float32", "dtype=bfloat16, and now dtype=float32"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused(started: Path, word: str, told: str) -> None:
+    before = (started / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match="leave that out to continue the run, or give another run_dir") as refused:
+        load([f"run_dir={started}", word])
+    assert f"{started} is a run with {told} is asked for" in str(refused.value)
+    assert (started / "config.yaml").read_text() == before
+
+
+def test_a_new_argument_makes_another_run(tmp_path: Path) -> None:
+    load([f"run_dir={tmp_path}", "env=gym"]).save(tmp_path)
+    with pytest.raises(ConfigError, match=r"env\.arguments\.x=nothing, and now env\.arguments\.x=1"):
+        load([f"run_dir={tmp_path}", "env.arguments.x=1"])
+
+
+def test_new_defaults_leave_a_run_as_it_was(run: Path) -> None:
+    """Another version has other numbers, more of them and fewer; the run was made with its own."""
+    values = read_saved(run)
+    values["learner"] |= {"horizon": 99.0, "gone": 1}
+    del values["unimix"]
+    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    settings = load([f"run_dir={run}", "total_steps=999"]).settings
+    assert (settings.learner.horizon, settings.unimix, settings.seed) == (99, 0.01, 3)
+    with pytest.raises(ConfigError, match=r"learner\.horizon=99\.0, and now learner\.horizon=333"):
+        load([f"run_dir={run}", "learner.horizon=333"])
+
+
+def test_an_atari_run_from_before_frame_skip_goes_on(run: Path) -> None:
+    """Its games skipped 4 frames."""
+    values = read_saved(run)
+    assert values["env"].pop("frame_skip") == values["env"]["frames_per_action"] == 4
+    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    assert saved_settings(run).env.frames_per_step == 4
+    assert load([f"run_dir={run}"]).settings.env.options["frame_skip"] == 4
+    with pytest.raises(ConfigError, match=r"env\.frame_skip=nothing, and now env\.frame_skip=2"):
+        load([f"run_dir={run}", "env.frame_skip=2"])
+
+
+def test_a_run_on_a_cpu_stays_there(run: Path) -> None:
+    """Its evaluations draw the same numbers then; a run on a GPU takes what this machine has."""
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    for device, expected in (("cpu", "cpu"), ("cuda:1", "auto"), ("auto", "auto")):
+        (run / "config.yaml").write_text(yaml.safe_dump(values | {"device": device}, explicit_end=True))
+        assert saved_settings(run).device == expected
+
+
+def test_a_half_written_configuration_is_told(run: Path) -> None:
+    """Cut anywhere, and each kind of rubbish."""
+    whole = (run / "config.yaml").read_text()
+    cuts = [whole[:length] for length in (*range(0, len(whole) - 4, 97), len(whole) - 5)]
+    for text in (*cuts, "- 1\n...\n", "seed: 1\n...\n", "env: 3\nrun_dir: x\n...\n", "env: {\n...\n", "\0\n...\n"):
+        (run / "config.yaml").write_text(text)
+        for use in (lambda: load([f"run_dir={run}"]), lambda: saved_settings(run)):
+            with pytest.raises(ConfigError, match=r"config\.yaml is damaged: put it back"):
+                use()
+
+
+@pytest.mark.parametrize("text", [None, "", "[1]", "{}", '["seed', "\xff"])
+def test_damaged_words_are_told(run: Path, text: str | None) -> None:
+    file = run / "overrides.json"
+    file.unlink() if text is None else file.write_text(text, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"overrides\.json is missing or damaged"):
+        load([f"run_dir={run}"])
+
+
+def test_checkpoints_without_a_configuration_are_not_trained_over(run: Path) -> None:
+    (run / "checkpoints" / "000000000040").mkdir(parents=True)
+    assert load([f"run_dir={run}"]).settings.seed == 3
+    (run / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"has checkpoints but no config\.yaml"):
+        load([f"run_dir={run}"])
+    with pytest.raises(ConfigError, match=r"is no run: there is no config\.yaml in it"):
+        saved_settings(run)
+
+
+def test_words_are_kept_as_they_were_read(run: Path) -> None:
+    assert json.loads((run / "overrides.json").read_text())[1:3] == ["env=pong", "experiment=null"]

@@ -1,0 +1,202 @@
+"""Names and layouts of the official arrays: each parameter has one, and what comes back is what went there."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
+
+from dreamer_torchrl.agents.agent import Agent, Size, build_agent
+from dreamer_torchrl.interop.official_names import Link, keys_of, links, official_name
+from dreamer_torchrl.interop.recording import Recording
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = ("proprio_cont", "vision_disc")
+TINY = Size(belief=16, hidden=6, stochastic=4, classes=3, blocks=4, depth=2, units=10)
+MIXED = Composite(
+    zeta=Unbounded((3,)),
+    alpha=Unbounded((2, 2)),
+    item=Categorical(5, shape=()),
+    ego=Bounded(0, 255, (48, 64, 3), dtype=torch.uint8),
+    top=Bounded(0, 255, (48, 64, 1), dtype=torch.uint8),
+)
+ACTIONS = {
+    "continuous": Bounded(-1, 1, (2,)),
+    "one-hot": OneHot(3),
+    "categorical": Categorical(3, shape=()),
+    "multi-discrete": MultiCategorical([4, 4]),
+    "composite": Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3, shape=()), buttons=MultiCategorical([2, 2])),
+}
+
+
+@pytest.fixture(scope="module")
+def agent() -> Agent:
+    return build_agent(MIXED, ACTIONS["composite"], TINY)
+
+
+@pytest.fixture(scope="module")
+def by_name(agent: Agent) -> dict[str, Link]:
+    return {link.name: link for link in links(agent)}
+
+
+def official_shapes(config: str) -> dict[str, list[int]]:
+    """Of an agent that the official code made."""
+    with (GOLDEN / "init_stats.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["config"] == config]
+    return {row["param"]: [int(side) for side in row["shape"].split("x")] for row in rows}
+
+
+# Which arrays there are
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_names_and_shapes_are_the_recorded_ones(case: str) -> None:
+    config = json.loads((GOLDEN / f"{case}_config.json").read_text())
+    other = ("slowval", "slowval_count", "retnorm")
+    recorded = {name: shape for name, shape in config["param_shapes"].items() if name.split("/")[0] not in other}
+    ours = {link.name: list(link.to_official(link.parameter).shape) for link in links(Recording(GOLDEN, case).agent())}
+    assert ours == recorded
+    assert sum(np.prod(shape, dtype=int) for shape in ours.values()) == config["n_params_optimized"]
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "seen", "action"),
+    [
+        ("size1m_proprio", "vector", Unbounded((24,)), Bounded(-1, 1, (6,))),
+        ("size1m_vision", "image", Bounded(0, 255, (64, 64, 3), dtype=torch.uint8), Categorical(6, shape=())),
+    ],
+)
+def test_names_and_shapes_of_size1m(config: str, key: str, seen: TensorSpec, action: TensorSpec) -> None:
+    agent = build_agent(Composite({key: seen}), Composite(action=action), "size1m")
+    ours = {link.name: list(link.to_official(link.parameter).shape) for link in links(agent)}
+    official = official_shapes(config)
+    slow = {name.removeprefix("slow"): shape for name, shape in official.items() if name.startswith("slowval/")}
+    assert slow == {name: shape for name, shape in ours.items() if name.startswith("val/")}
+    official = {name: shape for name, shape in official.items() if not name.startswith("slowval/")}
+    assert ours == official
+
+
+@pytest.mark.parametrize("action", ACTIONS.values(), ids=ACTIONS)
+def test_every_parameter_has_one_name(action: TensorSpec) -> None:
+    agent = build_agent(MIXED, action, TINY)
+    found = links(agent)
+    assert len({link.name for link in found}) == len(found)
+    assert {id(link.parameter) for link in found} == {id(parameter) for parameter in agent.parameters()}
+    assert len(found) == len(list(agent.parameters()))
+
+
+def test_names_of_heads_tell_what_they_predict(by_name: dict[str, Link]) -> None:
+    heads = {name.removesuffix("/kernel") for name in by_name if name.startswith(("dec/vec", "pol/head"))}
+    heads = {name for name in heads if not name.endswith("bias")}
+    assert heads == {
+        "dec/vec/alpha/pred",
+        "dec/vec/zeta/pred",
+        "dec/vec/item/logits",
+        "pol/head/steer/mean",
+        "pol/head/steer/stddev",
+        "pol/head/gear/logits",
+        "pol/head/buttons/logits",
+    }
+
+
+# How they are laid out
+
+
+def test_each_layout_is_undone(by_name: dict[str, Link]) -> None:
+    for link in by_name.values():
+        value = torch.randn_like(link.parameter)
+        array = link.to_official(value)
+        assert array.dtype == np.float32 and array.flags.c_contiguous, link.name
+        back = link.from_official(array)
+        assert back.is_contiguous() and torch.equal(back, value), link.name
+
+
+def test_arrays_share_no_memory_with_the_agent(by_name: dict[str, Link]) -> None:
+    for link in by_name.values():
+        before = link.parameter.detach().clone()
+        array = link.to_official(link.parameter)
+        array += 1
+        link.from_official(array).add_(1)
+        assert torch.equal(link.parameter, before), link.name
+
+
+@pytest.mark.parametrize("name", ["rew/mlp/linear0", "dec/mlp/linear1", "pol/head/steer/mean", "dyn/priorlogit"])
+def test_a_linear_kernel_multiplies_from_the_right(agent: Agent, by_name: dict[str, Link], name: str) -> None:
+    layer, kernel, bias = layer_of(agent, by_name, name)
+    x = torch.randn(5, kernel.shape[0])
+    assert_close(layer(x), x @ kernel + bias)
+
+
+def test_a_block_kernel_multiplies_each_chunk(agent: Agent, by_name: dict[str, Link]) -> None:
+    layer, kernel, bias = layer_of(agent, by_name, "dyn/dyngru")
+    x = torch.randn(5, 16)
+    blocks = [chunk @ block for chunk, block in zip(x.chunk(4, -1), kernel, strict=True)]
+    assert_close(layer(x), torch.cat(blocks, -1) + bias)
+
+
+def test_a_conv_kernel_has_height_width_in_out(agent: Agent, by_name: dict[str, Link]) -> None:
+    layer, kernel, bias = layer_of(agent, by_name, "enc/cnn1")
+    image = torch.randn(2, 6, 7, kernel.shape[2])
+    padded = torch.nn.functional.pad(image, (0, 0, 2, 2, 2, 2))
+    expected = torch.zeros(2, 6, 7, kernel.shape[3]) + bias
+    for i in range(5):
+        for j in range(5):
+            expected += padded[:, i : i + 6, j : j + 7] @ kernel[i, j]
+    assert_close(layer(image), expected)
+
+
+def test_the_official_decoder_reads_the_state_first(agent: Agent, by_name: dict[str, Link]) -> None:
+    layer, kernel, bias = layer_of(agent, by_name, "dec/mlp/linear0")
+    belief, state = torch.randn(5, 16), torch.randn(5, 12)
+    assert_close(layer(torch.cat([belief, state], -1)), torch.cat([state, belief], -1) @ kernel + bias)
+
+
+def test_the_official_decoder_writes_images_in_the_order_of_the_environment() -> None:
+    ego, top = (Bounded(0, 255, (48, 48, channels), dtype=torch.uint8) for channels in (3, 1))
+    agent = build_agent(Composite(top=top, ego=ego), OneHot(2), TINY)  # ours are sorted: ego, top
+    _, kernel, bias = layer_of(agent, {link.name: link for link in links(agent)}, "dec/imgout")
+    out = agent.decoder.image.out
+    ours = out.weight.permute(2, 3, 1, 0)  # [5, 5, in, out]
+    assert torch.equal(kernel, ours[..., [3, 0, 1, 2]])
+    assert torch.equal(bias, out.bias[[3, 0, 1, 2]])
+
+
+def test_another_shape_is_refused(by_name: dict[str, Link]) -> None:
+    for name, shape in (("dyn/obs0/kernel", (6, 6)), ("dyn/obs0/bias", (1, 6)), ("enc/cnn0/kernel", (4, 4, 5, 5))):
+        with pytest.raises(ValueError, match=f"'{name}' has shape .*needs .*build the agent from the specs and size"):
+            by_name[name].from_official(np.zeros(shape, "float32"))
+    square = by_name["dyn/prior1/kernel"]
+    assert square.from_official(np.zeros((6, 6), "float32")).shape == (6, 6)
+
+
+def layer_of(agent: Agent, by_name: dict[str, Link], name: str) -> tuple[nn.Module, Tensor, Tensor]:
+    """The layer that goes by an official name, and its official kernel and bias."""
+    kernel, bias = by_name[f"{name}/kernel"], by_name[f"{name}/bias"]
+    (layer,) = (module for module in agent.modules() if getattr(module, "weight", None) is kernel.parameter)
+    return layer, *(torch.from_numpy(link.to_official(link.parameter)) for link in (kernel, bias))
+
+
+# Where observations stand
+
+
+def test_keys_that_are_ours_go_one_level_down() -> None:
+    assert keys_of(["image", "vector"]) == {"image": "image", "vector": "vector"}
+    for name in ("state", "belief", "previous_action", "action", "reward", "done", "is_init", "features", "noise"):
+        keys = keys_of(["image", name])
+        assert keys == {"image": ("observation", "image"), name: ("observation", name)}
+
+
+@pytest.mark.parametrize("names", [["image", "state"], ["image", "vector"], ["robot/arm", "zeta"], ["belief"]])
+def test_official_names_come_back(names: list[str]) -> None:
+    keys = keys_of(names)
+    assert [official_name(key) for key in keys.values()] == list(keys) == names
+    agent = build_agent(Composite({key: Unbounded((2,)) for key in keys.values()}), OneHot(2), TINY)
+    found = {link.name for link in links(agent)}
+    assert {f"dec/vec/{name}/pred/kernel" for name in names} <= found

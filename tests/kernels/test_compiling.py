@@ -1,0 +1,336 @@
+"""The kernels are built once, whole, or not at all with a reason; without them everything works, only slower."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+from torchrl.data import Bounded, Composite, Unbounded
+
+from dreamer_torchrl import Learner, Size, build_agent
+from dreamer_torchrl.kernels import compiling as build
+from dreamer_torchrl.learners.learner import example_batch
+from tests.kernels.compilers import a_compiler, needs_compiler
+
+KERNELS = ("observe", "observe_backward", "imagine", "norm_silu_rows", "norm_silu_backward_rows")
+KERNELS += ("two_hot_mean", "two_hot_loss", "two_hot_backward", "laprop")
+SMALL = {"kernels.c": b'#include "number.h"\nint number(void) { return NUMBER; }\n', "number.h": b"#define NUMBER 42\n"}
+real_compiler = a_compiler()
+pytestmark = needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test asks anew, and so do the tests after this file."""
+    monkeypatch.delenv("CC", raising=False)
+    for known in (build.library, build.why_not):
+        known.cache_clear()
+    yield
+    for known in (build.library, build.why_not):
+        known.cache_clear()
+
+
+def script(path: Path, text: str) -> str:
+    """A program of the shell."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> tuple[str, Path]:
+    """A compiler that writes down each call, and where."""
+    log = tmp_path / "calls"
+    log.touch()
+    return script(tmp_path / "counting", f'echo call >> {log}\nexec {real_compiler} "$@"'), log
+
+
+def calls(log: Path) -> int:
+    return len(log.read_text().splitlines())
+
+
+def number(path: Path) -> int:
+    return ctypes.CDLL(str(path)).number()
+
+
+# The kernels themselves
+
+
+def test_the_kernels_are_built_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the shipped sources, without a warning, and found there the next time although there is no compiler."""
+    log = tmp_path / "warnings"
+    compiler = script(tmp_path / "strict", f'exec {real_compiler} -Wall "$@" 2> {log}')
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert build.available()
+    assert log.read_text() == ""
+    for name in KERNELS:
+        for ending in ("float", "double"):
+            assert hasattr(build.library(), f"{name}_{ending}")
+    (path,) = (tmp_path / "cache/dreamer_torchrl").iterdir()
+    assert path.suffix == ".so"
+    script(tmp_path / "other", "exit 1")
+    os.utime(tmp_path / "other", ns=(os.stat(compiler).st_atime_ns, os.stat(compiler).st_mtime_ns))
+    shutil.move(tmp_path / "other", compiler)  # the same compiler, as far as one can see
+    build.library.cache_clear()
+    build.why_not.cache_clear()
+    assert build.available()
+
+
+def test_every_source_is_shipped() -> None:
+    here = Path(build.__file__).parent / "csrc"
+    included = {name for name in (p.name for p in here.iterdir()) if name.endswith((".c", ".h"))}
+    shipped = {
+        path.name
+        for path in (resources.files("dreamer_torchrl.kernels") / "csrc").iterdir()
+        if build._is_source(path.name)
+    }
+    assert shipped == included
+    text = "".join((here / name).read_text() for name in included)
+    assert all(f'"{name}"' in text for name in included - {"kernels.c"})
+
+
+# Once for each version and machine
+
+
+def test_what_was_built_is_not_built_again(tmp_path: Path, counting: tuple[str, Path]) -> None:
+    compiler, log = counting
+    first = build.build(SMALL, compiler, tmp_path / "some/cache")
+    content, changed = first.read_bytes(), first.stat().st_mtime_ns
+    assert build.build(SMALL, compiler, tmp_path / "some/cache") == first
+    assert (calls(log), number(first)) == (1, 42)
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == (content, changed)
+    assert list((tmp_path / "some/cache").iterdir()) == [first]  # and nothing unfinished
+
+
+def test_another_source_is_another_library(tmp_path: Path, counting: tuple[str, Path]) -> None:
+    """Also where only a header changed."""
+    compiler, log = counting
+    build.build(SMALL, compiler, tmp_path / "cache")
+    other = build.build(SMALL | {"number.h": b"#define NUMBER 43\n"}, compiler, tmp_path / "cache")
+    assert (calls(log), number(other)) == (2, 43)
+
+
+def test_the_fingerprint_sees_sources_and_compiler(tmp_path: Path) -> None:
+    compiler = script(tmp_path / "compiler", "exit 0")
+    same, twin = (script(tmp_path / "twin", "exit 0") for _ in range(2))
+    prints = [build.fingerprint(sources, compiler) for sources in (SMALL, SMALL | {"a.h": b""}, {"kernels.c": b""})]
+    prints.append(build.fingerprint(SMALL | {"number.h": SMALL["kernels.c"]}, compiler))
+    prints.append(build.fingerprint(SMALL, twin))
+    os.utime(compiler, ns=(0, 0))  # an update of the compiler
+    prints.append(build.fingerprint(SMALL, compiler))
+    assert len(set(prints)) == len(prints)
+    assert build.fingerprint(SMALL, twin) == build.fingerprint(dict(reversed(SMALL.items())), same)
+
+
+def test_the_fingerprint_sees_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home that several machines share gets a library for each kind."""
+    before = build.fingerprint(SMALL, real_compiler)
+    monkeypatch.setattr(build, "_processor", str)
+    assert build.fingerprint(SMALL, real_compiler) != before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "zeroed", "a folder"])
+def test_a_damaged_library_is_built_again(tmp_path: Path, counting: tuple[str, Path], damage: str) -> None:
+    """Loading half a library may kill the process."""
+    compiler, log = counting
+    path = build.build(SMALL, compiler, tmp_path / "cache")
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        half = len(content) // 2
+        path.write_bytes({"truncated": content[:half], "emptied": b"", "zeroed": content[:half] + bytes(half)}[damage])
+    again = build.build(SMALL, compiler, tmp_path / "cache")
+    assert (calls(log), number(again)) == (2, 42)
+    assert again.read_bytes() == content
+    if damage != "a folder":
+        build.build(SMALL, compiler, tmp_path / "cache")
+        assert calls(log) == 2
+
+
+def test_two_processes_build_at_once(tmp_path: Path) -> None:
+    """Each has a whole library, and one is left for the next."""
+    log = tmp_path / "calls"
+    compiler = script(tmp_path / "slow", f'echo call >> {log}\nsleep 0.5\nexec {real_compiler} "$@"')
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import ctypes, importlib.util, pathlib, sys\n"
+        "spec = importlib.util.spec_from_file_location('build', sys.argv[1])\n"
+        "build = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(build)\n"
+        f"path = build.build({SMALL!r}, sys.argv[2], pathlib.Path(sys.argv[3]))\n"
+        "print(ctypes.CDLL(str(path)).number(), path)\n"
+    )
+    command = [sys.executable, "-I", str(program), build.__file__, compiler, str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].split() for process in both]
+    assert calls(log) == 2  # they did meet
+    (left,) = (tmp_path / "cache").iterdir()
+    assert outputs == [["42", str(left)]] * 2
+
+
+# Where it cannot be built
+
+
+def reason(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    assert not build.available()
+    with pytest.raises(build.NotBuilt):
+        build.library()
+    return build.why_not()
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", "")
+    told = reason(monkeypatch, tmp_path)
+    assert told == "There is no C compiler (cc, gcc, clang): install gcc or clang, or set CC."
+
+
+def test_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert reason(monkeypatch, tmp_path) == (
+        "There is no C compiler (no-such-compiler): install gcc or clang, or set CC."
+    )
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("echo kernels.c:3: cannot do this >&2; exit 1", "did not build the kernels: kernels.c:3: cannot do this"),
+        ("printf 'kernels.c: \\377' >&2; exit 1", "did not build the kernels: kernels.c: \N{REPLACEMENT CHARACTER}"),
+        ("exit 3", "did not build the kernels: it exited with 3"),
+        ("exit 0", "did not build the kernels: .*No such file"),  # says that all is well
+        ('for last; do [ "$before" = -o ] && echo no library > "$last"; before=$last; done', "cannot be loaded"),
+    ],
+    ids=["message", "bytes", "silent", "no_library", "no_elf"],
+)
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, does: str, told: str) -> None:
+    monkeypatch.setenv("CC", script(tmp_path / "compiler", does))
+    found = reason(monkeypatch, tmp_path / "cache")
+    assert re.search(told, found), found
+    assert str(tmp_path / "compiler") in found
+
+
+def test_a_compiler_that_never_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CC", script(tmp_path / "compiler", "exec sleep 60"))
+    monkeypatch.setattr(build, "SECONDS", 0.2)
+    assert reason(monkeypatch, tmp_path).endswith("it took longer than 0.2 seconds.")
+
+
+# Where it cannot be kept
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = build.build(SMALL, real_compiler, tmp_path / "file/cache")
+    assert number(path) == 42
+    assert tmp_path not in path.parents
+    shutil.rmtree(path.parent)
+
+
+def test_a_folder_for_one_process_goes_with_it(tmp_path: Path) -> None:
+    program = (
+        "import importlib.util, pathlib, sys\n"
+        "spec = importlib.util.spec_from_file_location('build', sys.argv[1])\n"
+        "build = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(build)\n"
+        f"print(build.build({SMALL!r}, sys.argv[2], pathlib.Path('/dev/null/cache')))\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", program, build.__file__, real_compiler]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    assert tmp_path in Path(done.stdout.strip()).parents
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container under a number that no list of users knows."""
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    path = build.build(SMALL, real_compiler, build.cache_folder())
+    assert number(path) == 42
+    shutil.rmtree(path.parent)
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.cache_folder() == tmp_path / "dreamer_torchrl"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build.cache_folder() == tmp_path / ".cache/dreamer_torchrl"
+
+
+# Without kernels
+
+
+WITHOUT = """
+import json, pickle, sys, torch
+from dreamer_torchrl.learners.learner import Learner
+from tests.kernels.test_compiling import small_learner, three_updates
+from dreamer_torchrl.kernels.calls import use_native
+learner = small_learner(None)
+outcome = {"native": learner.optimizer.defaults["native"], "losses": three_updates(learner)}
+use_native(learner.agent, True)  # as in an agent that comes from a machine with kernels
+with torch.no_grad():
+    outcome["value"] = learner.agent.value(torch.ones(2, learner.agent.rssm.feature_size))[1].tolist()
+try:
+    Learner(learner.agent, native=True)
+except ValueError as error:
+    outcome["refused"] = str(error)
+print(json.dumps(outcome))
+"""
+
+
+def small_learner(native: bool | None) -> Learner:
+    """The same at each call."""
+    torch.manual_seed(0)
+    size = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+    agent = build_agent(Composite(observation=Unbounded((3,))), Bounded(-1, 1, (2,)), size)
+    return Learner(agent, native=native)
+
+
+def three_updates(learner: Learner) -> list[dict[str, float]]:
+    """All metrics."""
+    batch = example_batch(learner.agent, batch=3, length=5)
+    return [{key: value.item() for key, value in learner.update(batch)[0].items()} for _ in range(3)]
+
+
+def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
+    """A learner does the same there; only one who insists on kernels is told why there are none."""
+    environment = {**os.environ, "PATH": "", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", WITHOUT]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert re.match(r"native=true\W.*There is no C compiler \(cc, gcc, clang\): install", outcome["refused"])
+    assert outcome["native"] is False
+    assert len(outcome["value"]) == 2
+    learner = small_learner(None)
+    assert learner.optimizer.defaults["native"] is True
+    for here, there in zip(three_updates(learner), outcome["losses"], strict=True):
+        assert here == pytest.approx(there, rel=1e-5, abs=1e-5)
+
+
+def test_kernels_are_not_asked_for_on_other_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever says native=False pays for no build."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    three_updates(small_learner(False))
+    assert build.library.cache_info().misses == build.why_not.cache_info().misses == 0

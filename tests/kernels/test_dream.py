@@ -1,0 +1,99 @@
+"""Dreams in C are the dreams of `sequence.py`: the same features and actions, of any actor."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+from torchrl.data import TensorSpec
+
+from dreamer_torchrl.kernels.sequence import native_imagine
+from dreamer_torchrl.kernels.weights import actor_fits
+from dreamer_torchrl.modules import RSSM, ActionSpace, ImagineRollout
+from tests.kernels.compilers import needs_compiler
+from tests.kernels.sequence_examples import (
+    SIZES,
+    SPACES,
+    E,
+    actor_of,
+    every_dtype,
+    model,
+    plain_dream,
+    starts,
+)
+
+pytestmark = needs_compiler
+
+
+def dreamer(size: str, spec: TensorSpec, dtype: torch.dtype = torch.float64) -> RSSM:
+    """A model for actions of a kind."""
+    torch.manual_seed(0)
+    belief, hidden, stochastic, classes, blocks = SIZES[size]
+    rssm = RSSM(ActionSpace(spec).size, E, belief, hidden, stochastic, classes, blocks)
+    for parameter in rssm.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return rssm.to(dtype)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize(("size", "rows", "length"), [("odd", 37, 6), ("one_class", 1, 1), ("wide", 8, 15)])
+def test_a_dream(kind: str, size: str, rows: int, length: int, dtype: torch.dtype) -> None:
+    rssm = dreamer(size, SPACES[kind], dtype)
+    actor = actor_of(rssm, SPACES[kind], dtype)
+    inputs = starts(rssm, actor, rows, length)
+    found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
+    tolerance = 1e-10 if dtype is torch.float64 else 1e-4
+    for here, there in zip(found, wanted, strict=True):
+        assert not here.requires_grad
+        assert_close(here, there, rtol=tolerance, atol=tolerance)
+    assert not found[1][:, -1].any() and found[1][:, :-1].any(-1).all()
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("layers", [0, 1, 2, 5])
+def test_actors(unimix: float, layers: int) -> None:
+    """Of any depth; drawing with a uniform share in it draws otherwise."""
+    spec = SPACES["all_of_it"]
+    rssm = dreamer("small", spec)
+    actor = actor_of(rssm, spec, layers=layers, unimix=unimix) if layers else None
+    if actor is None:
+        actor = actor_of(rssm, spec, layers=1)
+        actor.mlp = nn.Sequential()
+        for heads in actor.heads:
+            for name, head in heads.items():
+                heads[name] = type(head)(rssm.feature_size, head.out_features).double()
+    inputs = starts(rssm, actor, 50, 4)
+    found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
+    for here, there in zip(found, wanted, strict=True):
+        assert_close(here, there, rtol=1e-10, atol=1e-10)
+
+
+def test_an_actor_too_deep_dreams_without_kernels() -> None:
+    """There is room for 8 layers; one more is no error."""
+    rssm = model("small")
+    actor = actor_of(rssm, layers=9)
+    assert not actor_fits(actor)
+    inputs = starts(rssm, actor, 2, 2)
+    dream = ImagineRollout(rssm, actor, 2)
+    dream.native = True
+    wanted = plain_dream(rssm, actor, inputs)
+    for here, there in zip(dream(*inputs.values()), wanted, strict=True):
+        assert_close(here, there)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_dream_of_no_numbers(kind: str) -> None:
+    """Nor are they in other rows' dreams."""
+    rssm = dreamer("odd", SPACES[kind])
+    actor = actor_of(rssm, SPACES[kind])
+    inputs = starts(rssm, actor, 5, 3)
+    before = native_imagine(rssm, actor, **inputs)
+    inputs["belief"][3, 7] = math.nan
+    features, actions = native_imagine(rssm, actor, **inputs)
+    assert features[3, 1:].isnan().all() and actions[3, :-1].isnan().all()
+    rest = [0, 1, 2, 4]
+    assert torch.equal(features[rest], before[0][rest]) and torch.equal(actions[rest], before[1][rest])

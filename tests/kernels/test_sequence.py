@@ -1,0 +1,292 @@
+"""Observed sequences in C are those of `sequence.py`: the same numbers and gradients, with any number of threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dreamer_torchrl.kernels import structures as c
+from dreamer_torchrl.kernels.calls import use_native
+from dreamer_torchrl.kernels.sequence import NativeObserve, ObserveWeights, native_imagine, native_observe
+from dreamer_torchrl.modules import RSSM, ImagineRollout, ObserveSequence, observe
+from dreamer_torchrl.modules.split import SplitRSSM
+from tests.kernels.compilers import needs_compiler
+from tests.kernels.sequence_examples import (
+    SIZES,
+    A,
+    E,
+    Inputs,
+    actor_of,
+    agree,
+    every_dtype,
+    every_size,
+    model,
+    one_hots,
+    plain_dream,
+    starts,
+)
+
+pytestmark = needs_compiler
+
+
+def sequences(rssm: RSSM, batch: int, length: int, resets: str = "some") -> Inputs:
+    """Whatever an observed sequence starts from and sees."""
+    like = rssm.prior_logits.bias
+    inputs = {
+        "encoded": torch.randn(batch, length, E).to(like).requires_grad_(),
+        "action": (2 * torch.randn(batch, length, A)).to(like).requires_grad_(),
+        "is_init": torch.zeros(batch, length, 1, dtype=torch.bool),
+        "belief": torch.randn(batch, rssm.belief_size).tanh().to(like).requires_grad_(),
+        "state": one_hots(rssm, batch).to(like).requires_grad_(),
+        "noise": torch.rand(batch, length, rssm.stochastic).to(like),
+    }
+    if resets == "all":
+        inputs["is_init"][:] = True
+    elif resets == "some":  # at the first step, in the middle and at the last one
+        inputs["is_init"][::3, 0] = inputs["is_init"][1::3, length // 2] = inputs["is_init"][2::3, -1] = True
+    return inputs
+
+
+def outcome(function: Callable[..., tuple[Tensor, ...]], rssm: RSSM, inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs, and the gradients of a random sum of them, of all that has one."""
+    outputs = dict(zip(("beliefs", "states", "logits"), function(rssm, **renamed(inputs)), strict=True))
+    generator = torch.Generator().manual_seed(5)
+    objective = sum((x * torch.randn(x.shape, generator=generator).to(x)).sum() for x in outputs.values())
+    leaves = {name: p for name, p in rssm.named_parameters() if not name.startswith("prior")}
+    leaves |= {name: x for name, x in inputs.items() if x.requires_grad}
+    found = torch.autograd.grad(objective, list(leaves.values()))
+    gradients = {f"gradient of {name}": gradient for name, gradient in zip(leaves, found, strict=True)}
+    return {name: x.detach() for name, x in outputs.items()} | gradients
+
+
+def renamed(inputs: Inputs) -> Inputs:
+    return {("previous_action" if name == "action" else name): value for name, value in inputs.items()}
+
+
+# Observed sequences
+
+
+@every_dtype
+@every_size
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (8, 7), (11, 7), (40, 2)])
+def test_a_sequence_with_all_gradients(size: str, batch: int, length: int, dtype: torch.dtype) -> None:
+    rssm = model(size, dtype)
+    inputs = sequences(rssm, batch, length, resets="none" if batch == 1 else "some")
+    wanted = outcome(observe, rssm, inputs)
+    assert all(value.any() for value in wanted.values())
+    agree(outcome(native_observe, rssm, inputs), wanted, 1e-10 if dtype is torch.float64 else 2e-5)
+
+
+@pytest.mark.parametrize("resets", ["none", "some", "all"])
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
+def test_resets_and_the_uniform_share(resets: str, unimix: float) -> None:
+    rssm = model("odd", unimix=unimix)
+    inputs = sequences(rssm, 9, 6, resets)
+    wanted, found = outcome(observe, rssm, inputs), outcome(native_observe, rssm, inputs)
+    agree(found, wanted, 1e-10)
+    for name in ("belief", "state"):
+        assert found[f"gradient of {name}"].any() == (resets != "all")
+        if resets == "some":
+            assert not found[f"gradient of {name}"][::3].any()  # forgotten at the first step
+            assert found[f"gradient of {name}"][1::3].flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("alone", ["beliefs", "states", "logits"])
+def test_each_output_passes_its_gradient(alone: str) -> None:
+    """What the others get is then nothing."""
+    rssm = model("small")
+    inputs = sequences(rssm, 5, 4)
+    index = ("beliefs", "states", "logits").index(alone)
+    leaves = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
+    leaves += [x for x in inputs.values() if x.requires_grad]
+    found, wanted = (
+        torch.autograd.grad(function(rssm, **renamed(inputs))[index][..., :2].square().sum(), leaves, allow_unused=True)
+        for function in (native_observe, observe)
+    )
+    for here, there in zip(found, wanted, strict=True):
+        assert_close(here, torch.zeros_like(here) if there is None else there, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_by_differences() -> None:
+    """With nothing but the uniform share, samples depend on the noise alone: no step in a straight line is noticed."""
+    torch.manual_seed(1)
+    rssm = RSSM(1, 2, belief_size=6, hidden=3, stochastic=2, classes=2, blocks=2, unimix=1.0).double()
+    for parameter in rssm.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    encoded, action = torch.randn(2, 3, 2).double(), torch.tensor([0.5, -0.3, 0.9]).double().expand(2, 3)[..., None]
+    is_init = torch.zeros(2, 3, 1, dtype=torch.bool)
+    is_init[1, 1] = True
+    belief, state, noise = torch.randn(2, 6).double(), torch.rand(2, 2, 2).double(), torch.rand(2, 3, 2).double()
+    leaves = [x.clone().requires_grad_() for x in (encoded, action, belief, state)]
+    weights = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
+
+    def beliefs_and_logits(encoded: Tensor, action: Tensor, belief: Tensor, state: Tensor, *_: Tensor) -> object:
+        beliefs, _, logits = native_observe(rssm, encoded, action, is_init, belief, state, noise)
+        return beliefs, logits
+
+    assert torch.autograd.gradcheck(beliefs_and_logits, (*leaves, *weights))
+
+
+def loop_inputs(rssm: RSSM, batch: int, length: int) -> tuple[Tensor, ...]:
+    """What a kernel gets: products of torch round as it likes, so that they are made once."""
+    inputs = {name: x.detach() for name, x in sequences(rssm, batch, length).items()}
+    split, kept = SplitRSSM(rssm, inputs["encoded"].dtype), (~inputs["is_init"]).to(inputs["encoded"])
+    shares = split.action_share(inputs["action"]).detach(), split.encoded_share(inputs["encoded"]).detach()
+    return kept, *shares, inputs["noise"], inputs["belief"], inputs["state"].flatten(1)
+
+
+def loop(rssm: RSSM, size: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Outputs of a kernel, and the gradients that it computes itself."""
+    leaves = [x.clone().requires_grad_() for x in (*inputs[1:3], *inputs[4:])]
+    given = inputs[0], *leaves[:2], inputs[3], *leaves[2:]
+    weights = ObserveWeights.of(SplitRSSM(rssm, inputs[0].dtype))
+    outputs = NativeObserve.apply(c.Sizes(*SIZES[size]), 0.01, *given, *weights)
+    return [*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)]
+
+
+@every_dtype
+def test_threads_change_no_bit(dtype: torch.dtype, threads: Callable[[int], None]) -> None:
+    rssm = model("wide", dtype)
+    actor = actor_of(rssm, dtype=dtype)
+    inputs, dream = loop_inputs(rssm, 40, 4), starts(rssm, actor, 70, 3)
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        results.append([*loop(rssm, "wide", inputs), *native_imagine(rssm, actor, **dream)])
+    for result in results[1:]:
+        for one, other in zip(result, results[0], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_sequence_does_not_depend_on_its_neighbours() -> None:
+    """Which rows are computed together is a matter of speed."""
+    rssm = model("odd", torch.float32)
+    inputs = loop_inputs(rssm, 37, 3)
+    together = loop(rssm, "odd", inputs)
+    for row in (0, 17, 36):
+        alone = loop(rssm, "odd", tuple(x[row : row + 1] for x in inputs))
+        for one, other in zip(alone, together, strict=True):
+            assert torch.equal(one[0], other[row])
+
+
+@pytest.mark.parametrize("spoiled", ["encoded", "action", "belief", "state"])
+@every_dtype
+def test_what_is_no_number_is_not_hidden(spoiled: str, dtype: torch.dtype) -> None:
+    """It spoils its own sequence from there on, as in the plain loop, and all gradients of the weights."""
+    rssm = model("odd", dtype)
+    inputs = sequences(rssm, 5, 4, resets="none")
+    with torch.no_grad():
+        row = inputs[spoiled][2]
+        (row[1] if spoiled in ("encoded", "action") else row)[..., 0] = math.nan
+    wanted, found = outcome(observe, rssm, inputs), outcome(native_observe, rssm, inputs)
+    for name, value in wanted.items():
+        assert torch.equal(found[name].isnan(), value.isnan()), name
+    assert found["logits"][2, -1].isnan().all()
+    assert found["logits"][[0, 1, 3, 4]].isfinite().all()
+    assert found["gradient of core.gates.weight"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("seen", "weights"), [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=["to32", "to64"]
+)
+def test_computes_in_the_precision_of_the_encoding(seen: torch.dtype, weights: torch.dtype) -> None:
+    rssm, actor = model("odd", weights), actor_of(model("odd", weights), dtype=weights)
+    inputs = sequences(rssm, 6, 3)
+    inputs["encoded"] = inputs["encoded"].detach().to(seen).requires_grad_()
+    wanted, found = outcome(observe, rssm, inputs), outcome(native_observe, rssm, inputs)
+    assert found["beliefs"].dtype is seen and found["gradient of core.mix_norm.norm.weight"].dtype is weights
+    agree(found, wanted, 2e-5)
+    dream = starts(rssm, actor, 6, 3)
+    dream["belief"] = dream["belief"].to(seen)
+    found = native_imagine(rssm, actor, **dream)
+    for here, there in zip(found, plain_dream(rssm, actor, dream), strict=True):
+        assert here.dtype is seen
+        assert_close(here, there.to(seen), rtol=2e-5, atol=2e-5)
+
+
+def test_noise_of_a_learner_is_float32_whatever_the_model() -> None:
+    rssm = model("odd")
+    inputs = sequences(rssm, 6, 3)
+    inputs |= {"noise": inputs["noise"].float(), "belief": inputs["belief"].detach().float()}
+    inputs["state"] = inputs["state"].detach().float()
+    agree(outcome(native_observe, rssm, inputs), outcome(observe, rssm, inputs), 1e-10)
+
+
+def test_inputs_that_do_not_lie_in_a_row() -> None:
+    rssm = model("odd")
+    inputs = sequences(rssm, 6, 5)
+    turned = {
+        name: x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_(x.requires_grad)
+        for name, x in inputs.items()
+    }
+    agree(outcome(native_observe, rssm, turned), outcome(native_observe, rssm, inputs), 0)
+    beliefs, _, logits = native_observe(rssm, **renamed(inputs))
+    (beliefs[:, -1].sum() + logits.mean()).backward()  # an expanded gradient
+    found = inputs["encoded"].grad.clone()
+    inputs["encoded"].grad = None
+    beliefs, _, logits = observe(rssm, **renamed(inputs))
+    (beliefs[:, -1].sum() + logits.mean()).backward()
+    assert_close(found, inputs["encoded"].grad)
+
+
+def test_going_back_twice() -> None:
+    """What was kept for the way back is only read; the way back itself has no derivative, and says so."""
+    rssm = model("small")
+    inputs = sequences(rssm, 3, 4)
+    beliefs, states, logits = native_observe(rssm, **renamed(inputs))
+    objective = beliefs.square().sum() + states.square().sum() + logits.square().sum()
+    first, second = (torch.autograd.grad(objective, inputs["encoded"], retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (again,) = torch.autograd.grad(objective, inputs["encoded"], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        again.sum().backward()
+
+
+# As modules
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_modules_choose(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels where they were asked for and can compute."""
+    asked = []
+    for name, function in (("native_observe", native_observe), ("native_imagine", native_imagine)):
+        monkeypatch.setattr(f"dreamer_torchrl.modules.rollout.{name}", partial(noted, asked, name, function))
+    rssm = model("small", torch.float32)
+    actor = actor_of(rssm, dtype=torch.float32)
+    sequence, rollout = ObserveSequence(rssm), ImagineRollout(rssm, actor, length=3)
+    for module in (sequence, rollout):
+        use_native(module, native)
+    inputs = sequences(rssm, 2, 3)
+    given = inputs["encoded"], inputs["action"], inputs["is_init"]
+    beliefs, states, *_ = sequence(*given)
+    rollout(beliefs, states)
+    assert asked == (["native_observe", "native_imagine"] if native else [])
+    low = [x.bfloat16() if x.is_floating_point() else x for x in given]
+    beliefs, states, *_ = sequence(*low)
+    features, _ = rollout(beliefs, states)
+    assert features.dtype is torch.bfloat16
+    assert len(asked) == 2 * native
+
+
+def noted(asked: list[str], name: str, function: Callable[..., object], *inputs: object) -> object:
+    asked.append(name)
+    return function(*inputs)
+
+
+def test_a_sequence_module_in_an_exported_program() -> None:
+    rssm = model("small", torch.float32)
+    sequence = ObserveSequence(rssm)
+    inputs = {name: x.detach() for name, x in sequences(rssm, 2, 3).items()}
+    given = tuple(inputs[name] for name in ("encoded", "action", "is_init"))
+    start = tuple(inputs[name].unsqueeze(1).repeat_interleave(3, 1) for name in ("belief", "state"))
+    expected = sequence(*given, *start, inputs["noise"])
+    use_native(sequence, True)
+    exported = torch.export.export(sequence, (*given, *start, inputs["noise"])).module()
+    for one, other in zip(exported(*given, *start, inputs["noise"]), expected, strict=True):
+        assert_close(one, other)

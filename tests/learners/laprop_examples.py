@@ -1,0 +1,85 @@
+"""Parameters, gradients and ways of computing for the tests of the optimizer."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from dreamer_torchrl.learners.laprop import LaProp
+
+GOLDEN = Path(__file__).parent / "golden"
+MODES = {
+    "one_by_one": {"foreach": False},
+    "foreach": {"foreach": True},
+    "capturable": {"foreach": True, "capturable": True},
+    "capturable_one_by_one": {"foreach": False, "capturable": True},
+    "native": {"native": True},  # plain where no kernels can be built
+}
+every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    with np.load(GOLDEN / name, allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def part(table: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+
+
+def parameter(*values: float, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=dtype))
+
+
+def random_parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
+    shapes = [(5, 3), (3,), (2, 3, 4), (1,), (), (0,), (4, 4)]
+    return [nn.Parameter(torch.randn(shape, dtype=dtype) * scale) for scale, shape in enumerate(shapes)]
+
+
+def random_gradients(seed: int, like: list[nn.Parameter]) -> list[Tensor | None]:
+    """Large, small, zero and missing ones."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.tensor([0.0, 1e-12, 1e-3, 1.0, 1e6, math.nan])
+    chosen = scales[torch.randint(len(scales), (len(like),), generator=generator)].tolist()
+    return [
+        None if math.isnan(s) else s * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        for s, p in zip(chosen, like, strict=True)
+    ]
+
+
+def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    return [
+        {"params": params[:3], "lr": 1e-2, "warmup": 5},
+        {"params": params[3:], "lr": 3e-3, "warmup": 0, "betas": (0.0, 0.99), "clip": 0.1},
+    ]
+
+
+def train(optimizer: LaProp, seeds: range) -> None:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for seed in seeds:
+        for param, grad in zip(params, random_gradients(seed, params), strict=True):
+            param.grad = grad
+        optimizer.step()
+
+
+class Operations(TorchDispatchMode):
+    """Writes down each operation with its plain numbers, and allows no read-back to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read back to Python"
+        if func.namespace == "aten":  # not the profiler's own
+            leaves = tree_leaves((args, kwargs))
+            self.seen.append((str(func), repr([leaf for leaf in leaves if not isinstance(leaf, Tensor)])))
+        return func(*args, **(kwargs or {}))

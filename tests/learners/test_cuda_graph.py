@@ -1,0 +1,393 @@
+"""The update as a graph: what is captured repeats all that an update does, and nothing of what is learned moves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchrl.data import Composite
+
+from dreamer_torchrl import Hyperparameters, Learner, build_agent
+from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outcome, StaticBatch
+from dreamer_torchrl.learners.laprop import LaProp
+from dreamer_torchrl.learners.learner import example_batch
+from tests.learners.test_learner import DONE, SEEN
+from tests.objectives.examples import TINY
+from tests.training.training_examples import differences
+
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Tape(TorchDispatchMode):
+    """A graph for the CPU: writes down each operation with the tensors it works on, and does the same work again.
+
+    As with a CUDA graph no Python runs in a replay, numbers are those of the recording, and results come to where they
+    were then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function.namespace != "profiler":
+            self.operations.append((function, args, kwargs or {}, tensors_in(result)))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for function, args, kwargs, then in self.operations:
+            for old, new in zip(then, tensors_in(function(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Watch:
+    """An event that knows whether the staging memory was written while it was still being read."""
+
+    def __init__(self, staging: list[Tensor]):
+        self.staging, self.pending, self.waited = staging, False, 0
+
+    def record(self) -> None:
+        self.pending, self.versions = True, [tensor._version for tensor in self.staging]
+
+    def synchronize(self) -> None:
+        if self.pending:
+            assert self.versions == [tensor._version for tensor in self.staging], "written before the copy was done"
+            self.waited += 1
+        self.pending = False
+
+
+class TapeGraphs(CudaGraphs):
+    """`CudaGraphs` for the CPU."""
+
+    def __init__(self) -> None:
+        self.staged: list[Tensor] = []
+
+    def record(self, body: Callable[[], Any], generator: torch.Generator) -> tuple[Callable[[], None], Any]:
+        body()
+        tape = Tape()
+        with tape:
+            outputs = body()
+        return tape.replay, outputs
+
+    def staging(self, like: Tensor) -> Tensor:
+        self.staged.append(torch.empty_like(like))
+        return self.staged[-1]
+
+    def event(self) -> Watch:
+        return Watch(self.staged)
+
+
+class OnDevice(TorchDispatchMode):
+    """Raises on each operation that takes or makes a tensor on the host."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if any(tensor.device.type == "cpu" for tensor in tensors_in((args, kwargs or {}, result))):
+            raise AssertionError(f"{function} works on the host")
+        return result
+
+
+class NoLiterals(TorchFunctionMode):
+    """Raises on tensors made of Python's numbers, lists as indices included: they are copied from the host."""
+
+    makers = (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        index = function in (Tensor.__getitem__, Tensor.__setitem__) and args[1]
+        lists = any(isinstance(part, list) for part in (index if isinstance(index, tuple) else (index,)))
+        if function in self.makers or lists:
+            raise AssertionError(f"{function.__name__} copies from the host")
+        return function(*args, **(kwargs or {}))
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def learner_for(
+    dtype: torch.dtype = torch.float32, device: str = "cpu", compile: bool = False, **options: Any
+) -> Learner:
+    """One whose weights are the same at each call; on the CPU without images, which take other ways there."""
+    torch.manual_seed(0)
+    seen = Composite(goal=SEEN["goal"], hook=SEEN["hook"]) if device == "cpu" else SEEN
+    agent = build_agent(seen, DONE, TINY, dtype=dtype).to(device)
+    h = Hyperparameters(**{"imagination_length": 2, "warmup": 2, "learning_rate": 1e-2, **options})
+    return Learner(agent, h, compile=compile, native=False)  # as on a GPU
+
+
+def batches_for(learner: Learner, count: int, length: int = 3) -> list[TensorDict]:
+    return [example_batch(learner.agent, batch=2, length=length, seed=seed) for seed in range(count)]
+
+
+def learned(learner: Learner) -> list[Tensor]:
+    """All tensors that an update changes, as they are."""
+    slots = [slot for state in learner.optimizer.state.values() for slot in state.values()]
+    slow = learner.value_loss.target_value_params.data.values(True, True)
+    return [*learner.agent.parameters(), *slots, *slow, *learner.actor_loss.normalizer.buffers()]
+
+
+def plainly(outcome: Outcome) -> list[Any]:
+    """As containers that compare with ``==``."""
+    return [outcome.metrics.to_dict(), outcome.latents.to_dict(), outcome.gradient_norms]
+
+
+def addresses(learner: Learner) -> list[int]:
+    return [tensor.data_ptr() for tensor in learned(learner)]
+
+
+# On a list instead of a GPU
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": torch.bfloat16}, {"slow_target": True}, {"context": 0}, {"discount_in_continue": False}],
+    ids=["default", "bfloat16", "slow_target", "no_context", "no_discount_in_continue"],
+)
+def test_replays_are_updates_bit_for_bit(options: dict[str, Any]) -> None:
+    """Also the first one, though the capture itself runs updates: nothing of them is left."""
+    plain, learner = learner_for(**options), learner_for(**options)
+    batches = batches_for(learner, 3)
+    captured = CapturedUpdate(learner, batches[2], TapeGraphs())
+    assert differences(learner.state_dict(), plain.state_dict()) == []
+    for batch in batches:
+        assert differences(plainly(captured(batch)), plainly(plain.step(batch))) == []
+        assert differences(learner.state_dict(), plain.state_dict()) == []
+
+
+def test_a_capture_goes_on_from_a_loaded_state() -> None:
+    """Into the tensors that the graph knows: no second capture."""
+    kept, learner = learner_for(), learner_for()
+    batches = batches_for(learner, 3)
+    captured = CapturedUpdate(learner, batches[0], TapeGraphs())
+    captured(batches[0])
+    for batch in batches[:2]:
+        kept.step(batch)
+    before = addresses(learner)
+    learner.load_state_dict(copy.deepcopy(kept.state_dict()))
+    assert addresses(learner) == before
+    assert captured.fits(learner, batches[2])
+    for batch in batches[2:]:
+        assert differences(plainly(captured(batch)), plainly(kept.step(batch))) == []
+    assert differences(learner.state_dict(), kept.state_dict()) == []
+
+
+def test_a_skipped_update_is_skipped_in_a_replay_too() -> None:
+    learner = learner_for(warmup=0)
+    good, bad = batches_for(learner, 2)
+    bad["hook", "position"][0, 1] = torch.inf
+    captured = CapturedUpdate(learner, good, TapeGraphs())
+    before = [tensor.clone() for tensor in learned(learner)]
+    assert not captured(bad).metrics["finite"]
+    assert differences(learned(learner), before) == []
+    assert captured(good).metrics["finite"]
+    assert differences(learned(learner), before) != []
+
+
+def test_outcomes_are_not_overwritten() -> None:
+    learner = learner_for()
+    first, second = batches_for(learner, 2)
+    captured = CapturedUpdate(learner, first, TapeGraphs())
+    outcome = captured(first)
+    kept = copy.deepcopy(plainly(outcome))
+    captured(second)
+    assert differences(plainly(outcome), kept) == []
+
+
+def test_the_callers_batch_and_the_staging_memory_may_be_changed_at_once() -> None:
+    learner = learner_for()
+    first, second = batches_for(learner, 2)
+    graphs = TapeGraphs()
+    static = StaticBatch(first, torch.device("cpu"), graphs)
+    places = [value.data_ptr() for value in static.steps.values(True, True)]
+    for batch in (first, second, first):
+        static.fill(batch)
+        assert (static.steps == batch).all()
+        assert not {value.data_ptr() for value in batch.values(True, True)} & set(places)
+    assert [value.data_ptr() for value in static.steps.values(True, True)] == places
+    assert (len(graphs.staged), static.copied.waited) == (len(list(batch.keys(True, True))), 2)
+
+
+def test_a_step_moves_nothing_that_is_learned() -> None:
+    """Parameters, optimizer, slow critic and normalizer stay where they are, in an update and when loaded."""
+    learner = learner_for()
+    before = addresses(learner)
+    assert len(set(before)) == len(before)
+    for batch in batches_for(learner, 2):
+        learner.update(batch)
+        assert addresses(learner) == before
+    learner.load_state_dict(copy.deepcopy(learner_for().state_dict()))
+    assert addresses(learner) == before
+    assert all(parameter.grad is None for parameter in learner.agent.parameters())
+
+
+def test_a_capture_forgets_gradients_that_were_left() -> None:
+    """They would be added to in each replay."""
+    plain, learner = learner_for(), learner_for()
+    (batch,) = batches_for(learner, 1)
+    for parameter in learner.agent.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    captured = CapturedUpdate(learner, batch, TapeGraphs())
+    assert differences(plainly(captured(batch)), plainly(plain.step(batch))) == []
+
+
+def test_a_capture_that_fails_changes_nothing() -> None:
+    learner = learner_for()
+    (batch,) = batches_for(learner, 1)
+    before = copy.deepcopy(learner.state_dict())
+
+    class NoMemory(TapeGraphs):
+        def record(self, body: Callable[[], Any], generator: torch.Generator) -> tuple[Callable[[], None], Any]:
+            body()
+            raise torch.cuda.OutOfMemoryError
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        CapturedUpdate(learner, batch, NoMemory())
+    assert differences(learner.state_dict(), before) == []
+
+
+def test_a_learner_that_cannot_be_captured_learns_all_the_same() -> None:
+    """It says so, once, and does not try again."""
+    plain, learner = learner_for(), learner_for()
+    attempts = []
+
+    class Broken(TapeGraphs):
+        def record(self, body: Callable[[], Any], generator: torch.Generator) -> tuple[Callable[[], None], Any]:
+            attempts.append(body())
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    learner._graphs = Broken()
+    batches = batches_for(learner, 3)
+    with pytest.warns(UserWarning, match="no CUDA graph can hold them: operation not permitted"):
+        outcomes = [learner._update_captured(batches[0])]
+    outcomes += [learner._update_captured(batch) for batch in batches[1:]]
+    assert len(attempts) == 1
+    for batch, outcome in zip(batches, outcomes, strict=True):
+        assert differences(plainly(outcome), plainly(plain.step(batch))) == []
+
+
+def test_a_learner_captures_once_for_each_form_of_batch() -> None:
+    plain, learner = learner_for(), learner_for()
+    learner._graphs = TapeGraphs()
+    graphs = []
+    for length in (3, 3, 4, 4):
+        (batch,) = batches_for(learner, 1, length)
+        assert differences(plainly(learner._update_captured(batch)), plainly(plain.step(batch))) == []
+        graphs.append(learner._captured)
+    assert graphs[0] is graphs[1] is not graphs[2] is graphs[3]
+
+
+def test_what_a_graph_cannot_follow_does_not_fit() -> None:
+    learner = learner_for()
+    (batch,) = batches_for(learner, 1)
+    captured = CapturedUpdate(learner, batch, TapeGraphs())
+    assert captured.fits(learner, batches_for(learner, 2)[1])
+    for other in (batch[:1], batch[:, :-1], batch.clone().update({"reward": batch["reward"].double()})):
+        assert not captured.fits(learner, other)
+    assert not captured.fits(learner, batch.exclude("belief"))
+    assert not captured.fits(learner, batch.clone().set("more", batch["reward"]))
+    learner.optimizer.param_groups[0]["lr"] /= 2
+    assert not captured.fits(learner, batch)
+
+
+# On a device that holds no numbers
+
+
+@pytest.fixture
+def learner_nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Learner:
+    """A learner on torch's "meta" device, where there is no number to read and nothing can be copied from."""
+    seeded = torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=None: seeded())
+    monkeypatch.setattr(Tensor, "is_set_to", lambda one, other: False)  # asked by TorchRL when it is built
+    learner = learner_for(device="meta", **request.param)
+    learner.optimizer = LaProp(learner.agent.parameters(), capturable=True)
+    return learner
+
+
+@pytest.mark.parametrize(
+    "learner_nowhere",
+    [{}, {"dtype": torch.bfloat16}, {"slow_target": True}, {"context": 0}],
+    ids=["default", "bfloat16", "slow_target", "no_context"],
+    indirect=True,
+)
+def test_an_update_stays_on_its_device(learner_nowhere: Learner) -> None:
+    """No value read, no shape that depends on one, no tensor on the host: from the noise to the metrics."""
+    seer = build_agent(SEEN, DONE, TINY)
+    batch = example_batch(seer, batch=2, length=3).to("meta")
+    with OnDevice(), NoLiterals():
+        outcome = learner_nowhere.step(batch)
+    assert {tensor.device.type for tensor in tensors_in(plainly(outcome))} == {"meta"}
+
+
+def test_the_device_without_numbers_notices_the_host() -> None:
+    there = torch.ones(3, device="meta")
+    for wrong in (
+        lambda: there[0].item(),
+        lambda: there[there > 0],
+        lambda: bool(there.any()),
+        lambda: torch.tensor(1.0, device="meta"),
+        lambda: there * torch.ones(()),
+        lambda: there[[0, 2]],
+        lambda: there.new_tensor([1.0]),
+        lambda: torch.linspace(0, 1, 3).to(there.device),
+        lambda: torch._foreach_add_([there], there[0]),
+    ):
+        with pytest.raises((AssertionError, RuntimeError, NotImplementedError)), OnDevice(), NoLiterals():
+            wrong()
+
+
+# On a GPU
+
+
+@needs_gpu
+@every_dtype
+@pytest.mark.parametrize("compile", [False, True], ids=["plain", "compiled"])
+def test_a_captured_learner_equals_an_eager_one(
+    dtype: torch.dtype, compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    plain, learner = (learner_for(dtype, device="cuda", compile=compile) for _ in range(2))
+    for batch in batches_for(learner, 4):
+        eager = plain.step(batch.to("cuda"))
+        metrics, latents = learner.update(batch)
+        torch.testing.assert_close(metrics.to_dict(), eager.metrics.to_dict(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(latents.to_dict(), eager.latents.to_dict(), rtol=1e-4, atol=1e-5)
+        assert (learner.generator.get_state() == plain.generator.get_state()).all()
+
+
+@needs_gpu
+def test_a_captured_learner_goes_on_from_a_saved_state() -> None:
+    kept, back = (learner_for(device="cuda") for _ in range(2))
+    batches = batches_for(kept, 5)
+    back.update(batches[4])
+    for batch in batches[:2]:
+        kept.update(batch)
+    back.load_state_dict(copy.deepcopy(kept.state_dict()))
+    graph = back._captured
+    for batch in batches[2:]:
+        expected, found = kept.update(batch), back.update(batch)
+        torch.testing.assert_close(found[0].to_dict(), expected[0].to_dict(), rtol=1e-4, atol=1e-5)
+    assert back._captured is graph
+
+
+@needs_gpu
+def test_a_batch_of_another_form_is_captured_anew() -> None:
+    learner = learner_for(device="cuda")
+    for length in (4, 6, 4):
+        (batch,) = batches_for(learner, 1, length)
+        _, latents = learner.update(batch)
+        assert latents.batch_size == (2, length)
+    _, latents = learner.update(batch.to("cuda"))
+    assert latents.device is None
+    assert latents["belief"].device.type == "cuda"

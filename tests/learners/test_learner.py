@@ -1,0 +1,306 @@
+"""One update: it learns, it repeats itself bit for bit, and it reads nothing back."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
+
+from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
+from dreamer_torchrl.learners.learner import example_batch, set_generator_state, total
+from dreamer_torchrl.modules import observe
+from tests.learners.learner_examples import TINY, learner_for, losses_of, weights
+
+SMALL = Size(belief=64, hidden=16, stochastic=8, classes=4, blocks=4, depth=2, units=16)
+SEEN = Composite(
+    goal=Categorical(4),
+    hook=Composite(position=Unbounded((5,))),
+    pixels=Bounded(0, 255, (48, 48, 1), dtype=torch.uint8),
+)
+DONE = Composite(arm=Bounded(-1, 1, (2,)), gear=OneHot(3), knob=Categorical(3))
+LOSSES = {f"loss_{name}" for name in "dynamics representation reconstruction reward continue".split()}
+LOSSES |= {"loss_actor", "loss_value", "loss_replay_value"}
+FAST = Hyperparameters(learning_rate=1e-2, warmup=5, imagination_length=3)
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+# It learns
+
+
+@every_dtype
+def test_a_tiny_agent_overfits_one_batch(dtype: torch.dtype) -> None:
+    """Image, floats and class; floats, one-hot and class as action: all that can be learned of noise is learned.
+
+    Not the actor's loss: what it is compared with, the critic, moves along. The critic's own loss is weighted by how
+    likely the dream goes on, which has to be learned too; it falls per unit of that weight.
+    """
+    learner = Learner(build_agent(SEEN, DONE, SMALL, dtype=dtype), FAST)
+    batch = example_batch(learner.agent, batch=3, length=6)
+    history = torch.stack([learner.update(batch)[0] for _ in range(70)])  # [70]
+    assert all(value.isfinite().all() for value in history.values())
+    assert all(parameter.isfinite().all() for parameter in learner.agent.parameters())
+
+    first, last = history[0], history[-20:].mean()
+    for name in ("reward", "continue", "replay_value"):
+        assert last[f"loss_{name}"] < 0.7 * first[f"loss_{name}"], name
+    for name in ("dynamics", "representation"):  # only down to the free nats
+        assert last[f"loss_{name}"] < first[f"loss_{name}"], name
+    assert last["reconstruction/goal"] < 0.4 * first["reconstruction/goal"]
+    assert last["reconstruction/hook/position"] < 0.4 * first["reconstruction/hook/position"]
+    assert last["reconstruction/pixels"] < 0.95 * first["reconstruction/pixels"]  # down to the noise's variance, 192
+    assert last["loss_value"] / last["discount_weight"] < 0.7 * first["loss_value"] / first["discount_weight"]
+    assert last["objective"] < first["objective"]
+
+
+def test_every_parameter_learns() -> None:
+    options = replace(FAST, free_nats=0)  # below the free nats, the prior learns nothing
+    learner = Learner(build_agent(SEEN, DONE, TINY), options)
+    before = weights(learner.agent)
+    for seed in range(3):  # reward and value start at exactly zero and let gradients through from the second step on
+        learner.update(example_batch(learner.agent, batch=2, length=4, seed=seed))
+    after = weights(learner.agent)
+    assert not [name for name, value in before.items() if (value == after[name]).all()]
+
+
+def test_first_update_of_a_warm_up_moves_nothing_but_the_statistics() -> None:
+    learner = learner_for(warmup=1000)
+    before = weights(learner.agent)
+    learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert (weights(learner.agent) == before).all()
+    assert learner.optimizer.state_dict()["state"][0]["step"] == 1
+
+
+def test_slow_critic_follows_the_critic() -> None:
+    learner = learner_for(slow_rate=0.1, learning_rate=1e-2)
+    loss = learner.value_loss
+    assert (loss.target_value_params.data == loss.value_params.data).all()
+    before = loss.target_value_params.data.clone()
+    learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert_close(loss.target_value_params.data, before.lerp(loss.value_params.data, 0.1))
+    assert not (loss.target_value_params.data == loss.value_params.data).all()
+
+
+@pytest.mark.parametrize("slow_target", [False, True])
+def test_slow_target_puts_the_slow_critic_into_the_returns(slow_target: bool) -> None:
+    batch = example_batch(learner_for().agent, batch=2, length=4)
+    learner = learner_for(slow_target=slow_target)
+    noise = learner.draw_noise(*batch.shape)
+    before, _ = learner.losses(batch, noise)
+    learner.value_loss.target_value_params.data["module", "logits", "bias"][140] += 10  # it expects much
+    after, _ = learner.losses(batch, noise)
+    assert before["imagined_value"] == 0
+    assert (after["imagined_value"] > 1) == slow_target
+
+
+# What comes out
+
+
+@every_dtype
+def test_metrics_are_float32_numbers_without_a_graph(dtype: torch.dtype) -> None:
+    learner = learner_for(dtype=dtype)
+    metrics, _ = learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert set(metrics.keys()) >= LOSSES | {"objective", "entropy", "return_scale", "reconstruction/observation"}
+    for name, value in metrics.items():
+        assert (name, value.shape, value.dtype, value.requires_grad) == (name, (), torch.float32, False)
+    objective = sum(metrics[name] for name in LOSSES)
+    assert_close(metrics["objective"], objective)
+    assert {name for name, _ in metrics.items() if name.startswith("loss_")} == LOSSES
+
+
+@every_dtype
+def test_latents_are_those_of_the_trained_steps(dtype: torch.dtype) -> None:
+    """Float32 beliefs and class indices in bytes, as computed before the update from the stored start."""
+    learner, same = learner_for(dtype=dtype), learner_for(dtype=dtype)
+    agent, rssm = same.agent, same.agent.rssm
+    batch = example_batch(agent, batch=2, length=4)
+    _, latents = learner.update(batch)
+    assert (latents.batch_size, latents["belief"].shape, latents["state"].shape) == ((2, 4), (2, 4, 16), (2, 4, 4))
+    assert (latents["belief"].dtype, latents["state"].dtype) == (torch.float32, torch.uint8)
+    assert not latents["belief"].requires_grad
+
+    with torch.no_grad():
+        beliefs, states, _ = observe(
+            rssm,
+            agent.encoder(batch["observation"][:, 1:]),
+            batch["action"][:, :-1].float(),
+            batch["is_init"][:, 1:],
+            batch["belief"][:, 0],
+            rssm.one_hot(batch["state"][:, 0]),
+            same.draw_noise(2, 5)["posterior"][:, 1:],
+        )
+    assert_close(latents["belief"], beliefs.float())
+    assert (latents["state"] == states.argmax(-1)).all()
+
+
+@every_dtype
+def test_parameters_and_statistics_stay_float32(dtype: torch.dtype) -> None:
+    learner = learner_for(dtype=dtype)
+    learner.update(example_batch(learner.agent, batch=2, length=4))
+    state = learner.state_dict()
+    tensors = [*state["agent"].values(), *state["slow_value"].values(), *state["return_normalizer"].values()]
+    tensors += [value for slots in state["optimizer"]["state"].values() for value in slots.values()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+
+
+@pytest.mark.parametrize("key", ["observation", "reward", "belief"])
+def test_float64_data_gives_float32_losses(key: str) -> None:
+    """dm_control sees in float64."""
+    batch = example_batch(learner_for().agent, batch=2, length=4)
+    losses = losses_of(batch.clone().update({key: batch[key].double()}))
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert_close(losses, losses_of(batch))
+
+
+def test_a_batch_is_left_as_it_was() -> None:
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    before = batch.clone()
+    learner.update(batch)
+    assert set(batch.keys(True)) == set(before.keys(True))
+    assert (batch == before).all()
+
+
+# Repetition
+
+
+def test_same_seed_same_weights_bit_for_bit() -> None:
+    batches = [example_batch(learner_for().agent, batch=2, length=4, seed=seed) for seed in range(3)]
+
+    def train(seed: int) -> TensorDict:
+        learner = learner_for(seed)
+        for batch in batches:
+            torch.rand(1)  # torch's own generator does not matter
+            learner.update(batch)
+        return weights(learner.agent)
+
+    first, same, other = train(0), train(0), train(1)
+    assert (first == same).all()
+    assert not (first == other).all()
+
+
+@pytest.mark.parametrize("slow_target", [False, True])
+def test_a_saved_learner_goes_on_bit_for_bit(slow_target: bool) -> None:
+    """Into a learner of another seed and other weights, through a file that holds nothing but tensors and numbers."""
+    kept = learner_for(slow_target=slow_target)
+    batches = [example_batch(kept.agent, batch=2, length=4, seed=seed) for seed in range(5)]
+    for batch in batches[:2]:
+        kept.update(batch)
+    file = io.BytesIO()
+    torch.save(kept.state_dict(), file)
+    back = Learner(build_agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY), kept.hyperparameters, seed=7)
+    file.seek(0)
+    back.load_state_dict(torch.load(file, weights_only=True))
+    for batch in batches[2:]:
+        metrics, latents = kept.update(batch)
+        same_metrics, same_latents = back.update(batch)
+        assert (metrics == same_metrics).all()
+        assert (latents == same_latents).all()
+    assert (weights(kept.agent) == weights(back.agent)).all()
+    assert (kept.value_loss.target_value_params.data == back.value_loss.target_value_params.data).all()
+
+
+def test_the_generator_of_another_kind_of_device_seeds_this_one() -> None:
+    """A run that was saved on a GPU, whose generators have a state of 16 bytes, goes on here, each time alike."""
+
+    def drawn(state: Tensor) -> list[float]:
+        generator = torch.Generator()
+        set_generator_state(generator, state)
+        return torch.rand(3, generator=generator).tolist()
+
+    first, second = (torch.arange(start, start + 16, dtype=torch.uint8) for start in (0, 1))
+    assert drawn(first) == drawn(first) != drawn(second)
+
+
+def test_only_the_learner_computes_with_compiled_networks() -> None:
+    """Else an agent would act otherwise in training than after it is loaded."""
+    learner = learner_for(compile=True)
+    losses = (learner.world_model_loss, learner.actor_loss)
+    compiled = {type(m).__name__ for loss in losses for m in loss.modules() if m._compiled_call_impl is not None}
+    assert compiled == {"Encoder", "Decoder", "TwoHotHead", "ContinueHead", "Actor"}
+    assert all(module._compiled_call_impl is None for module in learner.agent.modules())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_networks_and_steps_give_the_same_numbers_and_gradients() -> None:
+    """Only the rounding may differ. Each kind of network and one step of each loop is compiled here, the learning of
+    actor and critic, which are networks of these kinds again, by `benchmarks/exactness.py --compile`: it takes minutes.
+    """
+    found = []
+    for compile in (False, True):
+        learner = learner_for(compile=compile)
+        batch = example_batch(learner.agent, batch=2, length=4)
+        losses, data = learner.world_model_loss(batch.set("noise", learner.draw_noise(*batch.shape)))
+        trained = dict(learner.agent.encoder.named_parameters("encoder"))
+        for name in ("rssm", "decoder", "reward", "continuation"):
+            trained |= dict(getattr(learner.agent, name).named_parameters(name))
+        gradients = torch.autograd.grad(total(losses), list(trained.values()))
+        with torch.no_grad():
+            dream = learner.actor_loss.imagine(data)
+        found.append((losses.to_dict(), dict(zip(trained, gradients, strict=True)), dream.to_dict()))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    assert len(found[0][1]) > 30 and {"features", "action"} <= found[0][2].keys()
+
+
+# On a GPU
+
+
+class NoHostRead(TorchDispatchMode):
+    """Raises on whatever would make a GPU wait for Python: values read, and shapes that depend on values."""
+
+    forbidden = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "unique")
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masks = [
+            index
+            for index in (args[1] if function is torch.ops.aten.index.Tensor else ())
+            if index is not None and index.dtype in (torch.bool, torch.uint8)
+        ]
+        read = function.overloadpacket.__name__ in self.forbidden or masks
+        if read and not OneHotPardon.active:
+            raise AssertionError(f"{function} reads a value back")
+        return function(*args, **(kwargs or {}))
+
+
+class OneHotPardon(TorchFunctionMode):
+    """``F.one_hot`` looks at its input on the CPU only, to check it."""
+
+    active = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, OneHotPardon.active = OneHotPardon.active, OneHotPardon.active or function is F.one_hot
+        try:
+            return function(*args, **(kwargs or {}))
+        finally:
+            OneHotPardon.active = before
+
+
+@pytest.mark.parametrize("slow_target", [False, True])
+@every_dtype
+def test_an_update_reads_no_value_back(dtype: torch.dtype, slow_target: bool) -> None:
+    """All but the check of the batch, which is left out where the batch is not in the CPU's memory."""
+    options = Hyperparameters(imagination_length=3, slow_target=slow_target)
+    learner = Learner(build_agent(SEEN, DONE, TINY, dtype=dtype), options)
+    batch = example_batch(learner.agent, batch=2, length=4)
+    with NoHostRead(), OneHotPardon():
+        losses, _ = learner.losses(batch, learner.draw_noise(*batch.shape))
+        total(losses).backward()
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+        learner.slow_update.step()
+
+
+def test_no_host_read_notices_one() -> None:
+    for read in (Tensor.item, Tensor.nonzero, bool, lambda x: x[x > 0], lambda x: torch.equal(x, x)):
+        with pytest.raises(AssertionError, match="reads a value back"), NoHostRead(), OneHotPardon():
+            read(torch.ones(1))

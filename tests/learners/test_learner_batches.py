@@ -1,0 +1,162 @@
+"""What an update reads of a batch: its context, and nothing of a batch that is not as it should be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from tensordict import NestedKey, TensorDict
+from torch import Tensor
+from torch.testing import assert_close
+from torchrl.data import Composite, OneHot, Unbounded
+
+from dreamer_torchrl import build_agent
+from dreamer_torchrl.learners.learner import example_batch
+from tests.learners.learner_examples import TINY, learner_for, losses_of, weights
+
+# Context
+
+
+def test_state_as_one_hot_and_as_indices_is_the_same() -> None:
+    learner, same = learner_for(), learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    one_hot = batch.clone().update({"state": learner.agent.rssm.one_hot(batch["state"])})
+    metrics, latents = learner.update(batch)
+    same_metrics, same_latents = same.update(one_hot)
+    assert (metrics == same_metrics).all()
+    assert (latents == same_latents).all()
+    assert (weights(learner.agent) == weights(same.agent)).all()
+
+
+@pytest.mark.parametrize("key", ["belief", "state"])
+@pytest.mark.parametrize(("step", "matters"), [(0, True), (1, False), (4, False)])
+def test_only_the_contexts_latents_matter(key: str, step: int, matters: bool) -> None:
+    batch = example_batch(learner_for().agent, batch=2, length=4)
+    batch["is_init"][:] = False
+    other = batch.clone()
+    other[key][:, step] = 1 - other[key][:, step]
+    if key == "state":
+        other[key] %= 3
+    assert (losses_of(batch) == losses_of(other)).all() != matters
+
+
+def test_the_contexts_action_matters_and_nothing_else_of_it() -> None:
+    batch = example_batch(learner_for().agent, batch=2, length=4)
+    batch["is_init"][:] = False
+    other = batch.clone()
+    for key in ("observation", "reward"):
+        other[key][:, 0] += 1
+    for key in ("is_init", "terminated", "done"):
+        other[key][:, 0] ^= True
+    assert (losses_of(batch) == losses_of(other)).all()
+    other["action"][:, 0] ^= True
+    assert not (losses_of(batch) == losses_of(other)).all()
+
+
+def test_a_start_at_the_first_trained_step_makes_the_context_irrelevant() -> None:
+    batch = example_batch(learner_for().agent, batch=2, length=4)
+    batch["is_init"][:, 1] = True
+    other = batch.clone()
+    other["belief"][:, 0] += 1
+    other["state"][:, 0] = (other["state"][:, 0] + 1) % 3
+    other["action"][:, 0] ^= True
+    assert (losses_of(batch) == losses_of(other)).all()
+
+
+def test_without_context_a_sequence_starts_from_nothing() -> None:
+    """Stored latents are not needed, and the first step is an episode's whether it says so or not."""
+    batch = example_batch(learner_for().agent, batch=2, length=4)
+    bare = batch.exclude("belief", "state")
+    bare["is_init"][:, 0] = False
+    _, latents = learner_for(context=0).update(bare)
+    assert latents.batch_size == (2, 5)
+
+    with_context = torch.cat([batch[:, :1], batch], 1)
+    with_context["is_init"][:, 1] = True
+    noise = learner_for().draw_noise(2, 6)
+    expected, _ = learner_for().losses(with_context, noise)
+    found, _ = learner_for(context=0).losses(bare, noise[:, 1:])
+    assert_close(found, expected)
+
+
+# Bad batches
+
+
+@pytest.mark.parametrize("key", ["observation", "action", "reward", "is_init", "terminated", "done", "belief", "state"])
+def test_a_missing_entry_is_named_with_what_is_there(key: str) -> None:
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    others = ", ".join(sorted(set(batch.keys()) - {key}))
+    with pytest.raises(KeyError, match=f"needs {key}, but the data holds {others}"):
+        learner.update(batch.exclude(key))
+
+
+def test_a_stored_state_that_is_no_class_is_named_with_its_place() -> None:
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    batch["state"][1, 2, 0] = TINY.classes
+    with pytest.raises(ValueError, match=r"'state' is outside its classes.* at row 1, step 2"):
+        learner.update(batch)
+
+
+@pytest.mark.parametrize("key", ["observation", "reward", "belief"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_named_with_its_place(key: str, value: float) -> None:
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    batch[key][1, 3] = value
+    with pytest.raises(ValueError, match=f"{key!r} is not finite at row 1, step 3"):
+        learner.update(batch)
+
+
+@pytest.mark.parametrize(
+    ("key", "bend", "message"),
+    [
+        ("observation", lambda value: value[..., :2], r"'observation' has shape \[2\] per step.* for \[3\]"),
+        ("action", lambda value: value[..., :1], r"'action' has shape \[1\] per step.* for \[2\]"),
+        ("action", lambda value: value.int().argmax(-1), r"'action' has shape \[\] per step.* for \[2\]"),
+        ("reward", lambda value: value.squeeze(-1), r"'reward' has shape \[\] per step.* for \[1\]"),
+        ("is_init", lambda value: value.squeeze(-1), r"'is_init' has shape \[\] per step.* for \[1\]"),
+        ("terminated", lambda value: value.squeeze(-1), r"'terminated' has shape \[\] per step.* for \[1\]"),
+        ("done", lambda value: value.squeeze(-1), r"'done' has shape \[\] per step.* for \[1\]"),
+        ("belief", lambda value: value[..., :8], r"'belief' has shape \[8\] per step.* for \[16\]"),
+        ("state", lambda value: value[..., :3], r"'state' has shape \[3\] per step.* for \[4\]"),
+        ("is_init", lambda value: value.to(torch.uint8), "'is_init' has dtype torch.uint8.*bool"),
+        ("terminated", lambda value: value.float(), "'terminated' has dtype torch.float32.*bool"),
+        ("done", lambda value: value.to(torch.uint8), "'done' has dtype torch.uint8.*bool"),
+    ],
+)
+def test_an_entry_of_the_wrong_form_is_named(key: NestedKey, bend: Callable[[Tensor], Tensor], message: str) -> None:
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    with pytest.raises(ValueError, match=message):
+        learner.update(batch.clone().update({key: bend(batch[key])}))
+
+
+@pytest.mark.parametrize("select", [lambda batch: batch[0], lambda batch: batch[None], lambda batch: batch[:, :2]])
+def test_a_batch_of_the_wrong_shape_is_told_the_right_one(select: Callable[[TensorDict], TensorDict]) -> None:
+    learner = learner_for()
+    batch = select(example_batch(learner.agent, batch=2, length=4))
+    with pytest.raises(ValueError, match=r"A batch must be \[B, context \+ T\]"):
+        learner.update(batch)
+
+
+def test_a_refused_batch_does_no_harm() -> None:
+    learner, same = learner_for(), learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    bad = batch.clone()
+    bad["observation"][0, 0] = math.nan
+    with pytest.raises(ValueError, match="not finite"):
+        learner.update(bad)
+    learner.update(batch)
+    same.update(batch)
+    assert (weights(learner.agent) == weights(same.agent)).all()
+
+
+@pytest.mark.parametrize("key", ["features", "noise", "previous", "encoded_latents", "reconstruction"])
+def test_an_observation_may_not_have_a_name_that_the_update_writes(key: str) -> None:
+    """Or else it is overwritten on the way."""
+    with pytest.raises(ValueError, match=f"observation {key!r}.*RenameTransform"):
+        build_agent(Composite({key: Unbounded((3,))}), OneHot(2), TINY)

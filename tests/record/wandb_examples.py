@@ -1,0 +1,44 @@
+"""Reading W&B's files back with its own reader, in processes that know nothing of this machine's W&B."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from dreamer_torchrl.kernels.compiling import cache_folder
+
+ROOT = Path(__file__).parents[2]
+OWN_COLUMNS = {"_runtime", "_step", "_timestamp"}
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    """The variables of a process that knows nothing of this machine's W&B."""
+    kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(("WANDB", "NETRC"))}
+    kept = {key: value for key, value in kept.items() if not key.lower().endswith("_proxy")}
+    kernels = {"XDG_CACHE_HOME": str(cache_folder().parent)}  # they need not be built again for each home
+    return kept | {"HOME": str(home), "WANDB_CACHE_DIR": str(home), "PYTHONPATH": str(ROOT)} | kernels | variables
+
+
+def offline_folders(run_dir: Path) -> list[Path]:
+    """Folders of offline runs, oldest first."""
+    return sorted((run_dir / "wandb").glob("offline-run-*"))
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """All records of one kind in the file of a run, as the wandb library reads it."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
+    text = subprocess.run(
+        command, env=environment(folder), capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    found = [json.loads(line) for line in text.splitlines()]
+    return [record[kind] for record in found if record["type"] == kind]
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """What was logged, in its order, without W&B's own columns."""
+    items = [record["item"] for record in records(folder, "history")]
+    return [{key: value for key, value in item.items() if key not in OWN_COLUMNS} for item in items]

@@ -1,0 +1,83 @@
+"""Opening a run for a command: every command says the same of a run that cannot be opened."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dreamer_torchrl import dream, evaluate, export
+from dreamer_torchrl.training.loading import open_run
+from tests.checkpoint.checkpoint_examples import flip_a_bit
+from tests.training.training_examples import trained_twice
+
+COMMANDS = pytest.mark.parametrize(
+    "main", [dream.main, evaluate.main, export.main], ids=["dream", "evaluate", "export"]
+)
+Main = Callable[[list[str]], int]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints at steps 20 and 40."""
+    return trained_twice(tmp_path_factory.mktemp("opening") / "run", 20, 40, "train_ratio=0", "eval.every=0")
+
+
+@pytest.fixture
+def damaged(kept: Path, tmp_path: Path) -> Path:
+    """The same with a newest checkpoint that is not what was written."""
+    run = shutil.copytree(kept, tmp_path / "run")
+    flip_a_bit(run / "checkpoints" / "000000000040" / "learner.pt")
+    return run
+
+
+def ends_with(code: int, main: Main, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command writes on stderr when it ends the process with this code."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    assert end.value.code == code
+    return capsys.readouterr().err
+
+
+@COMMANDS
+def test_a_folder_that_is_no_run(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path} is no run" in ends_with(2, main, [str(tmp_path)], capsys)
+
+
+@COMMANDS
+def test_a_checkpoint_that_is_not_there(main: Main, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    complaint = ends_with(2, main, [str(kept), "--checkpoint", "000000000030"], capsys)
+    assert "has no checkpoint '000000000030'; it has 000000000020, 000000000040" in complaint
+
+
+@COMMANDS
+def test_a_damaged_checkpoint_is_refused_by_its_name(
+    main: Main, damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "learner.pt" in ends_with(3, main, [str(damaged), "--checkpoint", "000000000040"], capsys)
+
+
+@COMMANDS
+def test_without_a_name_the_one_before_it_is_used(
+    main: Main, damaged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(damaged)]) == 0
+    captured = capsys.readouterr()
+    newest = damaged / "checkpoints" / "000000000040"
+    assert f"{newest} is damaged: learner.pt" in captured.err
+    assert "20" in captured.out and "40:" not in captured.out
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_threads_of_training(kept: Path, tmp_path: Path) -> None:
+    """With another number of threads sums are taken in another order."""
+    run = shutil.copytree(kept, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    for count in (2, 1):
+        (run / "config.yaml").write_text(text.replace("threads: 1", f"threads: {count}"))
+        open_run(argparse.ArgumentParser(), run, None)
+        assert torch.get_num_threads() == count

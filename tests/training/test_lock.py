@@ -1,0 +1,100 @@
+"""One run directory, one process: a second one is told who is there, a dead one is in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamer_torchrl.training.lock import RunLock, RunLocked, RunNotWritable
+from tests.checkpoint.checkpoint_examples import read_only
+
+HOLD = """
+import os, sys, time
+from dreamer_torchrl.training.lock import RunLock
+with RunLock(sys.argv[1]):
+    if "fork" not in sys.argv or os.fork() == 0:
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(run_dir: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
+    """A process that holds the lock, and what it says when it does."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, run_dir, *words], stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_the_second_process_is_told_who_is_there(tmp_path: Path) -> None:
+    process, _ = hold(tmp_path)
+    owner = json.loads((tmp_path / "lock").read_text())
+    assert owner.keys() == {"pid", "host", "since", "command"}
+    assert owner["pid"] == process.pid
+    assert str(tmp_path) in owner["command"]
+    with pytest.raises(RunLocked) as caught, RunLock(tmp_path):
+        pass
+    end(process)
+    for word in (str(tmp_path), f"process {process.pid}", owner["host"], owner["since"]):
+        assert word in str(caught.value)
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    process, _ = hold(tmp_path)
+    end(process)
+    assert json.loads((tmp_path / "lock").read_text())["pid"] == process.pid
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
+    process, child = hold(tmp_path, "fork")
+    end(process)
+    os.kill(int(child), 0)  # it still lives
+    with RunLock(tmp_path):
+        os.kill(int(child), signal.SIGKILL)
+
+
+def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
+    with RunLock(tmp_path), pytest.raises(RunLocked, match=f"process {os.getpid()}"), RunLock(tmp_path):
+        pass
+    assert (tmp_path / "lock").read_text() == ""
+    with RunLock(tmp_path):
+        pass
+
+
+def test_an_owner_that_has_not_signed_yet_is_another_process(tmp_path: Path) -> None:
+    with RunLock(tmp_path):
+        for text in ("", "[]", "{}", "garbage"):
+            (tmp_path / "lock").write_text(text)
+            with pytest.raises(RunLocked, match="another process trains there"), RunLock(tmp_path):
+                pass
+
+
+def test_a_missing_run_directory_is_made(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "runs" / "first"):
+        assert (tmp_path / "runs" / "first" / "lock").exists()
+
+
+@pytest.mark.parametrize("run_dir", ["", "new/run"])
+def test_a_read_only_run_directory_is_named(tmp_path: Path, run_dir: str) -> None:
+    with read_only(tmp_path), pytest.raises(RunNotWritable) as caught, RunLock(tmp_path / run_dir):
+        pass
+    assert str(caught.value).startswith(f"The run directory {tmp_path / run_dir} cannot be written: ")
+    assert str(caught.value).endswith("Make it writable, or give another run_dir.")
+
+
+def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunNotWritable, match="cannot be written: File exists"), RunLock(tmp_path / "run"):
+        pass

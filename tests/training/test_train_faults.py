@@ -1,0 +1,266 @@
+"""What breaks while a run trains, and what is broken when it comes back."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dreamer_torchrl import evaluate, export, train
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Manifest, Saved
+from dreamer_torchrl.checkpoint.tree_files import SavedFile
+from dreamer_torchrl.config.compose import load as configured
+from dreamer_torchrl.record.console import Console
+from dreamer_torchrl.record.metrics import JsonLines, Metrics
+from dreamer_torchrl.training.loop import Diverged, Training
+from dreamer_torchrl.training.signals import StopSignals
+from tests.checkpoint.checkpoint_examples import flip_a_bit, mounted, read_only
+from tests.training.training_examples import assert_same_run, lines, trained, words
+
+
+@pytest.fixture(scope="module")
+def twice_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints of step 30 and 40."""
+    run = trained(tmp_path_factory.mktemp("saved") / "run", "total_steps=30", "eval.every=0")
+    return trained(run, "total_steps=40", "eval.every=0")
+
+
+@pytest.fixture
+def run(twice_saved: Path, tmp_path: Path) -> Path:
+    """A copy to be broken."""
+    return shutil.copytree(twice_saved, tmp_path / "run")
+
+
+# Damaged checkpoints
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    damage: Callable[[Path], None], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = run / "checkpoints" / "000000000040"
+    damage(newest / "learner.pt")
+    trained(run, "total_steps=42", "eval.every=0")
+    printed = capsys.readouterr().out
+    assert f"{newest} is damaged: learner.pt" in printed
+    assert "Resumed at step 30" in printed
+    assert Checkpoints(run / "checkpoints").load().step == 42
+
+
+def test_if_all_are_damaged_nothing_is_changed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3 of every command that wants one."""
+    for name in Checkpoints(run / "checkpoints").names():
+        flip_a_bit(run / "checkpoints" / name / "learner.pt")
+    before = content(run)
+    assert train.main(words(run, "total_steps=42", "eval.every=0")) == 3
+    assert "No checkpoint can be used, none was changed." in capsys.readouterr().out
+    for main in (evaluate.main, export.main):
+        with pytest.raises(SystemExit) as end:
+            main([str(run)])
+        assert end.value.code == 3
+    assert content(run) == before
+
+
+class Bomb:
+    """Makes a file as soon as somebody unpickles it."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return open, (str(self.marker), "w")
+
+
+def test_no_pickle_of_a_run_is_executed(run: Path, tmp_path: Path) -> None:
+    """Not even one in a checkpoint whose checksums are right."""
+    marker, folder = tmp_path / "executed", run / "checkpoints"
+    for name in Checkpoints(folder).names():
+        file = folder / name / "learner.pt"
+        torch.save({"agent": Bomb(marker)}, file)
+        manifest = Manifest.from_text((folder / name / "manifest.json").read_bytes())
+        bytes_now = file.read_bytes()
+        known = SavedFile("learner.pt", len(bytes_now), hashlib.sha256(bytes_now).hexdigest())
+        files = [known if other.name == known.name else other for other in manifest.files]
+        (folder / name / "manifest.json").write_text(replace(manifest, files=files).to_text())
+    assert train.main(words(run, "total_steps=42", "eval.every=0")) == 3
+    for main in (evaluate.main, export.main):
+        with pytest.raises(SystemExit) as end:
+            main([str(run)])
+        assert end.value.code == 3
+    assert not marker.exists()
+    torch.load(file, weights_only=False)  # the bomb is a real one
+    assert marker.exists()
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Every file with its checksum."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# Updates that are not finite
+
+
+class Poisoned(Training):
+    """Has NaN in its reward head after it was restored; ``always``, or the first time only."""
+
+    always = False
+
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        self.restored = self.learner.state_dict()
+        if self.always or not self.went_back:
+            with torch.no_grad():
+                next(self.learner.agent.reward.parameters()).fill_(torch.nan)
+        self.before = {name: value.clone() for name, value in self.learner.agent.state_dict().items()}
+
+    def go_back(self) -> None:
+        now = self.learner.agent.state_dict()
+        assert all(torch.equal(value.nan_to_num(7), now[name].nan_to_num(7)) for name, value in self.before.items())
+        super().go_back()
+
+
+def go_on(kind: type[Training], run: Path, steps: int) -> Training:
+    """Continue in this process with a training of this kind."""
+    configuration = configured(words(run, f"total_steps={steps}", "eval.every=0"))
+    console = Console(steps)
+    training = kind(configuration.settings, run, console)
+    metrics = Metrics([console, JsonLines(run / "metrics.jsonl")])
+    saved = training.checkpoints.load()
+    try:
+        with StopSignals(console.note) as stop:
+            training.run(metrics, saved, stop)
+    finally:
+        metrics.close()
+        training.close()
+    return training
+
+
+def test_updates_that_are_not_finite_are_skipped_and_the_last_checkpoint_heals(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is named and changes no weight; after five in a row the run goes back, and on to its end."""
+    training = go_on(Poisoned, run, 90)
+    printed = capsys.readouterr().out
+    skipped = [line for line in printed.splitlines() if "is skipped" in line]
+    assert len(skipped) == 5 and all("loss_reward" in line and line.endswith("is not finite.") for line in skipped)
+    assert "5 updates in a row were not finite: back to" in printed and "000000000040, this once." in printed
+    assert training.progress.steps == 90 and training.skipped_in_a_row == 0
+    saved = Checkpoints(run / "checkpoints").load()
+    assert saved.step == 90
+    assert all(value.isfinite().all() for value in saved.parts["learner"]["agent"].values())
+    steps = [line["step"] for line in lines(run)]
+    assert steps == sorted(steps)
+
+
+def test_a_run_that_diverges_twice_stops_with_its_batch(run: Path) -> None:
+    """What was saved before stays; the batch can be read without a pickle."""
+    before = content(run / "checkpoints")
+
+    class AlwaysPoisoned(Poisoned):
+        always = True
+
+    with pytest.raises(Diverged, match=r"5 updates in a row were not finite \(.*loss_reward.*\)"):
+        go_on(AlwaysPoisoned, run, 120)
+    (dump,) = (run / "faults").iterdir()
+    batch = torch.load(dump, weights_only=True)
+    assert batch["reward"].shape == (2, 9, 1) and batch["observation"].shape == (2, 9, 4)
+    assert content(run / "checkpoints") == before
+
+
+def test_checkpoints_that_are_lost_meanwhile(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to go back to: the batch is kept all the same."""
+
+    class Robbed(Poisoned):
+        def go_back(self) -> None:
+            for name in self.checkpoints.names():
+                (run / "checkpoints" / name / "learner.pt").unlink()
+            super().go_back()
+
+    with pytest.raises(Diverged, match="The last batch is in"):
+        go_on(Robbed, run, 90)
+    assert "No checkpoint can be used" in capsys.readouterr().out
+    assert len(list((run / "faults").iterdir())) == 1
+
+
+# Disks
+
+
+def fill(folder: Path, but: int) -> Path:
+    """A file that leaves so many bytes of the disk; its place."""
+    ballast = folder / "ballast"
+    with pytest.raises(OSError, match="No space"), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with ballast.open("r+b") as file:
+        file.truncate(ballast.stat().st_size - but)
+    return ballast
+
+
+def test_a_replay_on_disk_takes_the_room_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not that of its capacity; and what the last process left of it is no reason to refuse the next."""
+    run, options = tmp_path / "disk" / "run", ("replay.storage=disk", "replay.capacity=1000000", "eval.every=0")
+    run.parent.mkdir()
+    with mounted(run.parent, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
+        command = [sys.executable, "-m", "dreamer_torchrl.train"]  # a process that ends, and lets go of its files
+        subprocess.run([*command, *words(run, *options, "total_steps=4000", "train_ratio=0")], check=True)
+        assert sum(file.stat().st_size for file in (run / "replay-scratch").rglob("*")) > 600_000
+        fill(run.parent, but=560_000)
+        trained(run, *options, "total_steps=4001", "train_ratio=0")
+        assert "Resumed at step 4000" in capsys.readouterr().out.replace(",", "")
+
+
+def test_a_disk_that_is_full_before_a_run_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = run.parent / "disk"
+    place.mkdir()
+    with mounted(place, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
+        shutil.copytree(run, place / "run")
+        fill(place, but=4096)
+        assert train.main(words(place / "run", "total_steps=42", "eval.every=0")) == 1
+    assert f"{place / 'run'} cannot be written: No space left on device." in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_no_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run warns with the bytes and ends; once there is room, it ends as if nothing had been."""
+    run, options = tmp_path / "disk" / "run", ("eval.every=0", "total_steps=60")
+    run.parent.mkdir()
+    with mounted(run.parent, "-t", "tmpfs", "-o", "size=8m", "tmpfs"):
+        trained(run, "eval.every=0", "total_steps=30")
+        ballast = fill(run.parent, but=65_536)
+        assert train.main(words(run, *options)) == 1
+        printed = capsys.readouterr().out
+        assert "The checkpoint of step 60 was not written: No space left on device. It needs " in printed
+        assert "Step 60 is not saved. Make room, then continue" in printed
+        assert Checkpoints(run / "checkpoints").load().step == 30
+        ballast.unlink()
+        trained(run, *options)
+        assert_same_run(run, trained(tmp_path / "twin", *options))
+
+
+def test_a_run_directory_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with read_only(tmp_path):
+        assert train.main(words(tmp_path / "run")) == 1
+    assert f"The run directory {tmp_path / 'run'} cannot be written" in capsys.readouterr().err
+
+
+def test_wandb_without_a_key_or_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An offline run, and how to send it later."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run = trained(tmp_path / "run", "wandb.mode=online", "eval.every=0", "total_steps=20")
+    assert "wandb sync" in capsys.readouterr().out
+    assert list((run / "wandb").glob("offline-run-*/*.wandb"))
