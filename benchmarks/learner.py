@@ -29,7 +29,7 @@ from torchrl_peer import torchrl_learner
 from workloads import CONTEXT, HORIZON, WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, Learner, build_agent
-from dreamer_torchrl.kernels import compiling as build as kernels
+from dreamer_torchrl.kernels import compiling as kernels
 from dreamer_torchrl.learners.learner import example_batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
