@@ -208,16 +208,18 @@ class Replay:
         return data.reshape(rows), Where(position[trained], environment[trained])
 
     def refresh(self, where: Where, latents: TensorDictBase) -> int:
-        """Put new latents ``[B, T]`` in the place of the old ones, where these are still there; count those that are.
+        """Write new latents ``[B, T]`` over the old ones, where their steps are still stored; returns how many are.
 
-        A batch may hold a step twice; which of its latents stays is then left open.
+        Of a step that a batch holds more than once, the last counts, with all its latents: written with duplicate
+        indices, belief and state could come from different sequences, by the race of torch's threads.
         """
         kept = where.position >= self.sampler.oldest  # [B, T]
-        position = where.position[kept]
-        index = (position % self.sampler.capacity, where.environment[kept])
+        position, environment = where.position[kept], where.environment[kept]
+        last = _last_of_each(position * self.streams + environment)
+        index = (position[last] % self.sampler.capacity, environment[last])
         stored = self.buffer.storage[:]
         for key in LATENTS:
-            stored[key][index] = latents[key].to(stored[key].device)[kept]  # the indices stay where they are
+            stored[key][index] = latents[key].to(stored[key].device)[kept][last]  # the indices stay where they are
         self._note_change(position)
         return len(position)
 
@@ -306,6 +308,13 @@ class Replay:
             "slice length": sampler.slice_len,
             "block": self.block,
         }
+
+
+def _last_of_each(values: Tensor) -> Tensor:
+    """Where each of the values ``[N]`` stands for the last time."""
+    distinct, inverse = values.unique(return_inverse=True)
+    order = torch.arange(len(values), device=values.device)
+    return torch.zeros_like(distinct).scatter_reduce_(0, inverse, order, "amax")
 
 
 def bytes_per_step(agent: Agent) -> int:

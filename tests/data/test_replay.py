@@ -83,6 +83,31 @@ def test_latents_return_to_their_steps(replay: Replay) -> None:
     assert torch.equal(stored["belief"].squeeze(-1), torch.where(touched, -time, time))
 
 
+def test_of_a_step_drawn_twice_the_last_latents_stay_whole() -> None:
+    """With more threads than one, too: torch writes duplicate indices in any order, and even halves of rows."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        outcomes = []
+        for _ in range(20):
+            replay = Replay(capacity=40, streams=1, batch=16, length=16)
+            zeros = TensorDict({"belief": torch.zeros(40, 1, 256), "state": torch.zeros(40, 1, 32).byte()}, [40, 1])
+            replay.extend(zeros)
+            _, where = replay.sample()
+            row = torch.arange(1, 17).view(16, 1, 1)  # each sequence writes its own number
+            belief, state = row.expand(16, 16, 256).float(), row.expand(16, 16, 32).byte()
+            replay.refresh(where, TensorDict({"belief": belief, "state": state}, [16, 16]))
+            stored = replay.buffer.storage[:]
+            expected = torch.zeros(40)
+            for number, positions in enumerate(where.position, 1):
+                expected[positions] = number
+            for key in ("belief", "state"):
+                outcomes.append(bool((stored[key][:, 0].float() == expected.unsqueeze(1)).all()))
+        assert all(outcomes)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_stale_slots_are_left_alone(replay: Replay) -> None:
     """What was overwritten since the draw keeps the latents of the step that is there now."""
     replay.extend(steps(0, 20))
