@@ -23,7 +23,7 @@ LEAST = {
     **dict.fromkeys(("replay.capacity", "replay.batch", "checkpoint.keep", "threads"), 1),
     "replay.length": 2,
     **dict.fromkeys([f"size.{field.name}" for field in fields(Size)], 1),
-    **dict.fromkeys(("eval.episodes", "eval.num_envs", "learner.imagination_length"), 1),
+    **dict.fromkeys(("eval.episodes", "eval.num_envs", "eval.keep_videos", "learner.imagination_length"), 1),
     **dict.fromkeys(("seed", "prefill", "eval.every", "train_ratio", "learner.warmup", "learner.context"), 0),
     **dict.fromkeys(("learner.learning_rate", "checkpoint.every", "log.every", "unimix", "actor_unimix"), 0),
     **dict.fromkeys(("learner.free_nats", "learner.return_lambda", "learner.replay_lambda"), 0),

@@ -48,6 +48,7 @@ class EvaluationSettings:
     stop_at: float | None = None
     deterministic: bool = False
     video: bool = False
+    keep_videos: int = 20  # of each kind, the newest
     dream: float = 60.0
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of the environment, where evaluations differ
 

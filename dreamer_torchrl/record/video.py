@@ -40,6 +40,25 @@ def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int)
     return path
 
 
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete the files of a folder that are named after a step, but for those of the ``count`` newest steps.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("000000000010.mp4", "000000000020.gif", "000000000020.png", "mine.mp4"):
+        ...     (folder / name).touch()
+        >>> keep_newest(folder, 1)
+        >>> sorted(path.name for path in folder.iterdir())
+        ['000000000020.gif', '000000000020.png', 'mine.mp4']
+    """
+    steps = sorted({int(path.stem) for path in folder.iterdir() if path.stem.isdecimal()})
+    old = set(steps[:-count])
+    for path in folder.iterdir():
+        if path.stem.isdecimal() and int(path.stem) in old:
+            path.unlink(missing_ok=True)
+
+
 def can_encode() -> bool:
     """Whether PyAV is there with an FFmpeg that has the encoder; some systems' own have not."""
     try:

@@ -11,7 +11,7 @@ from tensordict import TensorDictBase
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
 from dreamer_torchrl.config.schema import Settings
-from dreamer_torchrl.record.video import write_video
+from dreamer_torchrl.record.video import keep_newest, write_video
 from dreamer_torchrl.training.build import dream_title, evaluation_streams, run_evaluation, seed_for
 from dreamer_torchrl.training.evaluation import Evaluation
 from dreamer_torchrl.views.imagination import STEPS, context_for, dream
@@ -69,6 +69,7 @@ class Evaluations:
         path = self.run_dir / folder / f"{step:012d}.mp4"
         try:
             video = write(path)
+            keep_newest(path.parent, self.settings.eval.keep_videos)
         except Exception as error:  # no video is worth a run
             self.say(f"The video {path.name} was not written: {type(error).__name__}: {error}.")
         else:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from dreamer_torchrl.record.video import write_video
+from dreamer_torchrl.record.video import keep_newest, write_video
+from tests.training.training_examples import trained
 
 
 def film(steps: int, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A bright square that walks to the right over a dark ground, one colour per channel."""
+    """A bright square that moves to the right over a dark background, one colour per channel."""
     frames = np.full((steps, height, width, channels), 20, np.uint8)
     for step in range(steps):
         left = step * (width - 16) // max(1, steps - 1)
@@ -21,49 +22,28 @@ def film(steps: int, height: int, width: int, channels: int = 3) -> np.ndarray:
     return frames
 
 
-def read_back(path: Path) -> tuple[np.ndarray, av.VideoStream]:
-    """All frames, and what the file says about them."""
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "shape"),
+    [(64, 64, 3, (256, 256)), (64, 64, 1, (256, 256)), (301, 403, 3, (302, 404)), (51, 33, 3, (408, 264))],
+)
+def test_every_frame_is_there_and_looks_right(
+    tmp_path: Path, height: int, width: int, channels: int, shape: tuple[int, int]
+) -> None:
+    """Small images are enlarged by whole factors, odd sides padded by one; the index precedes the pictures."""
+    frames = film(12, height, width, channels)
+    path = write_video(tmp_path / "videos" / "eval.mp4", list(frames), fps=15)
     with av.open(str(path)) as container:
         (stream,) = container.streams
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]), stream
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "shape"),
-    [(64, 64, (256, 256)), (96, 96, (288, 288)), (210, 160, (420, 320)), (301, 403, (302, 404)), (51, 33, (408, 264))],
-)
-def test_every_frame_is_there_and_looks_right(tmp_path: Path, height: int, width: int, shape: tuple[int, int]) -> None:
-    """Small images are enlarged by whole factors, odd sides padded by one."""
-    frames = film(20, height, width)
-    path = write_video(tmp_path / "videos" / "eval.mp4", frames, fps=15)
-    played, stream = read_back(path)
-    assert played.shape == (20, *shape, 3)
-    assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
-    assert stream.average_rate == 15
+        played = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert stream.average_rate == 15
+    assert played.shape == (12, *shape, 3)
     factor = shape[0] // height
     large = frames.repeat(factor, 1).repeat(factor, 2)
-    error = np.abs(played[:, : large.shape[1], : large.shape[2]].astype(float) - large)
-    assert error.mean() < 4
-
-
-def test_a_video_starts_before_it_is_loaded(tmp_path: Path) -> None:
-    """Browsers need the index in front of the pictures."""
-    data = write_video(tmp_path / "eval.mp4", film(5, 64, 64), fps=30).read_bytes()
-    assert 0 < data.index(b"moov") < data.index(b"mdat")
-
-
-def test_gray_frames_and_lists_of_frames(tmp_path: Path) -> None:
-    """As Atari gives them."""
-    played, _ = read_back(write_video(tmp_path / "eval.mp4", list(film(5, 64, 64, 1)), fps=30))
-    assert played.shape == (5, 256, 256, 3)
-    assert np.abs(played[..., 0].astype(int) - played[..., 2]).max() <= 4
-    assert played[0, 40, 10].mean() > 200
-
-
-def test_the_same_frames_give_the_same_file(tmp_path: Path) -> None:
-    """Number of cores or time of day do not matter."""
-    first, second = (write_video(tmp_path / name, film(5, 64, 64), fps=30) for name in ("a.mp4", "b.mp4"))
-    assert first.read_bytes() == second.read_bytes()
+    assert np.abs(played[:, : large.shape[1], : large.shape[2]].astype(float) - large).mean() < 4
+    assert 0 < path.read_bytes().index(b"moov") < path.read_bytes().index(b"mdat")
+    again = write_video(tmp_path / "again.mp4", frames, fps=15)
+    assert again.read_bytes() == path.read_bytes()  # the same frames give the same file
 
 
 def test_a_failure_leaves_the_older_video_alone(tmp_path: Path) -> None:
@@ -102,13 +82,19 @@ def test_without_an_encoder_it_is_a_gif(tmp_path: Path, monkeypatch: pytest.Monk
         assert played.info["loop"] == 0
     assert len(shown) == 10 and sum(duration for _, duration in shown) == 1000
     large = film(10, 64, 61).repeat(5, 1).repeat(5, 2)
-    assert all(
-        np.abs(frame[:, :305].astype(int) - film).mean() < 4 for (frame, _), film in zip(shown, large, strict=True)
-    )
+    assert all(np.abs(f[:, :305].astype(int) - real).mean() < 4 for (f, _), real in zip(shown, large, strict=True))
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_the_system(tmp_path: Path) -> None:
-    """So that the training can go on without the video."""
-    (tmp_path / "videos").write_text("in the way")
-    with pytest.raises(OSError, match="videos"):
-        write_video(tmp_path / "videos" / "eval.mp4", film(2, 64, 64), fps=30)
+def test_a_run_keeps_its_newest_videos(tmp_path: Path) -> None:
+    """Files without a step in their name are not those of the run."""
+    (tmp_path / "run/videos").mkdir(parents=True)
+    (tmp_path / "run/videos/mine.mp4").touch()
+    options = ("total_steps=40", "eval.every=10", "eval.episodes=1", "eval.num_envs=1")
+    run = trained(tmp_path / "run", *options, "eval.video=true", "eval.keep_videos=2")
+    assert sorted(path.name for path in (run / "videos").iterdir()) == [
+        "000000000030.mp4",
+        "000000000040.mp4",
+        "mine.mp4",
+    ]
+    keep_newest(run / "videos", 5)
+    assert len(list((run / "videos").iterdir())) == 3
