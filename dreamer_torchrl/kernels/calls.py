@@ -28,6 +28,21 @@ def decide(native: bool | None, device: torch.device) -> bool:
     return device.type == "cpu" and build.available() if native is None else native
 
 
+def status(native: bool | None = None, device: torch.device | str = "cpu") -> str:
+    """Say in one sentence whether kernels run under a setting ``native`` and on a device, and why not.
+
+    Example:
+        >>> status(native=False)
+        'Kernels in C do not run: native=false.'
+    """
+    if native is False:
+        return "Kernels in C do not run: native=false."
+    if torch.device(device).type != "cpu":
+        return f"Kernels in C do not run: they are for a CPU, and this is {device}."
+    reason = build.why_not()
+    return f"Kernels in C do not run, updates are slower: {reason}" if reason else "Kernels in C run."
+
+
 def fits(like: Tensor, width: int | None = None) -> bool:
     """Whether kernels can compute where and in what this tensor is, here and now, and it is as wide as it should be.
 

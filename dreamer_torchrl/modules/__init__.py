@@ -5,6 +5,7 @@ from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.distributions import Binary, BoundedNormal, OneHot, TwoHot, symexp, symlog
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
+from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, RMSNorm
 from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, imagine, observe
 from dreamer_torchrl.modules.rssm import RSSM, BlockGRU, PriorStep
@@ -20,6 +21,7 @@ __all__ = [
     "BlockGRU",
     "BlockLinear",
     "BoundedNormal",
+    "CategoricalLatent",
     "ContinueHead",
     "Continuous",
     "Conv",

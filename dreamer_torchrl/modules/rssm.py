@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dreamer_torchrl.modules.distributions import sample_one_hot, straight_through, unimix_probs
+from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu
 from dreamer_torchrl.modules.tensordict_module import Face
 
@@ -73,7 +72,8 @@ class RSSM(nn.Module, Face):
     ):
         super().__init__()
         self.belief_size, self.stochastic, self.classes, self.unimix = belief_size, stochastic, classes, unimix
-        self.state_size = stochastic * classes
+        self.latent = CategoricalLatent(stochastic, classes, unimix)
+        self.state_size = self.latent.size
         self.feature_size = belief_size + self.state_size
         self.core = BlockGRU(belief_size, self.state_size, action_size, hidden, blocks)
         self.posterior = HiddenLayer(belief_size + encoded_size, hidden)
@@ -112,8 +112,8 @@ class RSSM(nn.Module, Face):
         return belief, self.sample(logits, noise), logits
 
     def one_hot(self, state: Tensor) -> Tensor:
-        """Turn class indices ``[..., S]``, as replay stores them, into ``[..., S, K]``; what is one-hot stays."""
-        return state if state.is_floating_point() else F.one_hot(state.long(), self.classes).to(self.prior_logits.bias)
+        """A state as the replay stores it, ``[..., S]``, or as networks take it, to ``[..., S, K]``."""
+        return self.latent.unpack(state, self.prior_logits.bias.dtype)
 
     def prior_from(self, belief: Tensor) -> Tensor:
         """Prior logits ``[..., S, K]`` of a belief ``[..., D]``."""
@@ -121,15 +121,11 @@ class RSSM(nn.Module, Face):
 
     def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         """Straight-through sample ``[..., S, K]``, in the precision of the logits."""
-        probs = unimix_probs(logits, self.unimix)
-        if noise is None:
-            noise = torch.rand(probs.shape[:-1], dtype=probs.dtype, device=probs.device)
-        one_hot = sample_one_hot(probs.detach(), noise)
-        return (straight_through(one_hot, probs) if probs.requires_grad else one_hot).to(logits.dtype)
+        return self.latent.sample(logits, noise)
 
-    def as_state(self, logits: Tensor) -> Tensor:
+    def as_state(self, flat: Tensor) -> Tensor:
         """See ``[..., S*K]`` as ``[..., S, K]``."""
-        return logits.unflatten(-1, (self.stochastic, self.classes))
+        return self.latent.as_state(flat)
 
 
 class PriorStep(nn.Module, Face):

@@ -19,6 +19,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 
 from dreamer_torchrl import Learner, Size, build_agent
 from dreamer_torchrl.kernels import compiling as build
+from dreamer_torchrl.kernels import status
 from dreamer_torchrl.learners.learner import example_batch
 from tests.kernels.compilers import a_compiler, needs_compiler
 
@@ -334,3 +335,14 @@ def test_kernels_are_not_asked_for_on_other_devices(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     three_updates(small_learner(False))
     assert build.library.cache_info().misses == build.why_not.cache_info().misses == 0
+
+
+def test_status_says_whether_kernels_run_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one sentence, for the console and the doctor."""
+    assert status(native=False) == "Kernels in C do not run: native=false."
+    assert status(device="cuda") == "Kernels in C do not run: they are for a CPU, and this is cuda."
+    monkeypatch.setenv("CC", "no_such_compiler")
+    assert status().startswith("Kernels in C do not run, updates are slower: There is no C compiler (no_such_compiler)")
+    monkeypatch.delenv("CC")
+    build.library.cache_clear(), build.why_not.cache_clear()
+    assert status() == "Kernels in C run."
