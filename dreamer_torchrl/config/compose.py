@@ -34,7 +34,7 @@ DEFAULT_ENVIRONMENT = "cartpole"
 
 CHANGEABLE = (
     *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "threads"),
-    *("eval", "checkpoint", "log", "wandb", "env.workers", "env.step_timeout", "replay.storage"),
+    *("eval", "checkpoint", "log", "wandb", "collector", "env.workers", "env.step_timeout", "replay.storage"),
 )
 """What may differ when a run goes on; all else would make it another run."""
 

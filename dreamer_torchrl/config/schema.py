@@ -93,6 +93,7 @@ class Settings:
     total_steps: int = 5_000
     train_ratio: float = 128.0
     prefill: int = 0
+    collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: str = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool | None = None
