@@ -24,6 +24,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return import_module("gpu")
 
 
+@pytest.mark.slow
 def test_a_small_run(tmp_path: Path) -> None:
     """All kinds of parts, from another folder than the checkout, where nothing is but torch, TorchRL and their own."""
     absent = ("PIL", "ale_py", "av", "gymnasium", "hydra", "matplotlib", "omegaconf", "wandb", "yaml")
