@@ -19,13 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from recording import Recording
+from verification import GRADIENT, POOLED, PREDICTION, Row, compare
 from workloads import WORKLOADS
 
 from dreamer_torchrl import Agent, Hyperparameters, Learner, build_agent
 from dreamer_torchrl.interop.official import load_into
 from dreamer_torchrl.interop.official_names import links
-from dreamer_torchrl.interop.recording import Recording
-from dreamer_torchrl.interop.verify import GRADIENT, POOLED, PREDICTION, Row, compare
 from dreamer_torchrl.learners.learner import example_batch, total
 
 OFFICIAL_TERMS = {

@@ -33,7 +33,7 @@ NOT_NEEDED = ("gymnasium", "gym", "hydra", "omegaconf", "wandb", "ale_py", "av",
 IMPORTS = f"""
 import sys
 sys.modules.update(dict.fromkeys({NOT_NEEDED!r}))  # None: not to be found, even where they are installed
-import dreamer_torchrl.agents.agent, dreamer_torchrl.learners.learner, dreamer_torchrl.interop.verify
+import dreamer_torchrl.agents.agent, dreamer_torchrl.learners.learner, dreamer_torchrl.interop.official
 print("imported from", dreamer_torchrl.agents.agent.__file__)
 """
 
@@ -115,8 +115,6 @@ def _json(file: Path) -> Any:
 def checks(folder: Path, options: argparse.Namespace) -> list[Part]:
     """What is not timed and takes seconds."""
     verify = ["-m", "dreamer_torchrl.interop.verify", GOLDEN]
-    if _verify_takes_a_device():
-        verify += ["--device", options.device]
     return [
         Part("imports", ["-c", IMPORTS], 60, folder),
         *(Part(f"verify-{case}", [*verify, "--case", case], 90, folder) for case in options.recording),
@@ -134,10 +132,6 @@ def compiled_checks(folder: Path, options: argparse.Namespace) -> list[Part]:
 def _exactness(name: str, limit: float, folder: Path, options: argparse.Namespace, *more: str) -> Part:
     words = [EXACTNESS, GOLDEN, "--case", *options.recording, "--device", options.device, *more]
     return Part(name, [*words, "--json", folder / f"{name}.json"], limit, folder)
-
-
-def _verify_takes_a_device() -> bool:
-    return "--device" in (ROOT / "dreamer_torchrl" / "interop" / "verify.py").read_text()
 
 
 def learners(folder: Path, options: argparse.Namespace) -> list[Part]:

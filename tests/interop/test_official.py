@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recording import Recording
 from tensordict import TensorDict
 from torch import Tensor
 from torch.testing import assert_close
@@ -17,7 +18,6 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneH
 from dreamer_torchrl.agents.agent import Agent, Size, build_agent
 from dreamer_torchrl.interop.official import load_into, load_official, save_official_params, size_from
 from dreamer_torchrl.interop.official_names import links
-from dreamer_torchrl.interop.recording import Recording
 from dreamer_torchrl.interop.unpickle import UnsafePickleError, find_checkpoint, load_arrays
 from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules.rssm import features_of

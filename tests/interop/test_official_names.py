@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recording import Recording
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from dreamer_torchrl.agents.agent import Agent, Size, build_agent
 from dreamer_torchrl.interop.official_names import Link, keys_of, links, official_name
-from dreamer_torchrl.interop.recording import Recording
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("proprio_cont", "vision_disc")
