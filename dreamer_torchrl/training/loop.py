@@ -132,11 +132,13 @@ class Training:
                     steps = self.collector.receive()
             except TooManyFailures:  # all up to these actions is kept
                 self.collector.take_back()
-                self.finish(before)
+                with stop.saving():
+                    self.finish(before)
                 raise
             self.remember(steps)
             self._when_due()
-        self.finish(before)
+        with stop.saving():
+            self.finish(before)
 
     def finish(self, before: Progress) -> None:
         """Save the last state; a run that is stopped at once, or was finished before, is left as it is."""

@@ -1,52 +1,135 @@
-"""SIGTERM and Ctrl-C as a wish that the loop grants when it is ready."""
+"""SIGTERM and Ctrl-C: the loop finishes its update and saves; if it cannot, the process ends all the same."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from types import FrameType, TracebackType
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Thread, Timer, current_thread, main_thread
+from types import TracebackType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+GRACE_SECONDS = 8.0
+"""Time that the loop has to notice a request, and the rest of the program to end after the last save."""
+
+REPEATED_SECONDS = 0.3
+"""A launcher passes on the signal that its whole process group got: what comes so soon is the same request."""
 
 
 class StopSignals:
-    """While this is entered, SIGTERM and Ctrl-C only set ``requested``; a second Ctrl-C ends the process at once.
+    """While this is entered, a first SIGTERM or Ctrl-C sets ``requested``, and a second one ends the process.
+
+    A thread receives the signals, so both work while the main thread is inside an environment or a long operation.
+    Where the loop has not reached `saving` after ``seconds``, the process ends without saving. Outside the main
+    thread, where Python allows no handlers, nothing is installed.
 
     Args:
         say: prints a line.
+        seconds: see above.
 
     Example:
         >>> with StopSignals(print) as stop:
         ...     os.kill(os.getpid(), signal.SIGTERM)
-        ...     stop.requested is signal.SIGTERM
-        SIGTERM: finishing this update and saving. Ctrl-C exits at once.
-        True
+        ...     while not stop.requested:
+        ...         time.sleep(0.01)
+        SIGTERM: finishing this update and saving. A second signal exits at once.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self.say = say
+    def __init__(self, say: Callable[[str], None], seconds: float = GRACE_SECONDS):
+        self.say, self.seconds = say, seconds
         self.requested: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self.saved = False
+        self._saving = False
+        self._handlers: dict[signal.Signals, object] = {}
+        self._timer: Timer | None = None
 
     def __enter__(self) -> StopSignals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+        if current_thread() is main_thread():
+            self._reader, self._writer = socket.socketpair()
+            self._writer.setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+            self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            os.register_at_fork(after_in_child=self._restore)
+            Thread(target=self._watch, name="stop-signals", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if self._handlers:
+            self._restore()
+            self._writer.close()  # ends the thread
+        if self._timer:
+            self._timer.cancel()
 
     @property
     def exit_code(self) -> int:
         """0 for SIGTERM, which asks for a clean end, and what shells expect for Ctrl-C."""
         return 130 if self.requested is signal.SIGINT else 0
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        received = signal.Signals(number)
-        if self.requested and received is signal.SIGINT:
-            os._exit(130)
-        if not self.requested:
-            self.requested = received
-            self.say(f"{received.name}: finishing this update and saving. Ctrl-C exits at once.")
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Save the last state inside: however long it takes, only a second signal ends it."""
+        self._saving = True
+        try:
+            yield
+            self.saved = True
+        finally:
+            self._saving = False
+            if self.requested:
+                self._arm()
+
+    def _watch(self) -> None:
+        """Receive the numbers of signals; Python writes them to the socket whatever the main thread does."""
+        received_at = 0.0
+        with self._reader:
+            while number := self._reader.recv(1):
+                if number[0] not in SIGNALS:
+                    continue
+                received = signal.Signals(number[0])
+                if self.requested:
+                    if time.monotonic() - received_at > REPEATED_SECONDS:
+                        os._exit(128 + received)
+                    continue
+                received_at = time.monotonic()
+                self._arm()
+                self._say(f"{received.name}: finishing this update and saving. A second signal exits at once.")
+                self.requested = received
+
+    def _arm(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._timer = Timer(self.seconds, self._leave)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _leave(self) -> None:
+        if self._saving:
+            return
+        number = self.requested or signal.SIGTERM
+        if self.saved:
+            self._say(f"{number.name}: saved; not waiting longer for what is still open.")
+            os._exit(self.exit_code)
+        self._say(
+            f"{number.name}: no update was finished within {self.seconds:g} s. Ended without saving; the last "
+            "checkpoint is unchanged."
+        )
+        os._exit(128 + number)
+
+    def _say(self, text: str) -> None:
+        """Print, unless whoever reads the output keeps it waiting."""
+        thread = Thread(target=self.say, args=(text,), daemon=True)
+        thread.start()
+        thread.join(1.0)
+
+    def _restore(self) -> None:
+        """Give the signals back, at the end and in a forked child."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._handlers:
+            signal.set_wakeup_fd(self._wakeup)
+        self._handlers = {}
