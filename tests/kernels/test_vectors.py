@@ -53,7 +53,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
     place = tmp_path_factory.mktemp("vectors")
     (place / "program.c").write_text(PROGRAM)
     flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
-    command = [a_compiler(), *flags, f"-I{Path(build.__file__).parent}", "program.c", "-o", "program", "-lm"]
+    command = [a_compiler(), *flags, f"-I{Path(build.__file__).parent / 'csrc'}", "program.c", "-o", "program", "-lm"]
     subprocess.run(command, cwd=place, check=True, timeout=100)
     lines = subprocess.run([place / "program"], capture_output=True, text=True, check=True, timeout=100).stdout
     return [[float(number) for number in line.split()] for line in lines.splitlines()]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from dreamer_torchrl.learners.laprop import LaProp
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 MODES = {
     "one_by_one": {"foreach": False},
     "foreach": {"foreach": True},
