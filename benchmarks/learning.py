@@ -10,6 +10,7 @@ and evaluations included. Results, with every episode, go to
 """
 
 import argparse
+import csv
 import json
 import re
 import statistics
@@ -21,8 +22,6 @@ from pathlib import Path
 
 import torch
 from provenance import provenance
-
-from dreamer_torchrl.views.references import official_curve
 
 HERE = Path(__file__).parent
 
@@ -89,8 +88,12 @@ def digits(value: float) -> float:
 
 def official(task: str) -> list[tuple[int, float]]:
     """Frames and median return of the official code on a DeepMind Control task; empty where there is no curve."""
-    curve = official_curve(f"dmc_proprio:{task}")
-    return [] if curve is None else list(zip(curve.x.astype(int).tolist(), curve.median.tolist(), strict=True))
+    path = HERE / f"references/dmc_proprio/{task}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [(int(row["frames"]), float(row["return"])) for row in rows]
 
 
 def overlay(runs: list[dict], curve: list[tuple[int, float]]) -> list[dict]:

@@ -29,7 +29,7 @@ from dreamer_torchrl.modules import RSSM, BlockLinear, Continuous, symexp, symlo
 from dreamer_torchrl.modules.decoder import reconstruction_key
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_neighbours
 from dreamer_torchrl.modules.rollout import imagine
-from dreamer_torchrl.views.figures import PALETTE, REFERENCE, new_figure, plain, save_figure
+from dreamer_torchrl.views.plots import PALETTE, REFERENCE, new_figure, plain, save_figure
 
 SEEN, DREAMS, SHOWN = 5, 8, 45  # steps seen, dreams of the rest, steps in the picture
 BLUE, ORANGE, GREEN = PALETTE[:3]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamer_torchrl.training.loading import FAILED, open_run, play
-from dreamer_torchrl.views.page_frame import IMAGINED
+from dreamer_torchrl.views.report_page import IMAGINED
 
 if TYPE_CHECKING:
     from dreamer_torchrl.views.imagination import PredictionError

@@ -1,6 +1,7 @@
-"""``python -m dreamer_torchrl.plot RUN [RUN ...]``: learning curves, losses and throughput of runs as PNG and SVG.
+"""``python -m dreamer_torchrl.plot RUN [RUN ...] [base.csv]``: learning curves, losses and rates as PNG and SVG.
 
-Runs that differ by their seeds only are one line, their median, in a band from the lower to the upper quartile.
+Runs that differ in their seeds only are one line, their median, in a band from the lower to the upper quartile.
+A CSV file is another system, a baseline: its columns are step, return, and seed if there are several.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from typing import get_args
 
 from dreamer_torchrl.config.checks import ConfigError, nearest
 from dreamer_torchrl.config.compose import VALUES, read_saved
+from dreamer_torchrl.views.baselines import read_baselines
 from dreamer_torchrl.views.curves import Axis, Run, read_run
-from dreamer_torchrl.views.figures import save_figure
-from dreamer_torchrl.views.plots import draw
+from dreamer_torchrl.views.plots import draw, save_figure
 
 FAILED = 1
 FORMATS = (".png", ".svg")
@@ -24,25 +25,31 @@ FORMATS = (".png", ".svg")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw and say where the files are; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.plot", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, or of a sweep")
-    parser.add_argument("--x", choices=get_args(Axis), default="steps", help="what goes to the right (steps)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run or a sweep, or a .csv file")
+    parser.add_argument("--x", choices=get_args(Axis), default="steps", help="horizontal axis (steps)")
     parser.add_argument("--metric", action="append", metavar="NAME", help="draw this instead; can be repeated")
+    parser.add_argument("--label", action="append", metavar="NAME", help="of a CSV file; one for all, or one for each")
     parser.add_argument("--smooth", type=int, metavar="N", help="mean over N neighbouring points (1: none)")
     parser.add_argument("--output", type=Path, metavar="PATH", help="file, .png or .svg; both if it has no ending")
-    parser.add_argument("--title", help="above everything")
+    parser.add_argument("--title", help="of the figure")
     options = parser.parse_args(arguments)
     if options.smooth is not None and options.smooth < 1:
         parser.error(f"--smooth {options.smooth} is impossible: give at least 1.")
+    tables = [path for path in options.runs if path.suffix.lower() == ".csv"]
+    folders = [path for path in options.runs if path not in tables]
     try:
-        runs = read_runs(options.runs)
+        if not folders:
+            raise ConfigError(f"{tables[0]} alone cannot be drawn: name the run that it is a baseline for.")
+        runs = read_runs(folders)
         check_metrics(runs, options.metric or ())
+        baselines = read_baselines(tables, options.label or (), runs, options.x)
     except ConfigError as error:
         parser.error(str(error))
     for run in runs:
         if run.damaged:
-            print(f"{run.folder}: {run.damaged} damaged lines of metrics.jsonl are left out.", file=sys.stderr)
-    figure = draw(runs, options.x, options.metric or (), options.smooth, options.title)
-    place, formats = output_of(options.output, options.runs)
+            print(f"{run.path}: {run.damaged} damaged lines of metrics.jsonl are left out.", file=sys.stderr)
+    figure = draw(runs, options.x, options.metric or (), options.smooth, options.title, baselines)
+    place, formats = output_of(options.output, folders)
     try:
         files = save_figure(figure, place, formats)
     except OSError as error:
@@ -64,7 +71,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
         measured = [run for run in found if run.metrics]
         if not measured:
             raise ConfigError(f"{folder} has no metrics yet: let it train for a while.")
-        runs |= {run.folder: run for run in measured}
+        runs |= {run.path: run for run in measured}
     return list(runs.values())
 
 
@@ -85,7 +92,7 @@ def check_metrics(runs: Sequence[Run], metrics: Iterable[str]) -> None:
 
 
 def output_of(output: Path | None, runs: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
-    """The file to write, its ending to be replaced, and the formats: without a word `plot` in the only run or here.
+    """The file to write, its ending to be replaced, and the formats: `plot` in the only run, or here, if none is given.
 
     Example:
         >>> output_of(Path("figure.svg"), []), output_of(Path("cartpole"), [])

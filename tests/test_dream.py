@@ -13,7 +13,7 @@ from PIL import Image as Picture
 
 from dreamer_torchrl.dream import main, table
 from dreamer_torchrl.views.imagination import PredictionError
-from dreamer_torchrl.views.page_frame import newest_picture
+from dreamer_torchrl.views.report_page import newest_files
 from tests.training.training_examples import assert_same_run, episodes, lines, trained
 from tests.training.training_toys import Faulty
 
@@ -117,7 +117,7 @@ def test_what_it_writes_and_says(cartpole: Path, tmp_path: Path, capsys: pytest.
     assert printed[6:] == [f"Written to {file}." for file in files]
     assert sorted((run / "dreams").iterdir()) == sorted(files)
     assert [length_of(file) for file in files[::2]] == [9, 7]
-    assert newest_picture(run / "dreams") == files[0]  # the report shows the one with the truth beside it
+    assert newest_files(run / "dreams") == files[:2]  # the report shows the one with the truth beside it
 
 
 def test_images_in_a_real_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

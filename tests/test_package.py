@@ -227,8 +227,7 @@ def test_wheel_holds_every_source_and_configuration_and_nothing_else(wheel: Path
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = [path for path in (ROOT / "configs").rglob("*") if path.suffix in {".py", ".yaml"}]
     kernels = [path for path in (PACKAGE / "kernels/csrc").iterdir() if path.suffix in {".c", ".h"}]
-    references = (PACKAGE / "views/references").glob("*.csv")
-    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels, *references]}
+    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels, PACKAGE / "views/report.html.jinja"]}
     expected |= {f"dreamer_torchrl/{path.relative_to(ROOT).as_posix()}" for path in configs}
     assert packed == expected
 

@@ -31,7 +31,7 @@ from dreamer_torchrl.training.evaluations import Evaluations
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.signals import StopSignals
 from dreamer_torchrl.training.stopwatch import Stopwatch
-from dreamer_torchrl.views.reports import Reports
+from dreamer_torchrl.views.report_page import Reports
 
 RECENT = 10
 """Episodes whose mean return is shown."""

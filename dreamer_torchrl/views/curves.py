@@ -1,19 +1,18 @@
-"""The numbers of runs as curves: one run's series, and the median over the seeds of an experiment.
+"""The numbers of runs as curves: read ``metrics.jsonl``, group runs by experiment, median over seeds.
 
-Only reads ``metrics.jsonl``, while it is being written, too. What others have reached is in `references`.
-
-    run = read_run(folder, config.read_saved(folder))
-    evaluations = run.curve("eval/return", "hours")
-    band = over_seeds([run.curve("eval/return") for run in group(runs)[0].runs])
+run = read_run(folder, config.read_saved(folder))
+evaluations = run.curve("eval/return", "hours")
+band = group(runs)[0].band("eval/return")
 """
 
 from __future__ import annotations
 
 import json
-from array import array
-from bisect import bisect_left, bisect_right
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -26,26 +25,21 @@ from dreamer_torchrl.config.checks import as_word, leaves
 Axis = Literal["steps", "frames", "hours"]
 
 RETURN, EVALUATION = "episode/return", "eval/return"
-"""Of an episode of training, and the mean of the episodes of an evaluation."""
-
-LOSSES = ("dynamics", "representation", "reconstruction", "reward", "continue", "actor", "value", "replay_value")
-"""In the order of the paper; each is logged as ``train/loss_<name>``."""
+"""Of a training episode, and the mean over the episodes of an evaluation."""
 
 SAME_EXPERIMENT = (
     *("seed", "run_dir", "total_steps", "wandb", "log", "checkpoint", "env.step_timeout"),
     *("eval.every", "eval.episodes", "eval.num_envs", "eval.stop_at", "eval.video", "eval.dream"),
 )
-"""What may differ between runs whose curves go into one median: it changes neither what is learned nor how fast."""
-
-NUMBER = (int, float)
+"""Settings that may differ between the seeds of one experiment: they change neither what is learned nor how fast."""
 
 MOST_POINTS = 400
-"""Of one line: about as many as a picture has pixels for it."""
+"""Of one line: about as many as a chart has pixels for it."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Values ``y`` at the places ``x``, which never go back; both ``[points]``."""
+    """Values ``y`` at the places ``x``, which do not decrease; both ``[points]``."""
 
     x: np.ndarray
     y: np.ndarray
@@ -56,7 +50,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """Several runs at the same places: median, lower and upper quartile, and how many runs have come so far.
+    """Several runs at the same places: median, lower and upper quartile, and how many runs have values there.
 
     All ``[points]``.
     """
@@ -67,33 +61,47 @@ class Band:
     high: np.ndarray
     runs: np.ndarray
 
+    def until(self, end: float) -> Band:
+        """The part up to ``end``, where the last point is interpolated."""
+        if not len(self.x) or end >= self.x[-1]:
+            return self
+        x = np.append(self.x[self.x < end], end)[: None if end >= self.x[0] else 0]
+        return Band(x, *(np.interp(x, self.x, y) for y in (self.median, self.low, self.high, self.runs)))
+
 
 @dataclass
-class _Column:
-    """One metric: numbers of the lines that have it, and its values there."""
-
-    lines: array = field(default_factory=lambda: array("q"))
-    values: array = field(default_factory=lambda: array("d"))
-
-
 class Run:
-    """What one run has measured; `read_run` makes it.
+    """What one run has measured; `read_run` and `baselines.read_csv` make it.
 
     Args:
-        folder: of the run.
-        values: its configuration.
+        path: folder of the run, or the CSV file.
+        values: its configuration; empty for a CSV file.
+        records: one mapping for each line, ordered by ``step``.
+        frames_per_step: environment frames of one step (action repeat).
+        damaged: how many lines could not be read; an unfinished last line does not count.
     """
 
-    def __init__(self, folder: Path, values: Mapping[str, Any]):
-        self.folder, self.values = folder, values
-        self.damaged = 0  # lines that could not be read, a last one without an end not counted
-        self._steps = array("q")
-        self._columns: dict[str, _Column] = {}
+    path: Path
+    values: Mapping[str, Any]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    frames_per_step: int = 1
+    damaged: int = 0
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """For each metric the lines that have it, and its finite values there."""
+        columns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+        for line, record in enumerate(self.records):
+            for name, value in record.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    columns[name][0].append(line)
+                    columns[name][1].append(value)
+        return {name: (np.array(lines), np.array(values, float)) for name, (lines, values) in columns.items()}
 
     @property
     def metrics(self) -> list[str]:
-        """Names of all that was measured at least once."""
-        return sorted(name for name, column in self._columns.items() if column.lines)
+        """Names of everything that was measured, in the order in which it was first logged."""
+        return [name for name in self._columns if name != "step"]
 
     @property
     def environment(self) -> str:
@@ -105,73 +113,46 @@ class Run:
         """Of the whole run."""
         return int(self.values.get("seed", 0))
 
-    @property
-    def frames_per_step(self) -> int:
-        """Frames of the environment that one decision lasts."""
-        env = self.values["env"]
-        return int(env.get("action_repeat", 1)) * int(env.get("frames_per_action", 1))
-
     def curve(self, metric: str, axis: Axis = "steps") -> Curve:
         """A metric over steps, frames or hours of training; empty if it was never measured. Only finite values."""
-        column = self._columns.get(metric, _Column())
-        lines, y = np.asarray(column.lines), np.asarray(column.values)  # [points]
-        finite = np.isfinite(y)
-        return Curve(self._places(axis)[lines[finite]], y[finite])
+        if metric not in self._columns:
+            return Curve(*np.empty((2, 0)))
+        lines, values = self._columns[metric]
+        return Curve(self._places(axis)[lines], values)
 
     def last(self, metric: str) -> float | None:
-        """The newest value of a metric; none if it was never measured."""
+        """The newest value of a metric; None if it was never measured."""
         values = self.curve(metric).y
         return float(values[-1]) if len(values) else None
 
     def end(self, axis: Axis = "steps") -> float:
-        """How far the run is."""
-        return float(self._places(axis)[-1]) if self._steps else 0.0
+        """The last place that was reached."""
+        return float(self._places(axis)[-1]) if self.records else 0.0
 
     def _places(self, axis: Axis) -> np.ndarray:
-        """Where each line is, ``[lines]``; hours, which not every line has, go evenly between those that do."""
-        steps = np.asarray(self._steps, dtype=float)
+        """Where each line is, ``[lines]``; hours, which not every line has, are interpolated by the steps."""
+        steps = np.array([record["step"] for record in self.records], float)
         if axis == "steps":
             return steps
         if axis == "frames":
             return steps * self.frames_per_step
-        elapsed = self._columns.get("time/elapsed", _Column())
-        known = np.concatenate([[0.0], steps[np.asarray(elapsed.lines, dtype=int)]])
-        return np.interp(steps, known, np.concatenate([[0.0], elapsed.values])) / 3600
-
-    def _add(self, record: Mapping[str, Any]) -> None:
-        """Take a line. One that goes back in time replaces what was written after it: the run was resumed there."""
-        step = int(record["step"])
-        if self._steps and step < self._steps[-1]:
-            self._forget_after(step)
-        line = len(self._steps)
-        self._steps.append(step)
-        for name, value in record.items():
-            if name != "step" and (value is None or isinstance(value, NUMBER)):
-                column = self._columns.get(name)
-                if column is None:
-                    column = self._columns[name] = _Column()
-                column.lines.append(line)
-                column.values.append(np.nan if value is None else value)
-
-    def _forget_after(self, step: int) -> None:
-        kept = bisect_right(self._steps, step)
-        del self._steps[kept:]
-        for column in self._columns.values():
-            end = bisect_left(column.lines, kept)
-            del column.lines[end:], column.values[end:]
+        lines, elapsed = self._columns.get("time/elapsed", (np.empty(0, int), np.empty(0)))
+        return np.interp(steps, np.append(0.0, steps[lines]), np.append(0.0, elapsed)) / 3600
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ by their seeds only.
+    """Runs that differ in their seeds only, or a baseline from a CSV file.
 
     Args:
-        difference: settings that tell it from the other experiments of its environment that were grouped with it.
+        difference: settings that tell it from other experiments in its environment; the label of a baseline.
         runs: at least one.
+        baseline: whether it is another system's.
     """
 
     difference: str
     runs: tuple[Run, ...]
+    baseline: bool = False
 
     @property
     def environment(self) -> str:
@@ -179,21 +160,23 @@ class Experiment:
         return self.runs[0].environment
 
     @property
-    def name(self) -> str:
-        """The environment and what is special."""
-        return f"{self.environment} {self.difference}".strip()
-
-    @property
     def count(self) -> str:
-        """How many runs, in words: ``3 seeds``."""
+        """How many runs, such as ``3 seeds``."""
         number = len(self.runs)
-        noun = "seed" if len({run.seed for run in self.runs}) == number else "run"
+        noun = "seed" if self.baseline or len({run.seed for run in self.runs}) == number else "run"
         return f"{number} {noun}{'s' if number > 1 else ''}"
 
+    def curves(self, metric: str, axis: Axis = "steps") -> list[Curve]:
+        """Of all runs that have measured it."""
+        return [curve for run in self.runs if len(curve := run.curve(metric, axis))]
+
     def band(self, metric: str, axis: Axis = "steps", smoothing: int = 1) -> Band:
-        """The median over its runs of a metric; runs that never measured it are left out."""
-        curves = [run.curve(metric, axis) for run in self.runs]
-        return over_seeds([smooth(curve, smoothing) for curve in curves if len(curve)])
+        """Median and quartiles over its runs; a baseline's file may bring a band of its own (``low``, ``high``)."""
+        band = over_seeds([smooth(curve, smoothing) for curve in self.curves(metric, axis)])
+        low, high = (self.runs[0].curve(name, axis) for name in ("low", "high"))
+        if len(self.runs) > 1 or not (len(low) and len(high)):
+            return band
+        return Band(band.x, band.median, *(np.interp(band.x, edge.x, edge.y) for edge in (low, high)), band.runs)
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -201,76 +184,79 @@ class Experiment:
 
 def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
     """Read all that a run has measured so far; ``values`` is its configuration, from `config.read_saved`."""
-    run = Run(folder, values)
+    env = values.get("env", {})
+    run = Run(folder, values, [], int(env.get("action_repeat", 1)) * int(env.get("frames_per_action", 1)))
     file = folder / "metrics.jsonl"
-    if file.is_file():
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if not line.endswith("\n"):  # being written right now
-                    break
-                try:
-                    run._add(json.loads(line))
-                except (ValueError, TypeError, KeyError):
-                    run.damaged += 1
+    if not file.is_file():
+        return run
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if not line.endswith("\n"):  # being written right now
+                break
+            try:
+                record = json.loads(line)
+                step = int(record["step"])
+            except (ValueError, TypeError, KeyError):
+                run.damaged += 1
+                continue
+            while run.records and run.records[-1]["step"] > step:  # the run was resumed from an earlier step
+                run.records.pop()
+            run.records.append(record)
     return run
 
 
 def environment_of(values: Mapping[str, Any]) -> str:
-    """By what name an environment is known, with its kind where one name has several.
+    """The name of the environment in a configuration.
 
     Example:
         >>> environment_of({"env": {"family": "gym", "id": "CartPole-v1"}})
         'CartPole-v1'
-        >>> environment_of({"env": {"family": "dmc", "task": "walker_walk", "image": True, "proprio": False}})
-        'dmc_vision:walker_walk'
     """
-    env = values["env"]
-    if env["family"] == "atari":
-        return f"{'atari' if env.get('sticky', True) else 'atari100k'}:{env['game']}"
-    if env["family"] == "dmc":
-        kinds = {(True, False): "dmc_vision", (False, True): "dmc_proprio"}
-        return f"{kinds.get((env.get('image'), env.get('proprio')), 'dmc')}:{env['task']}"
-    return str(env.get("id") or env.get("factory")).removeprefix("dreamer_torchrl/")
+    env = values.get("env", {})
+    name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
+    return str(name).removeprefix("dreamer_torchrl/")
 
 
 def group(runs: Iterable[Run]) -> list[Experiment]:
     """Gather runs that are the same but for their seeds, in the order in which they come.
 
-    What tells experiments of one environment apart are the settings in which they differ.
+    Experiments in one environment are told apart by the settings in which they differ.
     """
-    groups: dict[tuple, list[Run]] = {}
+    groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups.setdefault(tuple(sorted((key, str(value)) for key, value in _essence(run).items())), []).append(run)
+        groups[repr(sorted(_essence(run).items()))].append(run)
     essences = [_essence(members[0]) for members in groups.values()]
     experiments = []
     for essence, members in zip(essences, groups.values(), strict=True):
-        environment = members[0].environment
-        peers = [_essence(other[0]) for other in groups.values() if other[0].environment == environment]
-        different = {
-            key: f"{value:g}" if isinstance(value, float) else as_word(value)
+        peers = [
+            peer
+            for peer, other in zip(essences, groups.values(), strict=True)
+            if other[0].environment == members[0].environment
+        ]
+        different = [
+            f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else as_word(value)}"
             for key, value in essence.items()
-            if any(key not in peer or peer[key] != value for peer in peers)
-        }
-        words = [f"{key.rpartition('.')[2]}={value}" for key, value in different.items()]
-        shown = ", ".join(words[:3]) + (" …" if len(words) > 3 else "")
+            if any(peer.get(key) != value for peer in peers)
+        ]
+        shown = ", ".join(different[:3]) + (" …" if len(different) > 3 else "")
         experiments.append(Experiment(shown, tuple(members)))
     return experiments
 
 
 def _essence(run: Run) -> dict[str, Any]:
     """All settings that make it the experiment that it is; a size by its name."""
-    values = dict(run.values)
-    values["size"] = _size_name(values.get("size"))
+    values = {**run.values, "size": size_name(run.values.get("size"))}
     return {
         key: value
         for key, value in leaves(values).items()
         if value is not None
-        and value != {}  # as it is where a setting was not there yet
+        and value != {}  # as in runs of a version that did not have the setting
         and not any(key == name or key.startswith(name + ".") for name in SAME_EXPERIMENT)
     }
 
 
-def _size_name(numbers: Any) -> Any:
+def size_name(numbers: Any) -> Any:
+    """The name of a model size, such as ``size12m``; the numbers themselves where none is known."""
     folder = resources.files("dreamer_torchrl.configs").joinpath("size")
     names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
     return next((name for name in names if vars(Size.named(name)) == numbers), numbers)
@@ -289,7 +275,7 @@ def smooth(curve: Curve, points: int) -> Curve:
     half = points // 2
     if half < 1 or len(curve) < 2:
         return curve
-    sums = np.concatenate([[0.0], np.cumsum(curve.y)])
+    sums = np.append(0.0, np.cumsum(curve.y))
     here = np.arange(len(curve))
     start, end = np.maximum(here - half, 0), np.minimum(here + half + 1, len(curve))
     return Curve(curve.x, (sums[end] - sums[start]) / (end - start))
@@ -310,7 +296,7 @@ def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
 def over_seeds(curves: Sequence[Curve], most: int = MOST_POINTS) -> Band:
     """Median and quartiles over runs, where they were measured, or at evenly spaced places if these are many.
 
-    A run counts from its first point to its last: between two it is a straight line, beyond them it is not there.
+    A run counts from its first point to its last; between two points it is interpolated.
     """
     curves = [thin(curve, most) for curve in curves if len(curve)]
     if not curves:
@@ -320,6 +306,6 @@ def over_seeds(curves: Sequence[Curve], most: int = MOST_POINTS) -> Band:
         x = np.linspace(x[0], x[-1], most)
     values = np.stack([np.interp(x, curve.x, curve.y, np.nan, np.nan) for curve in curves])  # [runs, points]
     runs = np.isfinite(values).sum(0)
-    x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]  # a pause between two runs has none
+    x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]  # a gap between two runs has none
     low, median, high = np.nanpercentile(values, (25, 50, 75), axis=0)
     return Band(x, median, low, high, runs)

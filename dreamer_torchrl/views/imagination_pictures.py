@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dreamer_torchrl.modules.spaces import Image, key_name
 from dreamer_torchrl.record.video import write_video
-from dreamer_torchrl.views.figures import new_figure, plain
 from dreamer_torchrl.views.imagination import Dream
 from dreamer_torchrl.views.imagination_tiles import (
     BORDER,
@@ -31,6 +30,7 @@ from dreamer_torchrl.views.imagination_tiles import (
     rgb,
     sides_of,
 )
+from dreamer_torchrl.views.plots import new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

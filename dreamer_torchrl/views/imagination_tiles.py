@@ -10,8 +10,8 @@ from tensordict import NestedKey
 from torch import Tensor
 
 from dreamer_torchrl.modules.spaces import Image
-from dreamer_torchrl.views.figures import PALETTE, REFERENCE
 from dreamer_torchrl.views.imagination import Dream
+from dreamer_torchrl.views.plots import PALETTE, REFERENCE
 
 REAL, SEES, DREAMS = "#222222", PALETTE[0], PALETTE[1]
 """Colours of what is so, of what is believed with open eyes, and of what is dreamt: of lines and of borders."""

@@ -1,81 +1,96 @@
-"""Runs as a picture: learning curve, losses and throughput, or a diagram for each metric that is asked for.
+"""Charts of runs, drawn by matplotlib: one figure for the `plot` command, one SVG for each panel of a report.
 
-A line is the median over the runs of an experiment, the band around it goes from the lower to the upper quartile.
+What is drawn follows from the metrics that the runs have: returns, every loss, KL and entropy, rates.
+A line is the median over the seeds of an experiment, the band around it goes from the lower to the upper quartile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dreamer_torchrl.views.curves import EVALUATION, LOSSES, RETURN, Axis, Curve, Experiment, Run, group
-from dreamer_torchrl.views.figures import REFERENCE, line_style, new_figure, plain
-from dreamer_torchrl.views.references import Reference, known_results, official_curve
+from dreamer_torchrl.views.curves import EVALUATION, RETURN, Axis, Experiment, Run, group, thin
 
-if TYPE_CHECKING:  # drawing is imported where something is drawn
-    from matplotlib.artist import Artist
+if TYPE_CHECKING:  # matplotlib takes half a second to import, and most commands draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 12
-"""Of the grid that panels are laid out on."""
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+"""Okabe and Ito's colours, which colour-blind readers can tell apart; further lines begin again with another dash."""
+DASHES = ("-", "--", ":", "-.")
+REFERENCE = "#8a8a8a"
+INK, QUIET, GRID = "#22262b", "#5b6470", "#dfe3e8"
 
-WIDTH = 10.5
-"""Of a figure, in inches."""
+CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--edge", PALETTE[0]: "--line-0"}
+"""Colours of a chart that a page replaces by its own, so that one SVG serves light and dark."""
 
-MOST_DOTS = 1500
-"""More single values than this are a cloud, and are left out."""
-
-MOST_MARKERS = 60
-
+MOST_DOTS, MOST_MARKERS = 1500, 60
 LOG_FROM = 30.0
-"""A loss whose largest value is so many times its smallest is drawn on a logarithmic scale."""
+"""A loss whose largest value is so many times its smallest has a logarithmic axis."""
 
-LEGEND = {"fontsize": 8.5, "frameon": False, "handlelength": 2.2, "columnspacing": 1.6}
-INK = "#444444"
-"""Of what a legend says about all lines."""
-
-X_LABELS = {
-    "steps": "environment steps (decisions of the agent)",
-    "frames": "environment frames",
-    "hours": "hours of training",
-}
-
-LABELS = {
+X_LABELS = {"steps": "environment steps", "frames": "environment frames", "hours": "hours of training"}
+TITLES = {
     RETURN: ("Return of training episodes", "return"),
     EVALUATION: ("Return in evaluations", "mean return"),
-    "episode/length": ("Length of training episodes", "steps"),
-    "eval/length": ("Length of evaluation episodes", "mean steps"),
-    "rate/steps_per_second": ("Throughput: environment steps", "steps per second"),
-    "rate/updates_per_second": ("Throughput: updates", "updates per second"),
-    "rate/frames_per_second": ("Throughput: environment frames", "frames per second"),
+    "rate/steps_per_second": ("Environment steps per second", ""),
+    "rate/updates_per_second": ("Updates per second", ""),
 }
-"""Title and unit of a metric's panel; others follow from their names."""
-
-UNITS = {"share/": "share of the time", "time/": "seconds", "memory/": "bytes", "train/entropy": "nats"}
+UNITS = {"share/": "share of the time", "time/": "seconds", "memory/": "bytes"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram.
-
-    Args:
-        title, unit: above it and beside it.
-        metrics: what it shows.
-        experiments: of which.
-        width: in columns of the grid.
-        height: in inches.
-    """
+    """One chart: some metrics of some experiments. Several shares are stacked; a large panel has a legend."""
 
     title: str
     unit: str
     metrics: tuple[str, ...]
     experiments: tuple[Experiment, ...]
-    width: int
-    height: float
+    large: bool = False
+
+
+# What is drawn ------------------------------------------------------------------------------------------------------
+
+
+def return_panels(experiments: Sequence[Experiment]) -> list[Panel]:
+    """The learning curves, one panel for each environment; baselines stand in all of them."""
+    environments = dict.fromkeys(each.environment for each in experiments if not each.baseline)
+    panels = []
+    for environment in environments:
+        own = tuple(each for each in experiments if each.baseline or each.environment == environment)
+        title = environment if len(environments) > 1 else "Return"
+        panels.append(Panel(title, "return of an episode", (RETURN, EVALUATION), own, large=True))
+    return panels
+
+
+def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
+    """Losses, KL, entropy of the policy and rates: one panel for each that some run has."""
+    own = tuple(each for each in experiments if not each.baseline)
+    metrics = list(dict.fromkeys(name for each in own for run in each.runs for name in run.metrics))
+    train = [name for name in metrics if name.startswith("train/")]
+    shown = [name for name in train if name.startswith("train/loss_")]
+    shown += [name for name in train if re.match("train/(kl|entropy)", name)]
+    shown += [name for name in metrics if name in ("rate/steps_per_second", "rate/updates_per_second")]
+    return [metric_panel(name, own) for name in shown]
+
+
+def metric_panel(metric: str, experiments: Sequence[Experiment], large: bool = False) -> Panel:
+    """One metric of all experiments; the title follows from its name."""
+    title = metric.removeprefix("train/").replace("_", " ").replace("loss ", "loss: ")
+    title, unit = (
+        title[:1].upper() + title[1:],
+        next((unit for start, unit in UNITS.items() if metric.startswith(start)), ""),
+    )
+    title, unit = TITLES.get(metric, (title, unit))
+    if metric not in (RETURN, EVALUATION):
+        experiments = [each for each in experiments if not each.baseline]
+    return Panel(title, unit, (metric,), tuple(experiments), large)
 
 
 def draw(
@@ -84,258 +99,222 @@ def draw(
     metrics: Sequence[str] = (),
     smoothing: int | None = None,
     title: str | None = None,
+    baselines: Sequence[Experiment] = (),
 ) -> Figure:
-    """Everything about runs in one figure, or a panel for each of some metrics.
+    """All charts of runs in one figure.
 
     Args:
         runs: from `curves.read_run`.
-        axis: what goes to the right.
-        metrics: names in ``metrics.jsonl``; returns, losses and throughput if there are none.
-        smoothing: how many neighbouring points are averaged; if left out, training episodes and rates are smoothed by
-            how many there are.
-        title: above everything; the environments if left out.
+        axis: the horizontal axis.
+        metrics: names in ``metrics.jsonl``, a panel for each; returns, losses and rates if there are none.
+        smoothing: over how many neighbouring points each value is averaged; chosen by their number if left out.
+        title: of the figure; the environments if left out.
+        baselines: of other systems, beside the returns.
     """
-    experiments = tuple(group(runs))
-    width, height = (COLUMNS, 4.0) if len(metrics) == 1 else (COLUMNS // 2, 2.7)
-    panels = [metric_panel(name, experiments, width, height) for name in metrics] or overview(experiments)
-    pen = Pen(experiments, axis, smoothing)
-    entries = pen.entries(panels)
-    columns = 4 if max((len(entry.get_label()) for entry in entries), default=0) < 36 else 2
-    rows = rows_of(panels)
-    heights = [0.25 * -(-len(entries) // columns), *(max(panel.height for panel in row) for row in rows)]
-    figure = new_figure(WIDTH, sum(heights) + 0.5)
-    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.08, hspace=0.03)
-    figure.suptitle(title or heading(experiments), x=0.012, ha="left", fontsize=13, fontweight="bold")
-    grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=[max(height, 0.01) for height in heights])
-    if entries:
-        words = figure.add_subplot(grid[0, :])
-        words.axis("off")
-        words.legend(handles=entries, loc="center left", bbox_to_anchor=(-0.01, 0.5), ncols=columns, **LEGEND)
-    for number, row in enumerate(rows):
-        start = 0
-        for panel in row:
-            pen.draw(figure.add_subplot(grid[number + 1, start : start + panel.width]), panel)
-            start += panel.width
+    experiments = [*group(runs), *baselines]
+    rows = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
+    if metrics:
+        rows = [([metric_panel(name, experiments, large=True) for name in metrics], 2, 3.2)]
+    shapes = [(-(-len(panels) // columns), min(len(panels), columns)) for panels, columns, _ in rows]
+    heights = [lines * height for (lines, _), (_, _, height) in zip(shapes, rows, strict=True)]
+    figure = new_figure(10.5, sum(heights) + 0.6)
+    environments = ", ".join(dict.fromkeys(run.environment for run in runs))
+    figure.suptitle(title or environments, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[max(height, 0.01) for height in heights])
+    for part, (panels, _, _), shape in zip(parts[:, 0], rows, shapes, strict=True):
+        places = part.subplots(*shape, squeeze=False).flatten() if panels else []
+        for axes, panel in zip(places, panels, strict=False):
+            draw_panel(axes, panel, experiments, axis, smoothing)
+        for axes in places[len(panels) :]:
+            axes.remove()
+    note = "Lines: median of the runs, pale where some have no values. Bands: lower to upper quartile."
+    if any(len(each.runs) > 1 for each in experiments):
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=QUIET)
     return figure
 
 
-def heading(experiments: Sequence[Experiment]) -> str:
-    """The environments, and how many runs if all are one experiment."""
-    environments = ", ".join(dict.fromkeys(each.environment for each in experiments))
-    return environments if len(experiments) > 1 else f"{environments}, {experiments[0].count}"
+# Drawing ------------------------------------------------------------------------------------------------------------
 
 
-def overview(experiments: tuple[Experiment, ...]) -> list[Panel]:
-    """Returns of each environment, all losses, and throughput."""
-    environments = list(dict.fromkeys(each.environment for each in experiments))
-    width = COLUMNS // min(len(environments), 3)
-    panels = []
-    for environment in environments:
-        own = tuple(each for each in experiments if each.environment == environment)
-        title = environment if len(environments) > 1 else "Learning curve"
-        panels.append(Panel(title, "return of an episode", (RETURN, EVALUATION), own, width, 3.4))
-    panels += [metric_panel(f"train/loss_{name}", experiments, COLUMNS // 4, 1.7) for name in LOSSES]
-    rates = ("rate/steps_per_second", "rate/updates_per_second")
-    return panels + [metric_panel(name, experiments, COLUMNS // 2, 1.9) for name in rates]
+def draw_panel(
+    axes: Axes, panel: Panel, experiments: Sequence[Experiment], axis: Axis = "steps", smoothing: int | None = None
+) -> None:
+    """Lines, bands, scales and legend; ``experiments`` are all of the figure, in the order of their colours."""
+    plain(axes, X_LABELS[axis] if panel.large else axis, panel.unit, panel.title)
+    own = [run for each in panel.experiments if not each.baseline for run in each.runs]
+    end = max((run.end(axis) for run in own), default=0) or 1
+    if len(panel.metrics) > 2:
+        stack(axes, panel, axis)
+    else:
+        for each in panel.experiments:
+            for metric in panel.metrics[:1] if each.baseline else panel.metrics:
+                draw_line(axes, panel, each, metric, experiments, axis, smoothing, end)
+    if not axes.has_data():
+        axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color=QUIET, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        return
+    axes.set_xlim(0, end * 1.01)
+    set_ticks(axes, panel, axis)
+    if panel.large and len(axes.get_legend_handles_labels()[1]) > (len(experiments) == 1):
+        axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, ncols=2, loc="best")
 
 
-def metric_panel(metric: str, experiments: tuple[Experiment, ...], width: int, height: float) -> Panel:
-    """One metric of all experiments."""
-    title, unit = label_of(metric)
-    return Panel(title, unit, (metric,), experiments, width, height)
+def draw_line(
+    axes: Axes,
+    panel: Panel,
+    experiment: Experiment,
+    metric: str,
+    experiments: Sequence[Experiment],
+    axis: Axis,
+    smoothing: int | None,
+    end: float,
+) -> None:
+    """Median and band of an experiment; behind them the single values of a smoothed run, or an evaluation's spread."""
+    curves = experiment.curves(RETURN if experiment.baseline else metric, axis)
+    if not curves:
+        return
+    alone = len(experiments) == 1
+    color, dash = line_style(panel.metrics.index(metric) if alone else experiments.index(experiment))
+    evaluation = metric == EVALUATION and not experiment.baseline
+    points = 1 if evaluation and len(panel.metrics) > 1 else smoothing or usual_smoothing(metric, len(curves[0]))
+    band = experiment.band(RETURN if experiment.baseline else metric, axis, points).until(end)
+    if len(curves) == 1 and points > 1 and len(curves[0]) <= MOST_DOTS:
+        axes.plot(curves[0].x, curves[0].y, ".", color=color, alpha=0.3, markersize=3.5, markeredgewidth=0)
+    low, high = band.low, band.high
+    if evaluation and len(experiment.runs) == 1:
+        spread = thin(experiment.runs[0].curve("eval/return_std", axis)).y
+        low, high = (low - spread, high + spread) if len(spread) == len(low) else (low, high)
+    if (high > low).any():
+        axes.fill_between(band.x, low, high, color=color, alpha=0.15, linewidth=0)
+    everywhere = band.runs >= len(curves)
+    main = evaluation or len(panel.metrics) == 1 or experiment.baseline or not experiment.curves(EVALUATION, axis)
+    look = {"color": color, "linestyle": dash, "linewidth": 1.8 if main and panel.large else 1.2}
+    if not everywhere.all():
+        axes.plot(band.x, band.median, **look, alpha=0.4)
+    if evaluation and len(band.x) <= MOST_MARKERS:
+        look |= {"marker": "o", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.7}
+    name = f"{experiment.difference or experiment.environment}, {experiment.count}"
+    kind = "evaluations" if evaluation else "training episodes"
+    label = name if main and not alone else kind if alone and len(panel.metrics) > 1 else None
+    axes.plot(band.x, np.where(everywhere, band.median, np.nan), **look, label=label)
 
 
-def label_of(metric: str) -> tuple[str, str]:
-    """Title and unit of a metric.
-
-    Example:
-        >>> label_of("train/loss_replay_value"), label_of("memory/process_bytes")
-        (('Loss: replay value', ''), ('memory/process_bytes', 'bytes'))
-    """
-    if metric in LABELS:
-        return LABELS[metric]
-    if metric.startswith("train/loss_"):
-        return f"Loss: {metric.removeprefix('train/loss_').replace('_', ' ')}", ""
-    return metric, next((unit for start, unit in UNITS.items() if metric.startswith(start)), "")
-
-
-def rows_of(panels: Iterable[Panel]) -> list[list[Panel]]:
-    """Panels side by side as long as there is room and they are of one height."""
-    rows: list[list[Panel]] = []
-    for panel in panels:
-        if (
-            rows
-            and rows[-1][0].height == panel.height
-            and sum(each.width for each in rows[-1]) + panel.width <= COLUMNS
-        ):
-            rows[-1].append(panel)
-        else:
-            rows.append([panel])
-    return rows
+def stack(axes: Axes, panel: Panel, axis: Axis) -> None:
+    """Parts of a whole over one axis, the first one at the bottom, with their means in the legend."""
+    curves = [thin(panel.experiments[0].runs[0].curve(metric, axis), 200) for metric in panel.metrics]
+    if len(curves[0]):
+        names = [metric.rpartition("/")[2] for metric in panel.metrics]
+        labels = [f"{name} {curve.y.mean():.0%}" for name, curve in zip(names, curves, strict=True)]
+        axes.stackplot(curves[0].x, [curve.y for curve in curves], colors=PALETTE, labels=labels, alpha=0.85)
+        axes.set(ylim=(0, 1.5), yticks=(0, 0.5, 1))  # the legend has the place above
+        axes.yaxis.set_major_formatter("{x:.0%}")
+        axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)
 
 
 def usual_smoothing(metric: str, points: int) -> int:
-    """Over how many of so many points a mean goes when nothing is asked for: 1 but for what jumps about."""
+    """Over how many of so many points a value is averaged by default: 1 but for noisy metrics."""
     return max(1, min(points // 25, 100)) if metric.startswith(("episode/", "rate/")) else 1
 
 
-def dotted(curves: Sequence[Curve], points: int) -> bool:
-    """Whether single values show behind a line: those of one run, if it was smoothed and they are not too many."""
-    return len(curves) == 1 and points > 1 and len(curves[0]) <= MOST_DOTS
+def set_ticks(axes: Axes, panel: Panel, axis: Axis) -> None:
+    """Few round numbers; losses that fall far have a logarithmic axis."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(8 if panel.large else 4, steps=[1, 2, 2.5, 5, 10]))
+    if axis != "hours":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if panel.unit == "bytes":
+        axes.yaxis.set_major_formatter(EngFormatter())
+    if panel.metrics[0].startswith("rate/"):
+        axes.set_ylim(bottom=0)
+    values = np.concatenate([np.empty(0), *(line.get_ydata() for line in axes.lines)])
+    values = values[np.isfinite(values)]
+    if "loss" in panel.metrics[0] and values.min() > 0 and values.max() > LOG_FROM * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=5))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif panel.unit != "bytes" and len(panel.metrics) < 3:
+        axes.yaxis.get_major_locator().set_params(nbins=5)
+        low, high = axes.get_ylim()
+        missing = 0.002 * max(abs(low), abs(high)) - (high - low)
+        if missing > 0:  # as good as constant: a flat line rather than noise and labels of many digits
+            axes.set_ylim(low - missing / 2, high + missing / 2)
+    if panel.unit != "bytes" and len(panel.metrics) < 3:
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
-def shows_returns(panel: Panel) -> bool:
-    """Whether what others have reached belongs into a panel."""
-    return bool({RETURN, EVALUATION} & set(panel.metrics))
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and dash of the line with this number; no two of the first 28 are the same.
 
-
-class Pen:
-    """Draws panels of the same experiments over the same axis.
-
-    Args:
-        experiments: all of the figure; each has its own colour.
-        axis: what goes to the right.
-        smoothing: see `draw`.
+    Example:
+        >>> line_style(0), line_style(7)
+        (('#0072b2', '-'), ('#0072b2', '--'))
     """
+    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
 
-    def __init__(self, experiments: Sequence[Experiment], axis: Axis, smoothing: int | None):
-        self.experiments, self.axis, self.smoothing = list(experiments), axis, smoothing
 
-    def draw(self, axes: Axes, panel: Panel) -> None:
-        """Lines, references and labels of a panel."""
-        plain(axes, X_LABELS[self.axis] if panel.width >= COLUMNS // 2 else self.axis, panel.unit, panel.title)
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches that draws into memory: no screen, no state shared with other figures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain(axes: Axes, x_label: str = "", y_label: str = "", title: str = "") -> None:
+    """Labels, a quiet grid, and no box around it."""
+    axes.set_xlabel(x_label, fontsize=9, color=QUIET)
+    axes.set_ylabel(y_label, fontsize=9, color=QUIET)
+    axes.set_title(title, fontsize=10, loc="left", color=INK, y=1.0, pad=5)  # y: searching for it is slow
+    axes.grid(True, color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, color=GRID, labelcolor=QUIET)
+    for side, spine in axes.spines.items():
+        spine.set(visible=side in ("left", "bottom"), color=GRID)
+
+
+def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Write a figure beside ``path`` in each format; the files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = [path.with_suffix(f".{ending}") for ending in formats]
+    for file in files:
+        figure.savefig(file, dpi=150)
+    return files
+
+
+def panel_svg(panel: Panel, experiments: Sequence[Experiment], width: float = 290, height: float = 175) -> str:
+    """A panel as an ``<svg>`` element for an HTML page, whose colours follow the page's CSS variables.
+
+    Its text has 9 to 10 pixels where the page shows it ``width`` pixels wide; the page's font replaces matplotlib's.
+    """
+    import io
+
+    import matplotlib
+
+    figure = new_figure(width / 72, height / 72)
+    figure.patch.set_visible(False)
+    figure.set_layout_engine("none")  # measuring all text for a tight layout takes as long as the rest
+    axes = figure.add_axes((54 / width, 36 / height, 1 - 66 / width, 1 - 60 / height))
+    axes.patch.set_visible(False)
+    draw_panel(axes, panel, experiments)
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", file.getvalue(), flags=re.DOTALL)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg ") :])  # would be there once in each chart
+    for color, name in CSS_NAMES.items():
+        text = text.replace(color, f"var({name}, {color})")
+    box = re.search(r'viewBox="[^"]*"', text)[0]
+    told = escape(f"{panel.title}: {'; '.join(spoken(panel)) or 'not measured yet'}")
+    return re.sub(r"<svg [^>]*>", f'<svg class="chart" {box} role="img" aria-label="{told}">', text, count=1)
+
+
+def spoken(panel: Panel) -> Iterator[str]:
+    """The last value of each metric, for screen readers."""
+    for metric in panel.metrics:
         for experiment in panel.experiments:
-            for metric in panel.metrics:
-                self.line(axes, panel, experiment, metric)
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color=REFERENCE, fontsize=9)
-            axes.set(xticks=[], yticks=[])
-            return
-        self.scale(axes, panel)
-        if shows_returns(panel):
-            self.references(axes, panel)
-
-    def line(self, axes: Axes, panel: Panel, experiment: Experiment, metric: str) -> None:
-        """Median and band of an experiment; behind them, if it is a single run, what was smoothed."""
-        curves = self.curves(experiment, metric)
-        if not curves:
-            return
-        colour, dash = self.style(panel, experiment, metric)
-        points = self.neighbours(panel, metric, curves)
-        if dotted(curves, points):
-            axes.plot(curves[0].x, curves[0].y, ".", color=colour, alpha=0.3, markersize=3.5, markeredgewidth=0)
-        band = experiment.band(metric, self.axis, points)
-        if len(curves) > 1:
-            axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
-        look = {"color": colour, "linestyle": dash, "linewidth": self.weight(panel, metric)}
-        everywhere = band.runs == len(curves)
-        if not everywhere.all():
-            axes.plot(band.x, band.median, **look, alpha=0.4)
-        marker = "o" if metric == EVALUATION and len(band.x) <= MOST_MARKERS else None
-        median = np.where(everywhere, band.median, np.nan)
-        axes.plot(band.x, median, **look, marker=marker, markersize=5, markeredgecolor="white", markeredgewidth=0.7)
-
-    def curves(self, experiment: Experiment, metric: str) -> list[Curve]:
-        """Of all runs that have measured it."""
-        return [curve for run in experiment.runs if len(curve := run.curve(metric, self.axis))]
-
-    def neighbours(self, panel: Panel, metric: str, curves: Sequence[Curve]) -> int:
-        """Over how many points each mean goes; beside training episodes an evaluation stays as it is."""
-        if metric == EVALUATION and len(panel.metrics) > 1:
-            return 1
-        return self.smoothing or usual_smoothing(metric, max(map(len, curves)))
-
-    def style(self, panel: Panel, experiment: Experiment, metric: str) -> tuple[str, str]:
-        """Colour and dash: a colour is an experiment, or what is measured where there is only one."""
-        if len(self.experiments) == 1:
-            return line_style(panel.metrics.index(metric))
-        return line_style(self.experiments.index(experiment))
-
-    def weight(self, panel: Panel, metric: str) -> float:
-        """How thick a line is: evaluations stand out from training episodes."""
-        if panel.height < 2:
-            return 1.2
-        return 2.0 if metric == EVALUATION or len(panel.metrics) == 1 else 1.1
-
-    def scale(self, axes: Axes, panel: Panel) -> None:
-        """The same range to the right for all panels of the same runs; losses that fall far on a logarithmic scale."""
-        from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
-
-        axes.set_xlim(0, self.extent(panel) * 1.01)
-        axes.xaxis.set_major_locator(MaxNLocator(2 * panel.width // 3 + 2, steps=[1, 2, 2.5, 5, 10]))
-        if self.axis != "hours":
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        if panel.unit == "bytes":
-            axes.yaxis.set_major_formatter(EngFormatter())
-        values = np.concatenate([line.get_ydata() for line in axes.lines])
-        values = values[np.isfinite(values)]
-        if panel.metrics[0].startswith("rate/"):
-            axes.set_ylim(0, 1.08 * values.max() or 1)
-        if "loss" in panel.metrics[0] and values.min() > 0 and values.max() > LOG_FROM * values.min():
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(numticks=5))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_locator(NullLocator())
-
-    def extent(self, panel: Panel) -> float:
-        """Where the longest run of a panel ends."""
-        return max(run.end(self.axis) for experiment in panel.experiments for run in experiment.runs) or 1.0
-
-    def references(self, axes: Axes, panel: Panel) -> None:
-        """What others have reached, if all runs of the panel are in one environment."""
-        if len({experiment.environment for experiment in panel.experiments}) > 1:
-            return
-        for known in known_results(panel.experiments[0].environment):
-            axes.axhline(known.mean, color=REFERENCE, linewidth=0.9, linestyle=(0, (5, 3)), zorder=1)
-            if known.deviation is not None:
-                edges = (known.mean - known.deviation, known.mean + known.deviation)
-                axes.axhspan(*edges, color=REFERENCE, alpha=0.1, linewidth=0, zorder=0)
-            place = {"xy": (0.008, known.mean), "xycoords": axes.get_yaxis_transform()}
-            axes.annotate(known.label, **place, xytext=(0, 2), textcoords="offset points", fontsize=7.5, color=INK)
-        curve = self.official(panel)
-        if curve is not None:
-            axes.plot(curve.x, curve.median, color=REFERENCE, linewidth=1.2, zorder=1)
-            axes.fill_between(curve.x, curve.low, curve.high, color=REFERENCE, alpha=0.13, linewidth=0, zorder=0)
-
-    def official(self, panel: Panel) -> Reference | None:
-        """The official curve as far as the panel goes; none over hours, which nobody has told."""
-        repeats = {run.frames_per_step for experiment in panel.experiments for run in experiment.runs}
-        curve = official_curve(panel.experiments[0].environment)
-        if curve is None or self.axis == "hours" or (self.axis == "steps" and len(repeats) > 1):
-            return None
-        return curve.until(self.extent(panel), repeats.pop() if self.axis == "steps" else 1)
-
-    def entries(self, panels: Sequence[Panel]) -> list[Artist]:
-        """What each colour, thick, thin and pale line, dot and band is; nothing that is not there."""
-        from matplotlib.lines import Line2D
-        from matplotlib.patches import Patch
-
-        entries: list[Artist] = []
-        several = len(self.experiments) > 1
-        mixed = len({experiment.environment for experiment in self.experiments}) > 1
-        for experiment in self.experiments if several else []:
-            colour, dash = line_style(self.experiments.index(experiment))
-            label = f"{experiment.name if mixed else experiment.difference or experiment.name}, {experiment.count}"
-            entries.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2.5, label=label))
-        if any(len(panel.metrics) > 1 for panel in panels):
-            training, evaluation = (INK, INK) if several else (line_style(0)[0], line_style(1)[0])
-            entries += [
-                Line2D([], [], color=training, linewidth=1.1, label="training episodes"),
-                Line2D([], [], color=evaluation, linewidth=2, marker="o", markersize=5, label="evaluations"),
-            ]
-        if any(
-            (curves := self.curves(experiment, metric)) and dotted(curves, self.neighbours(panel, metric, curves))
-            for panel in panels
-            for experiment in panel.experiments
-            for metric in panel.metrics
-        ):
-            entries.append(Line2D([], [], color=INK, linestyle="", marker=".", alpha=0.4, label="single values"))
-        if any(len(experiment.runs) > 1 for experiment in self.experiments):
-            entries.append(Patch(color=INK, alpha=0.2, linewidth=0, label="middle half of the runs"))
-        if any(len({run.end() for run in experiment.runs}) > 1 for experiment in self.experiments):
-            entries.append(Line2D([], [], color=line_style(0)[0], alpha=0.4, label="not all runs have come here"))
-        for label in {curve.label for panel in panels if shows_returns(panel) and (curve := self.official(panel))}:
-            entries.append(Line2D([], [], color=REFERENCE, linewidth=1.6, label=label))
-        if self.smoothing and self.smoothing > 1:
-            entries.append(Line2D([], [], linestyle="", label=f"lines: means of {self.smoothing} neighbours"))
-        return entries
+            for run in experiment.runs:
+                if (value := run.last(metric)) is not None:
+                    yield f"{metric} {value:g} at step {run.curve(metric).x[-1]:g}"

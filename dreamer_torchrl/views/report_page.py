@@ -1,105 +1,84 @@
-"""One page about a run, ``report.html`` in its folder: pictures and films are inside, so that it can be sent to anyone.
+"""One page about a run, ``report.html`` in its folder: charts and videos lie inside, so that it can be sent to anyone.
 
-Only what lies in the folder is read, torch is not needed, and a browser is told to ask no network for anything.
+Only what lies in the folder is read, torch is not needed, and the page loads nothing from a network.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from html import escape
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dreamer_torchrl.agents.size import Size
-from dreamer_torchrl.config.checks import leaves
-from dreamer_torchrl.config.compose import choices, read_saved
-from dreamer_torchrl.config.schema import EnvironmentSettings
+from dreamer_torchrl.config.compose import read_saved
 from dreamer_torchrl.record.console import duration
-from dreamer_torchrl.record.console import size as bytes_in_words
-from dreamer_torchrl.views.curves import EVALUATION, LOSSES, RETURN, Curve, Run, read_run, smooth, thin
-from dreamer_torchrl.views.figures import REFERENCE
-from dreamer_torchrl.views.page_frame import document, film
-from dreamer_torchrl.views.references import known_results, official_curve
-from dreamer_torchrl.views.svg_chart import COLOURS, Line, line_chart, number, share_chart
+from dreamer_torchrl.record.console import size as byte_size
+from dreamer_torchrl.views.curves import EVALUATION, Run, group, read_run, size_name
+from dreamer_torchrl.views.plots import Panel, detail_panels, panel_svg, return_panels
 
 NAME = "report.html"
+MOST_BYTES = 8_000_000
+"""A larger video is linked: the page must open on a phone."""
 
-PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+MOST_TIME = 0.02
+"""Share of the time of training that writing pages may take."""
 
-LOG = "log scale"
+MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
+"""What the page can show, the best first."""
 
-OFFICIAL = COLOURS.index(REFERENCE)
+IMAGINED = "-imagined"
+"""How the name of an imagination video ends in which the policy acted without an environment."""
 
-PANELS = (
-    ("World model losses", LOG, {name: f"train/loss_{name}" for name in LOSSES[:5]}),
-    ("Critic losses", LOG, {"value": "train/loss_value", "replay value": "train/loss_replay_value"}),
-    ("Actor loss", "", {"actor": "train/loss_actor"}),
-    ("Entropy of the policy", "nats", {"entropy": "train/entropy"}),
-    ("Speed", "per second", {"steps": "rate/steps_per_second", "updates": "rate/updates_per_second"}),
-)
-"""Title, unit and lines of the small charts."""
-
-PARTS = ("learner", "environment", "acting", "replay", "other")
-"""Of the time."""
-
-FOLDER = {
+CONTENTS = {
     "config.yaml": "the resolved settings",
-    "overrides.json": "the words that were given",
-    "metrics.jsonl": "all numbers, one JSON object per line",
+    "overrides.json": "the overrides that were given",
+    "metrics.jsonl": "all metrics, one JSON object per line",
     "evaluation.json": "the last evaluation by command",
     "checkpoints": "complete states of the run, and its replay",
-    "videos": "films of evaluations",
-    "dreams": "what the world model believes",
+    "videos": "episodes of evaluations",
+    "dreams": "open-loop predictions of the world model",
     "plot.png": "learning curves as a picture",
-    "tensorboard": "the numbers for TensorBoard",
-    "wandb": "the numbers for Weights & Biases",
-    "faults": "batches that could not be learned from",
+    "tensorboard": "metrics for TensorBoard",
+    "wandb": "metrics for Weights & Biases",
+    "faults": "batches with an update that was not finite",
 }
-"""What may lie in a run's folder."""
 
 
-@dataclass(frozen=True)
-class Story:
-    """All that the page tells of: the folder, the settings, and what was measured.
+class Reports:
+    """Keep the page of a run fresh while it trains; an error never stops training.
 
-    The settings are plain values: whether they are possible on this machine does not matter here.
+    Args:
+        run_dir: folder of the run.
+        note: takes a line that says where the page is at the end, or what went wrong, once.
     """
 
-    folder: Path
-    values: Mapping[str, Any]
-    run: Run
+    def __init__(self, run_dir: Path, note: Callable[[str], None]):
+        self.run_dir, self.note = run_dir, note
+        self._failed = False
+        self._earliest = 0.0
 
-    @property
-    def steps(self) -> int:
-        """How far the run is."""
-        return int(self.run.end())
-
-    @property
-    def total(self) -> int:
-        """How far it shall come."""
-        return self.values["total_steps"]
-
-    @property
-    def updates_per_step(self) -> str:
-        """In words."""
-        replay = self.values["replay"]
-        return f"{self.values['train_ratio'] / (replay['batch'] * replay['length']):.3g} a step"
-
-    @property
-    def goal_reached(self) -> bool:
-        """Whether the last evaluation has the return that was asked for."""
-        wanted, reached = self.values["eval"]["stop_at"], self.run.last(EVALUATION)
-        return wanted is not None and reached is not None and reached >= wanted
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.goal_reached or self.steps >= self.total
+    def refresh(self, at_end: bool = False) -> None:
+        """Write the page, unless that would take more than a small share of the time since the last one."""
+        started = time.monotonic()
+        if started < self._earliest and not at_end:
+            return
+        try:
+            path = write_report(self.run_dir)
+            if at_end:
+                self.note(f"Report: {path}")
+        except Exception as error:  # a page is not worth the run
+            if not self._failed:
+                self.note(f"{NAME} was not written ({type(error).__name__}: {error}); training goes on.")
+            self._failed = True
+        now = time.monotonic()
+        self._earliest = now + (now - started) / MOST_TIME
 
 
 def write_report(run_dir: Path) -> Path:
@@ -107,177 +86,166 @@ def write_report(run_dir: Path) -> Path:
 
     Raises:
         ConfigError: if there is no run.
-        OSError: if it cannot be written; the one before it stays.
+        OSError: if it cannot be written; the page before it stays.
     """
-    values = read_saved(run_dir)
-    story = Story(run_dir, values, read_run(run_dir, values))
+    from jinja2 import Environment
+
+    source = resources.files(__package__).joinpath(f"{NAME}.jinja").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     path, partial = run_dir / NAME, run_dir / f".{NAME}.partial"
+    values = read_saved(run_dir)
     try:
-        partial.write_text(page(story), encoding="utf-8")
+        partial.write_text(template.render(context(read_run(run_dir, values), values)), encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def page(story: Story) -> str:
-    """The whole document."""
-    title = f"{story.run.environment}, seed {story.run.seed}"
-    parts = (films, learning, inside, what_it_is, commands)
-    return document(title, header(story), [line for part in parts for line in part(story)])
+def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the template shows. The settings need not be possible on this machine."""
+    steps, total = int(run.end()), values["total_steps"]
+    wanted, reached = values["eval"]["stop_at"], run.last(EVALUATION)
+    solved = wanted is not None and reached is not None and reached >= wanted
+    finished = solved or steps >= total
+    state = f"{steps / total:.0%} of {total:,} steps"
+    if finished:
+        state = f"Goal reached at step {steps:,}" if solved else f"Finished: {steps:,} steps"
+    experiments = group([run])
+    (returns,) = return_panels(experiments)
+    shares = tuple(name for name in run.metrics if name.startswith("share/"))
+    panels = detail_panels(experiments)
+    if len(shares) > 2:
+        panels.append(Panel("Share of the time", "", shares, tuple(experiments)))
+    size = size_name(values["size"])
+    return {
+        "environment": run.environment,
+        "seed": run.seed,
+        "size": size if isinstance(size, str) else "custom",
+        "folder": run.path.resolve().name,
+        "done": 1.0 if finished else steps / total,
+        "state": state,
+        "tiles": list(tiles(run, values, finished)),
+        "returns": {
+            "wide": panel_svg(returns, experiments, 640, 240),
+            "narrow": panel_svg(returns, experiments, 300, 230),
+        },
+        "details": [panel_svg(panel, experiments) for panel in panels],
+        "films": list(films(run.path)),
+        "tables": tables(run, values),
+        "contents": [
+            (name, disk_size(run.path / name), meaning)
+            for name, meaning in CONTENTS.items()
+            if (run.path / name).exists()
+        ],
+        "settings": yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
+        "commands": list(commands(run.path, total if finished else None)),
+        "versions": {name: version(name) for name in ("dreamer_torchrl", "torch", "torchrl")},
+        "now": time.strftime("%Y-%m-%d %H:%M %Z"),
+    }
 
 
-# What there is to see ---------------------------------------------------------------------------------------------
-
-
-def header(story: Story) -> Iterator[str]:
-    """Name, how far it is, and the numbers that matter most."""
-    run, done = story.run, min(1.0, story.steps / story.total)
-    state = f"{done:.0%} of {story.total:,} steps"
-    if story.finished:
-        state = f"Goal reached at step {story.steps:,}" if story.goal_reached else f"Finished: {story.steps:,} steps"
-    size = next((name for name in choices("size") if vars(Size.named(name)) == story.values["size"]), "own")
-    yield '<p class="eyebrow">DreamerV3 run</p>'
-    yield f"<h1>{escape(run.environment)}</h1>"
-    yield f'<p class="quiet">size {size}, seed {run.seed}, folder '
-    yield f"<code>{escape(story.folder.resolve().name)}</code></p>"
-    yield f'<progress max="1" value="{1 if story.finished else done:.4f}" aria-label="Progress"></progress>'
-    yield f'<p class="quiet">{state}</p>\n<dl class="tiles">'
-    for name, value, note in tiles(story):
-        yield f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
-    yield "</dl>"
-
-
-def tiles(story: Story) -> Iterator[tuple[str, str, str]]:
-    """Name, value and note of each number that matters."""
-    run = story.run
+def tiles(run: Run, values: Mapping[str, Any], finished: bool) -> Iterator[tuple[str, str, str]]:
+    """Name, value and note of the numbers that matter most."""
     evaluations = run.curve(EVALUATION)
     if len(evaluations):
         deviation, episodes = run.last("eval/return_std"), run.last("eval/episodes") or 0
-        spread = "" if deviation is None else f"{PLUS_MINUS} {short(deviation)}, "
+        spread = "" if deviation is None else f"± {short(deviation)}, "
         note = f"{spread}{episodes:.0f} episodes, at step {evaluations.x[-1]:,.0f}"
         yield "Last evaluation", short(evaluations.y[-1]), note
         best = evaluations.y.argmax()
         yield "Best evaluation", short(evaluations.y[best]), f"at step {evaluations.x[best]:,.0f}"
     if (best_training := run.last("best/return")) is not None:
         yield "Best in training", short(best_training), "mean of 10 episodes"
-    frames = f"{story.steps * run.frames_per_step:,} frames, " if run.frames_per_step > 1 else ""
-    yield "Steps", f"{story.steps:,}", f"{frames}{run.last('count/episodes') or 0:,.0f} episodes"
+    frames = f"{run.end('frames'):,.0f} frames, " if run.frames_per_step > 1 else ""
+    yield "Steps", f"{run.end():,.0f}", f"{frames}{run.last('count/episodes') or 0:,.0f} episodes"
     skipped = run.last("count/updates_skipped") or 0
-    note = story.updates_per_step + (f", {skipped:,.0f} skipped" if skipped else "")
+    note = updates_per_step(values) + (f", {skipped:,.0f} skipped" if skipped else "")
     yield "Updates", f"{run.last('count/updates') or 0:,.0f}", note
     if (elapsed := run.last("time/elapsed")) is not None:
         left = run.last("time/left")
-        note = "of training" if story.finished or left is None else f"about {duration(left)} left"
-        yield "Time", duration(elapsed), note
+        yield "Time", duration(elapsed), "of training" if finished or left is None else f"about {duration(left)} left"
 
 
-def films(story: Story) -> Iterator[str]:
-    """The newest evaluation and the newest dream, or how to get them."""
-    name = shlex.quote(str(story.folder))
-    yield '<h2>Watch</h2>\n<div class="watch">'
-    yield from film(story.folder, "videos", "Evaluation", f"python -m dreamer_torchrl.evaluate {name} --video")
-    yield from film(story.folder, "dreams", "Dream", f"python -m dreamer_torchrl.dream {name}")
-    yield from film(story.folder, "dreams", "Imagined freely", imagined=True)
-    yield "</div>"
+def updates_per_step(values: Mapping[str, Any]) -> str:
+    """As it follows from the train ratio."""
+    replay = values["replay"]
+    return f"{values['train_ratio'] / (replay['batch'] * replay['length']):.3g} per step"
 
 
-# Curves -----------------------------------------------------------------------------------------------------------
+def short(value: float) -> str:
+    """A return in a few digits.
+
+    Example:
+        >>> short(123.456), short(0.512345), short(-1500.2), short(475.0)
+        ('123.5', '0.512', '-1,500', '475')
+    """
+    text = f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def learning(story: Story) -> Iterator[str]:
-    """Returns: of the episodes of training, and of the evaluations."""
-    run = story.run
-    episodes, evaluations = run.curve(RETURN), run.curve(EVALUATION)
-    window = max(10, len(episodes) // 50)
-    smoothed, spread = thin(smooth(episodes, window)), thin(run.curve("eval/return_std"))
-    episodes, evaluations = thin(episodes), thin(evaluations)
-    lines = [
-        Line("training episodes", episodes.x, episodes.y, faint=True),
-        Line(f"mean over {window}", smoothed.x, smoothed.y),
-        Line(
-            f"evaluations {PLUS_MINUS} deviation",
-            *(evaluations.x, evaluations.y, 1),
-            spread=spread.y if len(spread) == len(evaluations) else None,
-            marked=True,
-        ),
-    ]
-    official = official_curve(run.environment)
-    official = official and official.until(run.end(), run.frames_per_step)
-    if official is not None:  # behind the run's own
-        spread = (official.median - official.low, official.high - official.median)
-        lines.insert(0, Line(official.label, official.x, official.median, OFFICIAL, spread=spread))
-    yield '<h2>Learning</h2>\n<div class="card chart-card">'
-    for look, width, height in (("wide", 1000, 360), ("middle", 620, 320), ("narrow", 360, 260)):
-        chart = line_chart("Return", lines, "steps", "per episode", width, height, x_range=(0, max(story.steps, 1)))
-        yield f'<div class="{look}">{chart}</div>'
-    yield "</div>"
-    if known := known_results(run.environment):
-        told = "; ".join(result.label for result in known)
-        yield f'<p class="quiet">Others report, not always under the same conditions: {escape(told)}.</p>'
+def films(folder: Path) -> Iterator[dict[str, Any]]:
+    """The newest video of each kind with its still, or the command that makes one."""
+    name = shlex.quote(str(folder))
+    for title, kind, ending, command in (
+        ("Evaluation", "videos", "", f"python -m dreamer_torchrl.evaluate {name} --video"),
+        ("Open-loop prediction", "dreams", "", f"python -m dreamer_torchrl.dream {name}"),
+        ("Imagination with the policy", "dreams", IMAGINED, ""),
+    ):
+        files = newest_files(folder / kind, ending)
+        if files or command:
+            step = files[0].stem.partition("-")[0] if files else ""
+            shown = [
+                {
+                    "name": file.name,
+                    "size": byte_size(file.stat().st_size),
+                    "data": data_of(file),
+                    "still": bool(number),
+                }
+                for number, file in enumerate(files)
+            ]
+            step = f"{int(step):,}" if step.isdecimal() else step
+            yield {"title": title, "kind": kind, "files": shown, "command": command, "step": step}
 
 
-def inside(story: Story) -> Iterator[str]:
-    """Losses, entropy, where the time goes, and how fast it is."""
-    run = story.run
-    yield '<h2>Inside</h2>\n<div class="grid">'
-    for title, unit, metrics in PANELS:
-        curves = [(name, seen(run.curve(metric))) for name, metric in metrics.items()]
-        lines = [Line(name, curve.x, curve.y, colour) for colour, (name, curve) in enumerate(curves)]
-        chart = line_chart(title, lines, "steps", unit, log=unit == LOG, x_range=(0, max(story.steps, 1)))
-        yield f'<div class="card chart-card">{chart}</div>'
-    shares = [(part, seen(run.curve(f"share/{part}"))) for part in PARTS]
-    lines = [Line(part, curve.x, curve.y, colour) for colour, (part, curve) in enumerate(shares) if len(curve)]
-    chart = share_chart("Share of the time", lines, "steps", "other: evaluations, saving")
-    yield f'<div class="card chart-card">{chart}</div></div>'
+def newest_files(folder: Path, ending: str = "") -> list[Path]:
+    """The newest picture, by its name which begins with the step, and its still; those with this ending of the name."""
+    found = [path for path in folder.glob("[!.]*") if path.suffix in MEDIA and path.stat().st_size]
+    found = [path for path in found if path.stem.endswith(IMAGINED) == bool(ending)]
+    newest = max((path.stem for path in found), default=None)
+    files = sorted((path for path in found if path.stem == newest), key=lambda path: list(MEDIA).index(path.suffix))
+    return files[:1] + [path for path in files[1:] if path.suffix == ".png"]
 
 
-def seen(curve: Curve) -> Curve:
-    """What a small chart shows of a curve."""
-    return thin(smooth(curve, len(curve) // 60), most=200)
+def data_of(path: Path) -> str:
+    """A file as a data URI; empty if it is too large."""
+    if path.stat().st_size > MOST_BYTES:
+        return ""
+    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-# What there is to read --------------------------------------------------------------------------------------------
-
-
-def what_it_is(story: Story) -> Iterator[str]:
-    """Environment, agent, folder, and all settings."""
-    values, run = story.values, story.run
+def tables(run: Run, values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Environment and training, in a few lines each."""
     env, replay, learner, evaluation = (values[name] for name in ("env", "replay", "learner", "eval"))
-    common = {field.name for field in fields(EnvironmentSettings)}
-    own = {key: value for key, value in leaves(env).items() if key not in common}
-    environment = {
-        "Name": run.environment,
-        "Family": env["family"],
-        **{key: str(value) for key, value in own.items() if value not in (None, {}, "", run.environment)},
-        "Environments": f"{env['num_envs']} at a time, workers: {env['workers']}",
-        "Action repeat": f"{env['action_repeat']}; frames a step: {run.frames_per_step}",
+    options = {key: value for key, value in env.items() if value not in (None, {}, "")}
+    return {
+        "Environment": {key: str(value) for key, value in options.items()}
+        | {"steps to frames": f"{run.frames_per_step}"},
+        "Agent and training": {
+            "Size": ", ".join(f"{key} {value}" for key, value in values["size"].items()),
+            "Replay": f"{replay['capacity']:,} steps in {replay['storage']}",
+            "Batch": f"{replay['batch']} x {replay['length']} steps",
+            "Train ratio": f"{values['train_ratio']:g}, {updates_per_step(values)}",
+            "Learner": ", ".join(
+                f"{key} {value:g}" for key, value in learner.items() if isinstance(value, int | float)
+            ),
+            "Evaluation": f"{evaluation['episodes']} episodes every {evaluation['every']:,} steps",
+        },
     }
-    agent = {
-        "Size": ", ".join(f"{key} {value}" for key, value in values["size"].items()),
-        "Replay": f"{replay['capacity']:,} steps in {replay['storage']}",
-        "Batches": f"{replay['batch']} x {replay['length']} steps",
-        "Train ratio": f"{values['train_ratio']:g}; updates: {story.updates_per_step}",
-        "Learning rate": f"{learner['learning_rate']:g}, {values['dtype']}",
-        "Horizon": f"{learner['horizon']:g} steps, imagined {learner['imagination_length']}",
-        "Evaluation": f"{evaluation['episodes']} episodes every {evaluation['every']:,} steps",
-    }
-    yield '<h2>Run</h2>\n<div class="pair">'
-    for title, entries in (("Environment", environment), ("Agent and training", agent)):
-        rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in entries.items())
-        yield f'<div class="card"><h3>{title}</h3><table>{rows}</table></div>'
-    yield '</div>\n<details open><summary>Folder</summary><table class="folder">'
-    for name, meaning in FOLDER.items():
-        if (story.folder / name).exists():
-            size = size_of(story.folder / name)
-            yield f"<tr><td><code>{name}</code></td><td>{size}</td><td>{escape(meaning)}</td></tr>"
-    yield "</table></details>"
-    text = yaml.safe_dump(dict(story.values), sort_keys=False, allow_unicode=True)
-    yield f"<details><summary>All settings</summary><pre>{escape(text)}</pre></details>"
 
 
-def size_of(path: Path) -> str:
-    """Of a file or of all files in a folder, in words; those that go away meanwhile count nothing."""
+def disk_size(path: Path) -> str:
+    """Of a file or of all files in a folder; those that go away meanwhile count nothing."""
     total = 0
     for folder, _, names in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
         for name in names:
@@ -285,40 +253,19 @@ def size_of(path: Path) -> str:
                 total += os.lstat(os.path.join(folder, name)).st_size
             except FileNotFoundError:
                 continue
-    return bytes_in_words(total) if total >= 1e6 else f"{-(-total // 1000)} kB"
+    return byte_size(total) if total >= 1e6 else f"{-(-total // 1000)} kB"
 
 
-def commands(story: Story) -> Iterator[str]:
-    """What to type to go on from here."""
-    name = str(story.folder)
-    train = ["python", "-m", "dreamer_torchrl.train", f"run_dir={name}"]
-    more = [f"total_steps={2 * story.total}", "eval.stop_at=null"] if story.finished else []
-    entries = [
-        ("Train on" if more else "Resume", [*train, *more]),
-        *(
-            (title, ["python", "-m", f"dreamer_torchrl.{command}", name, *options])
-            for title, command, options in (
-                ("Evaluate, and film an episode", "evaluate", ["--episodes", "20", "--video"]),
-                ("See what the world model believes", "dream", []),
-                ("Let the policy act in a dream, without the environment", "dream", ["--imagine", "50"]),
-                ("Draw the curves", "plot", []),
-                ("Export to one file that torch alone can load", "export", []),
-                ("Write this page anew", "report", []),
-            )
-        ),
-    ]
-    yield '<h2>Go on</h2>\n<div class="card">'
-    for title, words in entries:
-        yield f'<h3>{escape(title)}</h3><pre class="command">{escape(shlex.join(words))}</pre>'
-    yield "</div>"
-
-
-def short(value: float) -> str:
-    """A return in a few digits.
-
-    Example:
-        >>> short(123.456), short(0.512345), short(-1500.2)
-        ('123.5', '0.512', '\N{MINUS SIGN}1,500')
-    """
-    decimals = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
-    return number(round(float(value), decimals))
+def commands(folder: Path, finished_at: int | None) -> Iterator[tuple[str, str]]:
+    """What can be done with the run next."""
+    more = [] if finished_at is None else [f"total_steps={2 * finished_at}", "eval.stop_at=null"]
+    for title, command, words in (
+        ("Train on" if more else "Resume", "train", [f"run_dir={folder}", *more]),
+        ("Evaluate, with a video", "evaluate", [str(folder), "--episodes", "20", "--video"]),
+        ("Open-loop prediction of an episode", "dream", [str(folder)]),
+        ("Imagination: the policy acts in the world model", "dream", [str(folder), "--imagine", "50"]),
+        ("Draw the curves", "plot", [str(folder)]),
+        ("Export to one file that torch alone can load", "export", [str(folder)]),
+        ("Write this page again", "report", [str(folder)]),
+    ):
+        yield title, shlex.join(["python", "-m", f"dreamer_torchrl.{command}", *words])

@@ -13,7 +13,6 @@ from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.views.figures import REFERENCE
 from dreamer_torchrl.views.imagination import Dream, dream, imagined
 from dreamer_torchrl.views.imagination_pictures import (
     curves_of,
@@ -25,6 +24,7 @@ from dreamer_torchrl.views.imagination_pictures import (
     write_dream,
 )
 from dreamer_torchrl.views.imagination_tiles import BORDER, DREAMS, MARGIN, SEES, colours, rgb, scaled
+from dreamer_torchrl.views.plots import REFERENCE
 from tests.agents.acting_examples import TINY
 from tests.views.test_imagination import episode, mixed_agent, vector_agent
 
