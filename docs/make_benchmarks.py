@@ -1,4 +1,4 @@
-"""Fill the tables of `benchmarks.md` from the programs' own words and from `benchmarks/results/*.json`.
+"""Fill the tables of `benchmarks.md` from the docstrings of the programs and from `benchmarks/results/*.json`.
 
 python docs/make_benchmarks.py
 """
@@ -33,10 +33,10 @@ def programs() -> str:
     """What can be run: programs whose docstring shows the command, with its first line and that command."""
     rows = []
     for file in sorted(BENCHMARKS.glob("*.py")):
-        told = ast.get_docstring(ast.parse(file.read_text())) or ""
-        command = re.search(rf"^ +(python benchmarks/{file.name}.*)$", told, re.MULTILINE)
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+        command = re.search(rf"^ +(python benchmarks/{file.name}.*)$", docstring, re.MULTILINE)
         if command and "--steps steps.pt" not in command[1]:  # a part of learner.py
-            rows.append([f"`{file.name}`", told.splitlines()[0], f"`{command[1]}`"])
+            rows.append([f"`{file.name}`", docstring.splitlines()[0], f"`{command[1]}`"])
     script = (BENCHMARKS / "gpu.sh").read_text().splitlines()
     commands = [line.strip("# ") for line in script if line.startswith("#     ")]
     rows.append(["`gpu.sh`", script[1].strip("# "), f"`{commands[0]}`"])
@@ -51,16 +51,16 @@ def results() -> str:
         these = {name: content for name, content in files.items() if kind(content) == title}
         if these:
             parts += [f"### {title}\n", table(["file", *head], [row for pair in these.items() for row in rows(*pair)])]
-            told = [
+            notes = [
                 f"- `{name}`: {' '.join(remarks(content))}\n" for name, content in these.items() if remarks(content)
             ]
-            parts += ["".join(told)] if told else []
+            parts += ["".join(notes)] if notes else []
     origins = [
-        [f"`{name}`", content["date"][:10], commit(content), on(content), f"`{content['command']}`"]
+        [f"`{name}`", content["date"][:10], commit(content), on(content)]
         for name, content in files.items()
         if "commit" in content
     ]
-    parts += ["### Where they come from\n", table(["file", "date", "commit", "machine", "command"], origins)]
+    parts += ["### Where they come from\n", table(["file", "date", "commit", "machine"], origins)]
     return "\n".join(parts)
 
 
@@ -123,14 +123,18 @@ def learner_rows(name: str, content: Record) -> Iterable[list[str]]:
 
 
 def learning_rows(name: str, content: Record) -> Iterable[list[str]]:
-    """What each seed reached."""
-    for run in content["runs"]:
-        evaluation = run["evaluation"]
-        decimals = 2 if abs(evaluation["mean"]) < 10 else 1
-        reached = f"{evaluation['mean']:.{decimals}f} +- {evaluation['deviation']:.{decimals}f}"
-        count = f"{len(evaluation['returns'])}, from seed {evaluation['seed']}"
-        size = [f"{evaluation['step']:,}", f"{run['updates']:,}", f"{run['seconds'] / 60:.1f}"]
-        yield [f"`{name}`", str(run["seed"]), reached, count, *size]
+    """What each seed reached, seeds in one row."""
+    runs = content["runs"]
+    evaluations = [run["evaluation"] for run in runs]
+    decimals = 2 if max(abs(each["mean"]) for each in evaluations) < 10 else 1
+    columns = [
+        [str(run["seed"]) for run in runs],
+        [f"{each['mean']:.{decimals}f} +- {each['deviation']:.{decimals}f}" for each in evaluations],
+        [f"{each['step']:,}" for each in evaluations],
+        [f"{run['updates']:,}" for run in runs],
+        [f"{run['seconds'] / 60:.1f}" for run in runs],
+    ]
+    yield [f"`{name}`", *("; ".join(column) for column in columns)]
 
 
 def policy_rows(name: str, content: Record) -> Iterable[list[str]]:
@@ -176,13 +180,13 @@ def kill_rows(name: str, content: Record) -> Iterable[list[str]]:
 Rows = Callable[[str, Record], Iterable[list[str]]]
 KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
     ("Updates", ("workload", "learner", "median", "quartiles", "updates", "peak memory", "ratio"), learner_rows),
-    ("Learning", ("seed", "mean return", "evaluation episodes", "steps", "updates", "minutes"), learning_rows),
+    ("Learning", ("seeds", "return, mean +- deviation", "steps", "updates", "minutes"), learning_rows),
     ("Acting", ("workload", "environments", "policy, ms", "its minimum", "with collector, ms"), policy_rows),
     ("Replay", ("workload", "steps in it", "bytes a step", "draw, ms", "its maximum", "refresh, ms"), replay_rows),
     ("Shares of a training", ("environment", *PARTS), share_rows),
     ("Scaling", ("what grows", "all of it"), scaling_rows),
     ("GPU machines", ("part", "how it ended", "updates, median"), gpu_rows),
-    ("Kills", ("kills", "compared with a run that was never touched", "minutes"), kill_rows),
+    ("Kills", ("kills", "compared with an uninterrupted run", "minutes"), kill_rows),
 )
 
 

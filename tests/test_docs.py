@@ -1,28 +1,33 @@
-"""Everything that the documentation shows is run here, so that none of it can go stale."""
+"""The documentation cannot go stale: examples run, and every path, name, setting and metric on a page exists."""
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
-import os
 import pkgutil
 import re
-import shlex
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from PIL import Image
 from torch import nn
+
+from tests.training.training_examples import lines, trained
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
 PARTS = pkgutil.walk_packages([str(ROOT / "dreamer_torchrl")], "dreamer_torchrl.")
 MODULES = ["dreamer_torchrl", *sorted(part.name for part in PARTS)]
 DOCTEST_FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+MOST_BYTES = 60_000
+"""Of a picture."""
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
 def blocks(page: Path, language: str) -> list[tuple[str, str]]:
@@ -32,21 +37,26 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
     return [(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start(1)) + 1}", match[1]) for match in found]
 
 
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Text and target of each link and picture that does not lead to the web."""
+    found = re.findall(r"\[([^\]]*)\]\(([^)]+)\)", prose(page))
+    return [(name, target) for name, target in found if "://" not in target]
+
+
 EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
-COMMANDS = [line for _, block in blocks(README, "bash") for line in block.splitlines()]
 
 
 @pytest.mark.parametrize(("place", "code"), EXAMPLES, ids=[place for place, _ in EXAMPLES])
 def test_example_runs(place: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each block stands alone. Empty lines before it make an error point at the line of the page."""
+    """Each block runs alone. Empty lines before it make an error point at the line of the page."""
     monkeypatch.chdir(tmp_path)
     name, line = place.rsplit(":", 1)
     exec(compile("\n" * (int(line) - 1) + code, str(ROOT / name), "exec"), {"__name__": "__main__"})
-
-
-def test_readme_has_an_example() -> None:
-    """The parametrized test above would pass silently on none."""
-    assert blocks(README, "python")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -57,7 +67,6 @@ def test_docstring_examples_run(name: str) -> None:
 
 
 def test_public_modules_have_an_example() -> None:
-    """Each part can be used alone, and its docstring shows how."""
     modules = importlib.import_module("dreamer_torchrl.modules")
     parts = [part for part in map(modules.__dict__.get, modules.__all__) if inspect.isclass(part)]
     silent = [part.__name__ for part in parts if issubclass(part, nn.Module) and ">>>" not in (part.__doc__ or "")]
@@ -65,48 +74,111 @@ def test_public_modules_have_an_example() -> None:
 
 
 def test_readme_install_and_test_commands_are_those_of_ci() -> None:
-    """The one line that installs and tests, without the virtual environment, stands in .ci/run word for word."""
-    (line,) = (command for command in COMMANDS if "pytest" in command)
-    promised = [step for step in line.split(" && ") if step.startswith(("pip ", "python "))]
-    run_by_ci = (ROOT / ".ci/run").read_text().splitlines()
+    """The line of README.md that installs and tests is in .ci/run, command by command."""
+    (line,) = (line for _, block in blocks(README, "bash") for line in block.splitlines() if "pytest" in line)
+    promised = line.split(" && ")
     assert len(promised) == 2
-    assert [step for step in run_by_ci if step in promised] == promised
+    assert [step for step in (ROOT / ".ci/run").read_text().splitlines() if step in promised] == promised
 
 
-def programs() -> list[list[str]]:
-    """What stands behind the installation in each line, but the tests themselves."""
-    found = [shlex.split(command.split(" && ")[-1]) for command in COMMANDS if "pytest" not in command]
-    assert all(program == "python" for program, *_ in found)
-    return [[sys.executable, *arguments] for _, *arguments in found]
+# What pages name
 
 
-def test_readme_first_command_trains(tmp_path: Path) -> None:
-    """It says something at once, updates within a minute, and SIGTERM ends it with exit code 0 and a way to go on."""
-    command = programs()[0]
-    assert command[1:] == ["-m", "dreamer_torchrl.train"]
-    unbuffered = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=unbuffered)
-    lines = []
-    for line in process.stdout:
-        if "losses" in line and not any("losses" in earlier for earlier in lines):
-            process.send_signal(signal.SIGTERM)
-        lines.append(line)
-    assert process.wait(60) == 0, "".join(lines)
-    assert "CartPole-v1" in lines[0]
-    assert "python -m dreamer_torchrl.train run_dir=" in lines[-1]
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file that exists and, behind #, to a heading in it."""
+    for _, target in links(page):
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE) if heading else []
+        anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert not heading or heading in anchors or page.stem == "configuration", target
 
 
-@pytest.mark.parametrize("command", programs()[1:], ids=" ".join)
-def test_readme_command_runs(command: list[str]) -> None:
-    """The program at the end of each other line does its work in this environment."""
-    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert outcome.returncode == 0, f"{command}\n{outcome.stdout}\n{outcome.stderr}"
+def definitions(source: Path) -> set[str]:
+    """Names of a file's functions and classes, and ``Class.method`` of those inside."""
+    found = set()
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
+    return found
+
+
+def test_each_named_function_is_in_the_file_that_is_linked() -> None:
+    named = [(text, page.parent / target) for page in PAGES for text, target in links(page) if target.endswith(".py")]
+    named = [(text.strip("`"), source) for text, source in named if text.startswith("`")]
+    missing = [f"{name} in {source.name}" for name, source in named if name not in definitions(source)]
+    assert len(named) > 60 and not missing
+
+
+@every_page
+def test_named_paths_exist(page: Path) -> None:
+    found = re.findall(r"(?<![\w/.~-])(?:dreamer_torchrl|benchmarks|tests|docs|configs)/[\w./-]*\w", page.read_text())
+    missing = [path for path in found if "NAME" not in path and not (ROOT / path).exists()]
+    assert not [path for path in missing if not path.endswith("-v0")]  # a Gymnasium id
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module or an attribute of one."""
+    place: ModuleType | object = importlib.import_module("dreamer_torchrl")
+    for part in name.split(".")[1:]:
+        if isinstance(place, ModuleType) and not hasattr(place, part) and hasattr(place, "__path__"):
+            try:
+                importlib.import_module(f"{place.__name__}.{part}")
+            except ModuleNotFoundError:
+                return False
+        if not hasattr(place, part):
+            return False
+        place = getattr(place, part)
+    return True
+
+
+@every_page
+def test_named_modules_exist(page: Path) -> None:
+    missing = [name for name in set(re.findall(r"\bdreamer_torchrl(?:\.\w+)+", page.read_text())) if not resolves(name)]
+    assert not missing
+
+
+@every_page
+def test_named_settings_exist(page: Path) -> None:
+    """Every ``group.name`` in code is a row of configuration.md, which is made from the settings."""
+    rows = set(re.findall(r"^\|.*?`([a-z_.]+)`", (DOCS / "configuration.md").read_text(), re.MULTILINE))
+    groups = {row.partition(".")[0] for row in rows if "." in row}
+    found = re.findall(r"`[^`]*`", prose(page)) + [text for _, text in blocks(page, "text")]
+    named = re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(groups))})\.[a-z_]+)(?=[=`*\s,])", " ".join(found))
+    files = ("pt", "pt2", "py", "md", "json", "jsonl", "csv", "yaml", "zip")
+    missing = {name for name in named if name not in rows and name.partition(".")[2] not in files}
+    assert not missing
+
+
+def test_named_metrics_are_logged(tmp_path: Path) -> None:
+    named = {key for page in PAGES for key in re.findall(r"`((?:train|count|eval|episode)/[a-z_]+)`", page.read_text())}
+    known = {key for line in lines(trained(tmp_path / "run", "env=cartpole")) for key in line}
+    assert len(named) > 10 and named <= known
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "configuration"], ids=lambda page: page.stem)
+def test_lines_of_prose_are_short(page: Path) -> None:
+    """Tables, code, headings and what is generated may be longer, and so may lines without a space to break at."""
+    text = re.sub(r"<!-- made by.*?<!-- end -->", "", prose(page), flags=re.DOTALL)
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "#", "!["))]
+    assert not [line for line in long if " " in line[30:]]
 
 
 def test_readme_layout_exists() -> None:
-    """Every file and folder in the layout is there."""
     layout = next(text for _, text in blocks(README, "text") if text.startswith("dreamer_torchrl/"))
-    paths = [line.split()[0] for line in layout.splitlines()]
-    assert paths
-    missing = [path for path in paths if not (ROOT / path).exists()]
-    assert not missing, f"README.md lists {missing}, which do not exist"
+    missing = [path for path in (line.split()[0] for line in layout.splitlines()) if not (ROOT / path).exists()]
+    folders = {f"dreamer_torchrl/{path.parent.name}/" for path in (ROOT / "dreamer_torchrl").glob("*/__init__.py")}
+    assert not missing and folders <= set(layout.split())
+
+
+def test_pictures_are_small_and_shown() -> None:
+    shown = {page.parent / target for page in PAGES for _, target in links(page) if target.endswith(".png")}
+    assert set((DOCS / "pictures").glob("*.png")) <= shown
+    for picture in (DOCS / "pictures").glob("*.png"):
+        assert picture.stat().st_size < MOST_BYTES
+        with Image.open(picture) as image:
+            assert len(image.getcolors(2**24)) > 10  # something is drawn
