@@ -190,9 +190,9 @@ def _losses(
 ) -> Iterable[Row]:
     h, agent = learner.hyperparameters, learner.agent
     t = {key: torch.from_numpy(np.asarray(value)) for key, value in step.items()}
-    dynamics, representation = kl(data["posterior_logits"], data["prior_logits"], h.free_nats, agent.rssm.unimix)
-    yield compare("loss dyn per step", dynamics, step["losses/dyn"], FEATURE)
-    yield compare("loss rep per step", representation, step["losses/rep"], FEATURE)
+    both = kl(agent.rssm.latent, data["posterior_logits"], data["prior_logits"], h.free_nats)
+    for name, loss in zip(("dyn", "rep"), both, strict=True):
+        yield compare(f"loss {name} per step", loss, step[f"losses/{name}"], FEATURE)
     dream = data["imagination"].flatten(0, 1)
     actions = {key: t[f"img/act/{key}"] for key in recording.action_keys}
     policy = agent.actor.distribution(agent.actor(dream["features"]))

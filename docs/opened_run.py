@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dreamer_torchrl import Learner, load
 from dreamer_torchrl.learners.learner import total
-from dreamer_torchrl.objectives.world_model import kl
 from dreamer_torchrl.training.build import LoadedRun, make_replay
 
 BATCHES = 32
@@ -47,7 +46,7 @@ class Look:
 
     def raw_kl(self, data: TensorDictBase) -> Tensor:
         """KL of posterior from prior ``[B, T]``, before free nats are given."""
-        return kl(data["posterior_logits"], data["prior_logits"], 0.0, self.run.agent.rssm.unimix)[0]
+        return self.run.agent.rssm.latent.kl(data["posterior_logits"], data["prior_logits"])[0]
 
 
 def look_at(path: Path) -> Look:

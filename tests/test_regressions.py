@@ -20,6 +20,7 @@ from dreamer_torchrl.agents.agent import Agent, Size
 from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.distributions import two_hot_bins
+from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.rollout import ObserveSequence, observe
 from dreamer_torchrl.modules.rssm import RSSM, gru_update
 from dreamer_torchrl.objectives import ActorLoss
@@ -98,14 +99,14 @@ def test_free_nats_before_the_sum(each: float, expected: float) -> None:
 
     With a floor under each of 32 variables, 32 nats are free, and the prior learns next to nothing.
     """
-    for side in kl(*logits_with_kl(each), free_nats=1.0, unimix=0.0):
+    for side in kl(CategoricalLatent(2, 3, unimix=0.0), *logits_with_kl(each), free_nats=1.0):
         assert_close(side, torch.tensor(expected))
 
 
 def test_free_nats_after_the_mean() -> None:
     """Each step has its own free nat: a hard step does not lift the floor from the easy ones."""
     posterior, prior = (torch.stack(pair) for pair in zip(logits_with_kl(0.1), logits_with_kl(2.0), strict=True))
-    assert_close(kl(posterior, prior, free_nats=1.0, unimix=0.0)[0], torch.tensor([1.0, 4.0]))
+    assert_close(kl(CategoricalLatent(2, 3, unimix=0.0), posterior, prior, free_nats=1.0)[0], torch.tensor([1.0, 4.0]))
 
 
 def test_missing_stop_gradients_in_the_kl() -> None:
@@ -116,7 +117,7 @@ def test_missing_stop_gradients_in_the_kl() -> None:
     """
     posterior, prior = torch.randn(2, 5, 4, 3).unbind()
     posterior.requires_grad_(), prior.requires_grad_()
-    dynamics, representation = kl(posterior, prior, free_nats=0.0, unimix=0.01)
+    dynamics, representation = kl(CategoricalLatent(4, 3), posterior, prior, free_nats=0.0)
     for loss, pupil, teacher in ((dynamics, prior, posterior), (representation, posterior, prior)):
         gradients = torch.autograd.grad(loss.sum(), (pupil, teacher), allow_unused=True)
         assert gradients[0].count_nonzero() == gradients[0].numel()
@@ -187,7 +188,7 @@ def test_replay_return_off_by_one() -> None:
     """The reward that came with an observation is for the action before it; an end stands at the step where it ends."""
     reward, bootstrap = torch.tensor([[999.0, 1.0, 2.0, 4.0]]), torch.tensor([[999.0, 10.0, 20.0, 30.0]])
     ends = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
-    returns = replay_return(reward, bootstrap, ends, ends, discount=0.5, return_lambda=1.0)
+    returns = replay_return(reward, bootstrap, ends, ends, gamma=0.5, return_lambda=1.0)
     last = 4 + 0.5 * 30
     assert_close(returns, torch.tensor([[1.0, 2 + 0.5 * last, last]]))
 

@@ -35,6 +35,9 @@ class Steppable(Protocol):
     def step(self, batch: TensorDictBase) -> Outcome:
         """Update from a batch on the device. No value may be read back, nothing copied from the host."""
 
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on, the noise included."""
 
@@ -119,9 +122,9 @@ class StaticBatch:
 class CapturedUpdate:
     """`Learner.step` for batches of one form, as one graph.
 
-    What the graph fixes: the form of the batch, the numbers of the hyperparameters and of the optimizer's options, and
-    the memory of all that is learned; `load_state_dict` copies into that. Gradients live in the graph's own memory only
-    while it runs, since `step` forgets them at its end; those that were there before are gone with the warm-up.
+    What the graph fixes: the form of the batch, the numbers of the hyperparameters and of the optimizer's options (not
+    those that are tensors), and the memory of all that is learned; `load_state_dict` copies into that. Gradients live
+    in the graph's own memory only while it runs, since `step` forgets them at its end.
 
     Args:
         learner: what learns. Capturing changes nothing of its state.
@@ -138,6 +141,7 @@ class CapturedUpdate:
             self.replay, self.outputs = graphs.record(partial(self._step, learner), learner.generator)
         finally:
             learner.load_state_dict(before)
+            learner.zero_grad()  # a step that failed left some
 
     def fits(self, learner: Steppable, batch: TensorDictBase) -> bool:
         """Whether a batch has the form, and the learner's optimizer the options, of the capture."""
@@ -159,5 +163,8 @@ class CapturedUpdate:
     @staticmethod
     def _form(learner: Steppable, batch: TensorDictBase) -> tuple[Any, ...]:
         entries = {key: (value.shape, value.dtype, value.device.type) for key, value in batch.items(True, True)}
-        groups = learner.optimizer.param_groups
-        return entries, [{name: group[name] for name in group if name != "params"} for group in groups]
+        fixed = [
+            {name: value for name, value in group.items() if not (name == "params" or isinstance(value, Tensor))}
+            for group in learner.optimizer.param_groups  # what is a tensor, such as lr, may change
+        ]
+        return entries, fixed

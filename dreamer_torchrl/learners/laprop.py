@@ -28,16 +28,17 @@ class LaProp(torch.optim.Optimizer):
     so the first update moves nothing, unless `warmup` is 0. A parameter whose `grad` is None is left alone, and its `n`
     too. `param.grad` is only read.
 
+    TorchRL's `DreamerV3Optimizer` is the same formula; it counts on the host, so that no CUDA graph can hold it, and
+    has no way to skip an update without reading a flag back.
+
     Args:
         params: parameters or parameter groups, float32 or float64. A group may set any of the options for itself.
-        lr: learning rate after the warm-up.
+        lr: learning rate after the warm-up; of a tensor, a captured graph follows what a schedule writes into it.
         betas: decay of the momentum `mu` and of the second moment `nu`.
         eps: turns 0 / 0 into 0 where a gradient was always zero; far too small to change anything else.
         clip: largest norm of a gradient as a share of its parameter's norm; `math.inf` for no clipping.
         clip_floor: smallest parameter norm that counts, so that a parameter can leave zero.
         warmup: updates until the full learning rate, 0 for none.
-        foreach: all tensors in each operation instead of one after the other: the same numbers, over twice as fast for
-            many small tensors, for two more copies of the gradients. None: where there is more than one tensor.
         capturable: count on the parameter's device, so that a CUDA graph can replay the step. Nothing is read back.
         native: let a kernel in C do all of it in one pass, on a CPU and for contiguous tensors; see `native.build`.
 
@@ -53,19 +54,18 @@ class LaProp(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 4e-5,
+        lr: float | Tensor = 4e-5,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-20,
         clip: float = 0.3,
         clip_floor: float = 1e-3,
         warmup: int = 1000,
         *,
-        foreach: bool | None = None,
         capturable: bool = False,
         native: bool = False,
     ) -> None:
         formula = {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "clip_floor": clip_floor, "warmup": warmup}
-        super().__init__(params, formula | {"foreach": foreach, "capturable": capturable, "native": native})
+        super().__init__(params, formula | {"capturable": capturable, "native": native})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         _check_options(self.defaults | param_group)
@@ -88,10 +88,10 @@ class LaProp(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy a saved state into this one, whose tensors stay the same objects, so that a captured graph stays valid.
 
-        `foreach`, `capturable` and `native` stay as constructed: they belong to this machine, other options to the run.
+        `capturable`, `native` and whether `lr` is a tensor stay as constructed: they belong to this machine.
         """
         state = {param: self.state[param] for group in self.param_groups for param in group["params"]}
-        here = [{name: group[name] for name in ("foreach", "capturable", "native")} for group in self.param_groups]
+        here = [{name: group[name] for name in ("lr", "capturable", "native")} for group in self.param_groups]
         saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
         for i, (param, slots) in zip(saved_ids, state.items(), strict=False):  # torch compares the lengths below
             saved = state_dict["state"].get(i, {})
@@ -104,6 +104,8 @@ class LaProp(torch.optim.Optimizer):
                     )
         super().load_state_dict(state_dict)
         for group, options in zip(self.param_groups, here, strict=True):
+            lr = float(group["lr"])
+            options["lr"] = options["lr"].fill_(lr) if isinstance(options["lr"], Tensor) else lr
             group.update(options)
         for param, slots in state.items():
             for name, slot in slots.items():
@@ -111,15 +113,24 @@ class LaProp(torch.optim.Optimizer):
         self.state.update(state)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None, *, where: Tensor | None = None) -> Tensor | None:
-        """Update all parameters that have a gradient. Returns what `closure` returns, if there is one.
-
-        Where `where`, a single boolean, is False, nothing changes, whatever the gradients. It is not read back.
-        """
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Update all parameters that have a gradient. Returns what `closure` returns, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._update(None)
+        return loss
+
+    @torch.no_grad()
+    def step_where(self, finite: Tensor) -> None:
+        """`step`, but nothing changes where `finite`, a single boolean, is False, whatever the gradients.
+
+        On a GPU it is not read back.
+        """
+        self._update(finite)
+
+    def _update(self, where: Tensor | None) -> None:
         for group in self.param_groups:
             alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
             for param in group["params"]:
@@ -131,34 +142,17 @@ class LaProp(torch.optim.Optimizer):
                         "LaProp with capturable=False counts its updates on the CPU, so this CUDA graph would repeat "
                         "one update number forever. Construct it with capturable=True."
                     )
-                foreach = len(params) > 1 if group["foreach"] is None else group["foreach"]
-                update = _update_foreach if foreach else _update_one_by_one
+                update = _update_foreach
                 if group["native"] and all(fits(p) and p.is_contiguous() and p.grad.is_contiguous() for p in params):
                     update = _update_native
                 update(params, [self.state[p] for p in params], group, where)
-        return loss
-
-
-def adaptive_clip(param: Tensor, grad: Tensor, clip: float = 0.3, floor: float = 1e-3) -> Tensor:
-    """Scale `grad` down to a norm of at most `clip * max(floor, |param|)`; a smaller one comes back as it is.
-
-    >>> adaptive_clip(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 6.0]))
-    tensor([0.0000, 1.5000])
-    """
-    limit = clip * _norm(param).clamp(min=floor)
-    return grad / (_norm(grad) / limit).clamp(min=1)
-
-
-def _norm(tensor: Tensor) -> Tensor:
-    """Norm of a whole tensor; of a large one in two stages.
-
-    On a CPU, torch's own norm is 1e-4 off for two million float32 and 1e-3 for twenty million.
-    """
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in _parts(tensor)]))
 
 
 def _foreach_norm(tensors: list[Tensor]) -> Tensor:
-    """Their norms, [P]."""
+    """Norms of whole tensors, [P]; of large ones in two stages.
+
+    On a CPU, torch's own norm is 1e-4 off for two million float32 and 1e-3 for twenty million.
+    """
     parts = [_parts(tensor) for tensor in tensors]
     norms = torch.stack(torch._foreach_norm([part for split in parts for part in split]))
     if len(norms) == len(tensors):
@@ -178,25 +172,10 @@ def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Te
     return (1 / (1 - beta2**n)).to(like), (lr / (1 - beta1**n)).to(like)
 
 
-def _update_one_by_one(
-    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
-) -> None:
-    """The reference."""
-    beta1, beta2 = group["betas"]
-    for param, state in zip(params, states, strict=True):
-        mu, nu = state["mu"], state["nu"]
-        nu_factor, mu_factor = _factors(state["step"].add_(_one(where, state["step"])), param, group)
-        grad = _where(where, adaptive_clip(param, param.grad, group["clip"], group["clip_floor"]), 0)
-        nu.mul_(_where(where, beta2, 1.0, like=nu)).addcmul_(grad, grad, value=1 - beta2)
-        update = _where(where, grad / ((nu * nu_factor).sqrt() + group["eps"]), mu)
-        mu.lerp_(update, 1 - beta1)
-        param.sub_(_where(where, mu * mu_factor, 0))
-
-
 def _update_foreach(
     params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
 ) -> None:
-    """The same, all P tensors in each operation. Numbers per tensor stay tensors: no branch for `capturable`."""
+    """All P tensors in each operation. Numbers per tensor stay tensors: no branch for `capturable`."""
     beta1, beta2 = group["betas"]
     steps, mus, nus = ([state[name] for state in states] for name in ("step", "mu", "nu"))
     grads = [param.grad for param in params]
@@ -239,7 +218,8 @@ def _update_native(
         all=(LaPropTensor * len(params))(*tensors),
         beta1=beta1,
         beta2=beta2,
-        **{name: group[name] for name in ("lr", "eps", "clip", "clip_floor", "warmup")},
+        lr=float(group["lr"]),
+        **{name: group[name] for name in ("eps", "clip", "clip_floor", "warmup")},
     )
     call("laprop", params[0].dtype, arguments)
 
@@ -261,8 +241,9 @@ def _one(where: Tensor | None, step: Tensor) -> Tensor | int:
 def _check_options(group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
     tiny = torch.finfo(torch.float32).tiny
-    for name, value, possible, mend in (
-        ("lr", group["lr"], 0 <= group["lr"] < math.inf, "Choose a finite learning rate of at least 0"),
+    lr = 0.0 if isinstance(group["lr"], Tensor) else group["lr"]  # it may lie on a GPU: not read
+    for name, value, possible, remedy in (
+        ("lr", lr, 0 <= lr < math.inf, "Choose a finite learning rate of at least 0"),
         ("betas[0]", beta1, 0 <= beta1 < 1, "Choose a decay from 0 up to, but not including, 1"),
         ("betas[1]", beta2, 0 <= beta2 < 1, "Choose a decay from 0 up to, but not including, 1"),
         ("eps", group["eps"], tiny <= group["eps"] < math.inf, f"Below {tiny:.2g}, float32 gives 0 / 0: try 1e-20"),
@@ -271,4 +252,4 @@ def _check_options(group: dict[str, Any]) -> None:
         ("warmup", group["warmup"], 0 <= group["warmup"] < math.inf, "Choose a number of updates, 0 for none"),
     ):
         if not possible:
-            raise ValueError(f"LaProp got {name}={value!r}. {mend}.")
+            raise ValueError(f"LaProp got {name}={value!r}. {remedy}.")

@@ -1,46 +1,46 @@
-"""One update: losses, gradients, optimizer, slow critic, from a batch of steps to metrics and fresh latents."""
+"""Updates: losses, gradients, optimizer, target critic, and fresh latents for the replay."""
 
 from __future__ import annotations
 
-import copy
-import shutil
-import sysconfig
 import warnings
 import zlib
-from collections.abc import Mapping
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torch import nn
+from torch import Tensor, nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.kernels.calls import decide, use_native
 from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outcome
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.laprop import LaProp
-from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence
+from dreamer_torchrl.learners.losses import can_compile, make_losses
+from dreamer_torchrl.learners.target import SlowUpdate
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Space
-from dreamer_torchrl.modules.tensordict_module import TensorModule
-from dreamer_torchrl.objectives.actor_loss import ActorLoss
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
-from dreamer_torchrl.objectives.returns import ReturnNormalizer
-from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
-from dreamer_torchrl.objectives.world_model import WorldModelLoss
+from dreamer_torchrl.objectives.common import DreamerLoss, ExtraLoss
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Learner:
-    """Train an `Agent`: owns the losses, the slow critic, the return normalizer, the optimizer and the noise.
+    """Train an `Agent`: owns the losses, the target critic, the return normalizer, the optimizer and the noise.
 
     Args:
-        agent: what is trained.
+        agent: what is trained, on the device where it is to be trained.
         hyperparameters: the official ones if left out.
         seed: of the noise; the same seed and batches give the same weights.
-        compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop);
-            None for on a GPU where Triton can work.
-        native: whether kernels in C do the loops where they can, which is on a CPU; None for where they can be built.
+        compile: let ``torch.compile`` fuse networks and loops. None: on a GPU where Triton works.
+        native: let kernels in C do the loops on a CPU. None: where they can be built.
+        optimizer: from parameters to an optimizer, such as ``lambda params: Adam(params, lr=1e-4)``; `LaProp` if left
+            out. One without LaProp's ``step_where`` costs a read of one flag in each update, and no CUDA graph.
+        extra_losses: further losses, each from the data of the update to a TensorDict of ``loss_*`` and metrics; the
+            parameters of those that are modules are trained, too.
+        priorities: whether latents come with ``priority`` ``[B, T]``, the world model's loss of each step.
+        cuda_graph: capture the update on a GPU. None: where it can be captured; otherwise a warning says why not.
 
     Example:
         >>> from dreamer_torchrl.agents.agent import build_agent
@@ -52,9 +52,8 @@ class Learner:
         (torch.Size([2, 4, 256]), torch.Size([2, 4, 16]), torch.uint8)
     """
 
-    _graphs: CudaGraphs | None = None  # on a GPU, after the first update
-    _captured: CapturedUpdate | None = None
-    _capturable = True  # until a capture failed
+    graphs: CudaGraphs | None = None  # on a GPU, after the first update
+    captured: CapturedUpdate | None = None
 
     def __init__(
         self,
@@ -63,96 +62,67 @@ class Learner:
         seed: int = 0,
         compile: bool | None = None,
         native: bool | None = None,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        extra_losses: Sequence[ExtraLoss] = (),
+        priorities: bool = False,
+        cuda_graph: bool | None = None,
     ):
-        h = hyperparameters or Hyperparameters()
-        self.agent, self.hyperparameters = agent, h
+        self.agent, self.hyperparameters = agent, hyperparameters or Hyperparameters()
         self.device = next(agent.parameters()).device
-        native = decide(native, self.device)
-        encoder, decoder, actor = agent.encoder, agent.decoder, agent.actor
-        heads = [agent.reward, agent.continuation, agent.value]
-        observe = ObserveSequence(agent.rssm)
-        imagine = ImagineRollout(agent.rssm, actor, h.imagination_length)
-        if can_compile(self.device) if compile is None else compile:
-            observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
-            encoder, decoder, actor, *heads = (compiled_twin(network) for network in (encoder, decoder, actor, *heads))
-        reward = heads[0].tensordict_module(out_keys=("reward_logits", "predicted_reward"))
-        continuation, value = (head.tensordict_module() for head in heads[1:])
-        self.world_model_loss = WorldModelLoss(
-            TensorModule(encoder, encoder.in_keys, ["encoded_latents"]),
-            observe.tensordict_module(),
-            decoder.tensordict_module(),
-            reward,
-            continuation,
-            agent.spaces,
-            agent.action_space,
-            context=h.context,
-            free_nats=h.free_nats,
-            unimix=agent.rssm.unimix,
-            horizon=h.horizon,
-            discount_in_continue=h.discount_in_continue,
-            reward_grad=h.reward_grad,
-            scales={
-                "reconstruction": h.reconstruction_scale,
-                "reward": h.reward_scale,
-                "continue": h.continue_scale,
-                "dynamics": h.dynamics_scale,
-                "representation": h.representation_scale,
-            },
-        )
-        self.value_loss = ValueLoss(
-            value,
-            slow_scale=h.slow_scale,
-            horizon=h.horizon,
-            return_lambda=h.replay_lambda,
-            replay_grad=h.replay_value_grad,
-            scale=h.value_scale,
-            replay_scale=h.replay_value_scale,
-        )
-        self.actor_loss = ActorLoss(
-            imagine.tensordict_module(),
-            actor.probabilistic_module(),
-            reward,
-            continuation,
-            value,
-            slow_value=self.value_loss.slow_value() if h.slow_target else None,
-            horizon=h.horizon,
-            discount_in_continue=h.discount_in_continue,
-            return_lambda=h.return_lambda,
-            entropy_scale=h.entropy_scale,
-            scale=h.actor_scale,
-            normalizer=ReturnNormalizer(h.return_percentiles, h.return_rate, h.return_limit),
-        )
-        for loss in (self.world_model_loss, self.actor_loss, self.value_loss):
-            loss.to(self.device)
-        for module in (agent, imagine, self.world_model_loss, self.actor_loss, self.value_loss):
-            use_native(module, native)
-        self.optimizer = LaProp(
-            agent.parameters(),
-            h.learning_rate,
-            h.betas,
-            h.eps,
-            h.clip,
-            warmup=h.warmup,
-            capturable=self.device.type == "cuda",
-            native=native,
-        )
-        self.slow_update = SlowUpdate(self.value_loss, h.slow_rate)
+        self.native = decide(native, self.device)
+        self.priorities = priorities
+        self.loss = self.make_loss(can_compile(self.device) if compile is None else compile)
+        for loss in extra_losses:
+            self.loss.add(loss)
+        self.world_model_loss, self.actor_loss = self.loss.world_model, self.loss.actor
+        self.value_loss = self.loss.value
+        for module in (agent, *self.actor_loss.networks, self.loss):
+            if module is not None:
+                use_native(module, self.native)
+        extra = self.loss.extra_modules.named_parameters("extra_losses")
+        self.trained = dict(agent.named_parameters()) | {
+            name: parameter for name, parameter in extra if not any(parameter is own for own in agent.parameters())
+        }
+        self.optimizer = (optimizer or self.make_optimizer)(self.trained.values())
+        capturable = self.device.type == "cuda" and hasattr(self.optimizer, "step_where")
+        if cuda_graph and not capturable:
+            raise ValueError(
+                f"cuda_graph=True, but the agent is on {self.device} and its optimizer a "
+                f"{type(self.optimizer).__name__}: it takes a GPU and an optimizer with step_where, such as LaProp."
+            )
+        self.must_capture, self.cuda_graph = bool(cuda_graph), capturable if cuda_graph is None else cuda_graph
+        self.slow_update = SlowUpdate(self.value_loss, self.hyperparameters.slow_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+
+    def make_loss(self, compile: bool) -> DreamerLoss:
+        """The losses of each update; a subclass may change or `add` some."""
+        return make_losses(self.agent, self.hyperparameters, compile, self.priorities)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> LaProp:
+        """The official optimizer."""
+        h, on_gpu = self.hyperparameters, self.device.type == "cuda"
+        rate = torch.tensor(h.learning_rate, dtype=torch.float64, device=self.device) if on_gpu else h.learning_rate
+        options = {"warmup": h.warmup, "capturable": on_gpu, "native": self.native}
+        return LaProp(parameters, rate, h.betas, h.eps, h.clip, **options)
 
     def update(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
         """Learn from steps ``[B, context + T]``.
 
         Returns the metrics (0-dim tensors; the objective is the sum of its ``loss_*``) and the latents ``[B, T]`` to
-        write back to the replay: ``belief`` and the class indices of ``state``, one byte each.
+        write back to the replay: ``belief`` and the class indices of ``state``.
 
         Where a loss or a gradient is not finite, the metric ``finite`` is 0 and nothing that is learned changes.
         """
         check_steps(batch, self._spaces(batch))
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                outcome = self._update_captured(batch)
-        else:
-            outcome = self.step(batch.to(self.device))
+        device = next(self.agent.parameters()).device
+        if device != self.device:
+            raise RuntimeError(
+                f"The agent was moved from {self.device} to {device} after its Learner was built: the optimizer and "
+                "the target critic stayed. Move the agent first, then build the Learner and load its state_dict."
+            )
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            outcome = self._update_captured(batch) if self.cuda_graph else self.step(batch.to(self.device))
         self.gradient_norms = outcome.gradient_norms
         return outcome.metrics, outcome.latents
 
@@ -161,49 +131,68 @@ class Learner:
 
         It reads no value back and changes all that is learned in place, so that a CUDA graph can repeat it.
         """
+        self.zero_grad()
         normalizer = list(self.actor_loss.normalizer.buffers())
         before = [buffer.clone() for buffer in normalizer]
+
+        # Gradients
         losses, data = self.losses(batch, self.draw_noise(*batch.shape))
         objective = total(losses)
         objective.backward()
-        norms = torch.stack(torch._foreach_norm([p.grad for p in self._with_gradient()]))  # [P]
+        self.with_gradient = [name for name, parameter in self.trained.items() if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm([self.trained[name].grad for name in self.with_gradient]))  # [P]
         finite = norms.isfinite().all() & objective.detach().isfinite()
-        self.optimizer.step(where=finite)
+
+        # Update
+        if hasattr(self.optimizer, "step_where"):
+            self.optimizer.step_where(finite)
+        elif finite:
+            self.optimizer.step()
         self.slow_update.step(where=finite)
         for now, then in zip(normalizer, before, strict=True):
             now.copy_(torch.where(finite, now, then))
+
+        # Outcome
         metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
-        state = data["state"].detach().argmax(-1).to(torch.uint8)
-        latents = TensorDict({"belief": data["belief"].detach().float(), "state": state}, batch_size=data.batch_size)
-        self.optimizer.zero_grad()
-        return Outcome(metrics, latents, norms)
+        latents = {"belief": data["belief"].detach().float(), "state": self._packed(data["state"].detach())}
+        if self.priorities:
+            latents["priority"] = data["priority"]
+        self.zero_grad()
+        return Outcome(metrics, TensorDict(latents, batch_size=data.batch_size), norms)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients, also those that somebody else left."""
+        for parameter in self.trained.values():
+            parameter.grad = None
+
+    def _packed(self, state: Tensor) -> Tensor:
+        return self.agent.rssm.latent.pack(state)
 
     def _update_captured(self, batch: TensorDictBase) -> Outcome:
         """Update by a graph; a batch of another form takes the time of another capture.
 
         Where nothing can be captured, which the first attempt shows, updates are launched one by one.
         """
-        if self._capturable and (self._captured is None or not self._captured.fits(self, batch)):
-            self._graphs = self._graphs or CudaGraphs()
-            self._captured = None  # the new graph needs its memory
+        if self.captured is None or not self.captured.fits(self, batch):
+            self.graphs = self.graphs or CudaGraphs()
+            self.captured = None  # the new graph needs its memory
             try:
-                self._captured = CapturedUpdate(self, batch, self._graphs)
+                self.captured = CapturedUpdate(self, batch, self.graphs)
             except RuntimeError as error:
-                self._capturable = False
+                if self.must_capture:
+                    raise
+                self.cuda_graph = False
                 warnings.warn(f"Updates are slow, since no CUDA graph can hold them: {error}", stacklevel=3)
-        return self._captured(batch) if self._captured else self.step(batch.to(self.device))
+                return self.step(batch.to(self.device))
+        return self.captured(batch)
 
     def fault(self, metrics: TensorDictBase) -> str:
         """Name what was not finite in the last update, whose metrics these are."""
         losses = [key for key, value in metrics.items() if key.startswith("loss_") and not value.isfinite()]
         if losses:
             return ", ".join(sorted(losses))
-        names = [name for name, parameter in self.agent.named_parameters() if parameter.requires_grad]
         bad = (~self.gradient_norms.isfinite()).nonzero().flatten().tolist()
-        return "gradient of " + ", ".join(names[index] for index in bad[:5])
-
-    def _with_gradient(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.agent.parameters() if parameter.grad is not None]
+        return "gradient of " + ", ".join(self.with_gradient[index] for index in bad[:5])
 
     def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:
         """What a batch must hold."""
@@ -214,16 +203,13 @@ class Learner:
             state = batch.get("state", None)
             one_hot = state is not None and state.is_floating_point()
             shape = (rssm.stochastic, rssm.classes) if one_hot else (rssm.stochastic,)
-            stored = Discrete((rssm.classes,) * rssm.stochastic, shape, torch.uint8, one_hot)
+            stored = Discrete((rssm.classes,) * rssm.stochastic, shape, rssm.latent.packed_dtype, one_hot)
             spaces |= {"belief": Continuous((rssm.belief_size,)), "state": stored}
         return spaces
 
     def losses(self, batch: TensorDictBase, noise: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """All losses and metrics of a batch under given noise, and the data with everything that was computed."""
-        world_model, data = self.world_model_loss(batch.copy().set("noise", noise))
-        actor, data = self.actor_loss(data)
-        value, data = self.value_loss(data)
-        return world_model.update(actor).update(value), data
+        return self.loss(batch.copy().set("noise", noise))
 
     def draw_noise(self, batch: int, steps: int) -> TensorDict:
         """All randomness of an update of ``[batch, steps]``: uniforms for states, the actor's noise for actions."""
@@ -238,36 +224,24 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next update depends on, each thing once."""
+        extra = self.loss.extra_modules.state_dict()
         return {
             "agent": self.agent.state_dict(),
             "slow_value": dict(self.slow_update.slow),
             "return_normalizer": self.actor_loss.normalizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
-        }
+        } | ({"extra_losses": extra} if extra else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken."""
+        """Continue exactly where `state_dict` was taken."""
         self.agent.load_state_dict(state["agent"])
         for key, value in self.slow_update.slow.items():
             value.copy_(state["slow_value"][key])
         self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         set_generator_state(self.generator, state["generator"])
-
-
-def compiled_twin(network: nn.Module) -> nn.Module:
-    """The same network, compiled: all parameters are shared, and whoever acts with the first one does as without it."""
-    twin = copy.copy(network)
-    twin.compile()
-    return twin
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether compiling is worth its minute: on a GPU, with Triton and the C compiler and headers that it needs."""
-    compilers = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
-    return device.type == "cuda" and find_spec("triton") is not None and compilers and headers
+        self.loss.extra_modules.load_state_dict(state.get("extra_losses", {}))
 
 
 def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:
@@ -301,5 +275,6 @@ def example_batch(agent: Agent, batch: int = 16, length: int = 64, seed: int = 0
     steps["terminated"], steps["done"] = flag[..., :1], flag[..., :2].any(-1, keepdim=True)
     steps["is_init"] = torch.cat([flag[:, :1, 2:], steps["done"][:, :-1]], 1)
     steps["belief"] = torch.randn(*shape, rssm.belief_size, generator=generator).tanh()
-    steps["state"] = torch.randint(rssm.classes, (*shape, rssm.stochastic), generator=generator, dtype=torch.uint8)
+    dtype = rssm.latent.packed_dtype
+    steps["state"] = torch.randint(rssm.classes, (*shape, rssm.stochastic), generator=generator, dtype=dtype)
     return TensorDict(steps, batch_size=shape)

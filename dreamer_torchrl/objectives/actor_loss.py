@@ -1,43 +1,57 @@
-"""What the actor learns from: returns of the dreams that start at every step of a batch."""
+"""The loss of the actor: REINFORCE on imagined rollouts that start at every step of a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
-from torchrl.objectives import LossModule
 
 from dreamer_torchrl.objectives.batch import check_keys
+from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 
 
 def reinforce_loss(
     log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tensor, entropy_scale: float
 ) -> Tensor:
-    """Raise the probability of what turned out better than expected, and stay curious: ``[...]`` each.
+    """REINFORCE with an entropy bonus: ``[...]`` each.
 
     The gradient flows through ``log_prob`` and ``entropy`` alone.
     """
     return -weight.detach() * (log_prob * advantage.detach() + entropy_scale * entropy)
 
 
-class ActorLoss(LossModule):
-    """Dream from every posterior state, judge the dreams, reinforce the actor.
+class Networks(NamedTuple):
+    """What a loss calls and does not train. In a tuple, nn.Module does not register them as submodules."""
+
+    imagine: TensorDictModule
+    reward: TensorDictModule
+    continuation: TensorDictModule
+    value: TensorDictModule
+    slow_value: TensorDictModule | None
+
+
+class ActorLoss(StepLoss):
+    """Imagine from every posterior state, estimate the returns, reinforce the actor.
+
+    Parameters and state are those of the actor and the normalizer; ``to`` moves the other networks as well.
 
     Takes data with ``belief`` and ``state`` ``[...]`` and writes into a copy of it the nested ``imagination``
-    ``[..., H + 1]`` (features, action, continuation, value, ...), of which `ValueLoss` learns, and ``bootstrap``
+    ``[..., H + 1]`` (features, action, continuation, value, ...), which `ValueLoss` needs, and ``bootstrap``
     ``[..., 1]``, the imagined return of each step.
 
     Args:
         imagine: an `ImagineRollout` as module.
         actor: ``features`` to a distribution over flat actions (`Actor.probabilistic_module`).
         reward, continuation, value: heads on ``features``.
-        slow_value: the slow critic's head; given, it replaces the value in returns and advantages (``slowtar``).
-        horizon: discounts here only if it is not already folded into the continue head (``discount_in_continue``).
-        return_lambda: mix of n-step returns.
+        slow_value: the target critic; given, it replaces the value in returns and advantages (``slowtar``).
+        horizon: gamma is 1 - 1 / horizon here, and 1 where the continue head has it (``discount_in_continue``).
+        return_lambda: of the lambda-return.
         entropy_scale: weight of the actor's entropy.
         scale: weight of the loss.
         normalizer: running scale of the returns.
@@ -76,6 +90,7 @@ class ActorLoss(LossModule):
         discount_weight: NestedKey = "discount_weight"
         action_log_prob: NestedKey = "action_log_prob"
         advantage: NestedKey = "advantage"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -98,12 +113,17 @@ class ActorLoss(LossModule):
     ):
         super().__init__()
         self.actor = actor
-        # Judges, not pupils: kept out of this loss's parameters.
-        self.__dict__.update(imagine=imagine, reward=reward, continuation=continuation, value=value)
-        self.__dict__["slow_value"] = slow_value
-        self.discount = 1.0 if discount_in_continue else 1 - 1 / horizon
+        self.networks = Networks(imagine, reward, continuation, value, slow_value)
+        self.gamma = 1.0 if discount_in_continue else 1 - 1 / horizon
         self.return_lambda, self.entropy_scale, self.scale = return_lambda, entropy_scale, scale
         self.normalizer = ReturnNormalizer() if normalizer is None else normalizer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> ActorLoss:
+        """What ``to``, ``double`` and the like do to each tensor."""
+        for network in self.networks:
+            if network is not None:
+                network._apply(fn)
+        return super()._apply(fn)
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -113,35 +133,42 @@ class ActorLoss(LossModule):
     def out_keys(self) -> list[str]:
         return ["loss_actor"]
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """Nothing to do: the return is a pure function here."""
-
     def forward(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """Data ``[...]`` to the loss and the data with its imagination."""
         keys = self.tensor_keys
         check_keys(tensordict, self.in_keys, "ActorLoss")
-        dream = self._dream(tensordict)
-        reward = dream.get(keys.predicted_reward).squeeze(-1)  # [..., H + 1], as all that follow
-        continuation = dream.get(keys.continuation).squeeze(-1)
-        value = self._baseline(dream)
 
-        live = self.discount * continuation[..., 1:]
-        returns = lambda_return(reward[..., 1:], value[..., 1:], live, self.return_lambda)  # [..., H]
-        weight = (self.discount * continuation).cumprod(-1) / self.discount
+        # Imagination
+        imagination = self._imagine(tensordict)
+        reward = imagination.get(keys.predicted_reward).squeeze(-1)  # [..., H + 1]
+        continuation = imagination.get(keys.continuation).squeeze(-1)  # [..., H + 1]
+        value = self._baseline(imagination)  # [..., H + 1]
+
+        # Lambda-return
+        discount = self.gamma * continuation[..., 1:]  # [..., H]
+        returns = lambda_return(reward[..., 1:], value[..., 1:], discount, self.return_lambda)  # [..., H]
+        weight = (self.gamma * continuation).cumprod(-1) / self.gamma  # [..., H + 1]
+
+        # Advantage
         if self.training:
             self.normalizer.update(returns)
-        advantage = (returns - value[..., :-1]) / self.normalizer.scale
+        advantage = (returns - value[..., :-1]) / self.normalizer.scale  # [..., H]
 
-        policy = self.actor.get_dist(dream.select(*self.actor.in_keys))
-        log_prob = policy.log_prob(dream.get(keys.action))
-        entropy = policy.entropy()[..., :-1]
+        # Policy gradient
+        policy = self.actor.get_dist(imagination.select(*self.actor.in_keys))
+        log_prob = policy.log_prob(imagination.get(keys.action))  # [..., H + 1]
+        entropy = policy.entropy()[..., :-1]  # [..., H]
         loss = reinforce_loss(log_prob[..., :-1], advantage, entropy, weight[..., :-1], self.entropy_scale)
+        loss = weighted_mean(loss, importance_weight(tensordict, keys.priority_weight)) * self.scale
 
+        # Critic's data
         for key, tensor in ((keys.lambda_target, returns), (keys.advantage, advantage)):
-            dream.set(key, torch.nn.functional.pad(tensor, (0, 1)).unsqueeze(-1))  # nothing follows the last step
-        dream.set(keys.discount_weight, weight.unsqueeze(-1))
-        dream.set(keys.action_log_prob, log_prob.detach().unsqueeze(-1))
-        data = tensordict.copy().set(keys.imagination, dream).set(keys.bootstrap, returns[..., :1])
+            imagination.set(key, torch.nn.functional.pad(tensor, (0, 1)).unsqueeze(-1))  # no return at the last step
+        imagination.set(keys.discount_weight, weight.unsqueeze(-1))
+        imagination.set(keys.action_log_prob, log_prob.detach().unsqueeze(-1))
+        data = tensordict.copy().set(keys.imagination, imagination).set(keys.bootstrap, returns[..., :1])
+
+        # Metrics
         normalized = (returns - self.normalizer.low) / self.normalizer.scale
         metrics = {
             "entropy": entropy.mean(),
@@ -159,23 +186,22 @@ class ActorLoss(LossModule):
             "return_high": self.normalizer.high.clone(),
             "return_scale": self.normalizer.scale,
         }
-        metrics = {key: metric.detach() for key, metric in metrics.items()}
-        return TensorDict({"loss_actor": loss.mean() * self.scale, **metrics}), data
+        return TensorDict({"loss_actor": loss, **{key: metric.detach() for key, metric in metrics.items()}}), data
 
-    def _dream(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Imagine and let the heads judge; the value keeps its graph, so that `ValueLoss` need not repeat it."""
+    def _imagine(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Roll out and predict; the value keeps its graph, so that `ValueLoss` need not repeat it."""
         keys = self.tensor_keys
         with torch.no_grad():
-            rollout = self.imagine(tensordict.copy())
+            rollout = self.networks.imagine(tensordict.copy())
             features, action = rollout.get(keys.features), rollout.get(keys.action)
-            dream = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
-            self.reward(dream)
-            self.continuation(dream)
-        return self.value(dream)
+            imagination = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
+            self.networks.reward(imagination)
+            self.networks.continuation(imagination)
+        return self.networks.value(imagination)
 
-    def _baseline(self, dream: TensorDictBase) -> Tensor:
+    def _baseline(self, imagination: TensorDictBase) -> Tensor:
         key = self.tensor_keys.state_value
-        if self.slow_value is None:
-            return dream.get(key).detach().squeeze(-1)
+        if self.networks.slow_value is None:
+            return imagination.get(key).detach().squeeze(-1)
         with torch.no_grad():
-            return self.slow_value(dream.select(self.tensor_keys.features)).get(key).squeeze(-1)
+            return self.networks.slow_value(imagination.select(self.tensor_keys.features)).get(key).squeeze(-1)

@@ -11,6 +11,18 @@ from torch.nn import functional as F
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.spaces import Discrete, Space, key_name
 
+TRANSITIONS = (
+    "is TorchRL's root/next layout, where a reward belongs to the observation before it. These losses train on steps, "
+    "where it belongs to the observation that it arrives with, so the rewards would be one step off. Convert "
+    "transitions with dreamer_torchrl.data.offline.steps_from_transitions before they go to the replay."
+)
+
+
+def refuse_transitions(batch: TensorDictBase, reader: str) -> None:
+    """Raise a `ValueError` that names the adapter where a batch holds TorchRL's transitions."""
+    if "next" in batch.keys():  # noqa: SIM118
+        raise ValueError(f"{reader} got a batch with 'next', which {TRANSITIONS}")
+
 
 def check_keys(data: TensorDictBase, needed: Iterable[NestedKey], reader: str) -> None:
     """Raise a `KeyError` that names what is missing and what is there."""
@@ -33,6 +45,7 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
 
     Values are looked at only in batches that lie in the CPU's memory: reading a GPU's would wait for it.
     """
+    refuse_transitions(batch, "The learner")
     check_keys(batch, spaces, "The learner")
     if batch.ndim != 2:
         raise ValueError(f"A batch must be [B, context + T], this one is {list(batch.shape)}.")

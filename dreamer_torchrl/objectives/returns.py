@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 
-def lambda_return(reward: Tensor, value: Tensor, live: Tensor, mix: Tensor | float) -> Tensor:
-    """Mix n-step returns backwards from the last value.
+def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: Tensor | float) -> Tensor:
+    """The lambda-return, backwards from the last value.
 
-    All arguments but ``mix`` are ``[..., T]`` and belong to the step *after* each decision.
+    All arguments but ``lambda_`` are ``[..., T]`` and belong to the step *after* each action.
 
     Args:
         reward: reward received on arrival.
         value: value of the state arrived at.
-        live: discount times how likely the episode goes on from there.
-        mix: lambda, or ``[..., T]`` with 0 where the sequence breaks and the value must stand for all that follows.
+        discount: gamma times the probability that the episode continues from there.
+        lambda_: a number, or ``[..., T]`` with 0 where the sequence breaks, so that the return bootstraps there.
 
     Returns:
-        Returns ``[..., T]`` of the states before each decision.
+        Returns ``[..., T]`` of the states before each action.
 
     Example:
         >>> one = torch.ones(3)
         >>> lambda_return(one, one, one, 1.0)
         tensor([4., 3., 2.])
     """
-    immediate = (reward + live * (1 - mix) * value).unbind(-1)
-    onward = (live * mix).unbind(-1)
+    immediate = (reward + discount * (1 - lambda_) * value).unbind(-1)
+    onward = (discount * lambda_).unbind(-1)
     returns = [value[..., -1]]
     for now, factor in zip(immediate[::-1], onward[::-1], strict=True):
         returns.append(torch.addcmul(now, factor, returns[-1]))

@@ -1,4 +1,4 @@
-"""What the critic learns from: imagined returns, and the recorded ones that end in imagined returns."""
+"""The loss of the critic, on imagined and on replayed returns, and its target network."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictParams
 from torch import Tensor
-from torchrl.objectives import LossModule, SoftUpdate
 
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
-from dreamer_torchrl.objectives.batch import check_keys
+from dreamer_torchrl.objectives.batch import check_keys, refuse_transitions
+from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
 from dreamer_torchrl.objectives.returns import lambda_return
 
 
 def two_hot_loss(
     logits: Tensor, bins: Tensor, target: Tensor, slow: Tensor, slow_scale: float, native: bool = False
 ) -> Tensor:
-    """Cross entropy to the return and, so that the critic does not run after itself, to the slow critic's word.
+    """Cross entropy to the return and, as a regularizer, to the prediction of the target critic.
 
     ``[..., bins]``, ``[bins]``, ``[..., 1]`` and ``[..., 1]`` to ``[...]``.
     """
     return two_hot_cross_entropy(logits, bins, torch.cat([target, slow], -1), (1.0, slow_scale), native)
 
 
-class ValueLoss(LossModule):
-    """Train the critic on imagination and on replay; keeps the slow critic as target parameters.
+class ValueLoss(StepLoss):
+    """Train the critic on imagination and on replay; the target critic is its target parameters.
 
     Step a ``torchrl.objectives.SoftUpdate(value_loss, tau=0.02)`` after each update. The replay term needs sequences
     ``[B, T]`` with rewards and ``bootstrap``; its gradient reaches the world model.
 
     Args:
         value: head on ``features``.
-        slow_scale: weight of the slow critic's word (``slowreg``).
-        horizon, return_lambda: of the replay return.
-        replay_grad: whether the replay term teaches the latents (``repval_grad``).
+        slow_scale: weight of the regularizer towards the target critic (``slowreg``).
+        horizon, return_lambda: of the replay return; gamma is 1 - 1 / horizon.
+        replay_grad: whether the replay term has a gradient for the latents (``repval_grad``).
         scale, replay_scale: of the two terms; a ``replay_scale`` of 0 leaves the replay term out.
         bins: of the value head.
 
@@ -66,6 +66,7 @@ class ValueLoss(LossModule):
         state_value_logits: NestedKey = "state_value_logits"
         lambda_target: NestedKey = "lambda_target"
         discount_weight: NestedKey = "discount_weight"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -89,7 +90,7 @@ class ValueLoss(LossModule):
         super().__init__()
         self.convert_to_functional(value, "value", create_target_params=True)
         self.slow_scale, self.return_lambda, self.replay_grad = slow_scale, return_lambda, replay_grad
-        self.discount = 1 - 1 / horizon
+        self.gamma = 1 - 1 / horizon
         self.scale, self.replay_scale = scale, replay_scale
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
 
@@ -104,20 +105,22 @@ class ValueLoss(LossModule):
     def out_keys(self) -> list[str]:
         return ["loss_value", "loss_replay_value"] if self.replay_scale else ["loss_value"]
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """Nothing to do: the return is a pure function here."""
-
     def forward(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """Data with its imagination, as `ActorLoss` gives it, to the losses and the same data."""
         keys = self.tensor_keys
+        refuse_transitions(tensordict, "ValueLoss")
         check_keys(tensordict, self.in_keys, "ValueLoss")
-        losses = {"loss_value": self._imagined(tensordict.get(keys.imagination)) * self.scale}
+        weight = importance_weight(tensordict, keys.priority_weight)
+        imagined = self._imagined(tensordict.get(keys.imagination))  # [..., H]
+        losses = {"loss_value": weighted_mean(imagined, weight) * self.scale}
         if self.replay_scale:
-            losses["loss_replay_value"] = self._replayed(tensordict) * self.replay_scale
+            replayed = self._replayed(tensordict)  # [B, T - 1]
+            weight = None if weight is None else weight[:, :-1]
+            losses["loss_replay_value"] = weighted_mean(replayed, weight) * self.replay_scale
         return TensorDict(losses), tensordict
 
     def slow_value(self) -> TensorDictModuleBase:
-        """The slow critic as a module of its own, for `ActorLoss`."""
+        """The target critic as a module of its own, for `ActorLoss`."""
         return SlowValue(self)
 
     def _imagined(self, dream: TensorDictBase) -> Tensor:
@@ -129,7 +132,7 @@ class ValueLoss(LossModule):
         slow = self.predict_slow(dream.get(keys.features))
         target, weight = dream.get(keys.lambda_target), dream.get(keys.discount_weight).squeeze(-1)
         loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.native)
-        return (weight.detach() * loss)[..., :-1].mean()  # the last step has a value, but no return
+        return (weight.detach() * loss)[..., :-1]  # the last step has a value, but no return
 
     def _replayed(self, data: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
@@ -148,13 +151,13 @@ class ValueLoss(LossModule):
             data.get(keys.bootstrap).squeeze(-1),
             data.get(keys.terminated).squeeze(-1).to(logits.dtype),
             done,
-            self.discount,
+            self.gamma,
             self.return_lambda,
         )
         loss = two_hot_loss(
             logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale, self.native
         )
-        return ((1 - done[:, :-1]) * loss).mean()
+        return (1 - done[:, :-1]) * loss
 
     def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
         data = TensorDict({self.tensor_keys.features: features}, batch_size=features.shape[:-1])
@@ -164,38 +167,17 @@ class ValueLoss(LossModule):
 
     @torch.no_grad()
     def predict_slow(self, features: Tensor) -> Tensor:
-        """What the slow critic says: ``[..., F]`` to ``[..., 1]``."""
+        """The target critic's value: ``[..., F]`` to ``[..., 1]``."""
         return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value)
 
     @torch.no_grad()
     def slow_logits(self, features: Tensor) -> Tensor:
-        """The slow critic's distribution: ``[..., F]`` to ``[..., bins]``."""
+        """The target critic's distribution: ``[..., F]`` to ``[..., bins]``."""
         return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value_logits)
 
 
-class SlowUpdate(SoftUpdate):
-    """Move the slow critic towards the other: TorchRL's `SoftUpdate` in one operation, which may be told to do nothing.
-
-    Args:
-        value_loss: on its device, and not moved from there afterwards.
-        tau: share of the way.
-    """
-
-    def __init__(self, value_loss: ValueLoss, tau: float):
-        super().__init__(value_loss, tau=tau)
-        slow, fast = value_loss.target_value_params.data, value_loss.value_params.data
-        self.slow = {".".join(key): value for key, value in slow.items(True, True)}  # looked up once: it takes long
-        self.fast = [fast.get(key) for key in slow.keys(True, True)]
-        self.tau = tau
-
-    def step(self, where: Tensor | None = None) -> None:
-        """Move, unless ``where`` is False; it is not read back."""
-        weight = self.tau if where is None else [where * self.tau] * len(self.fast)
-        torch._foreach_lerp_(list(self.slow.values()), self.fast, weight)
-
-
 class SlowValue(TensorDictModuleBase):
-    """Face of the slow critic that lives in a `ValueLoss`."""
+    """The target critic of a `ValueLoss` as a module."""
 
     def __init__(self, value_loss: ValueLoss):
         super().__init__()
@@ -210,20 +192,20 @@ class SlowValue(TensorDictModuleBase):
         return [self.value_loss.tensor_keys.state_value]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the slow critic's value next to the features."""
+        """Write the target critic's value next to the features."""
         return tensordict.set(self.out_keys[0], self.value_loss.predict_slow(tensordict.get(self.in_keys[0])))
 
 
 def replay_return(
-    reward: Tensor, bootstrap: Tensor, terminated: Tensor, done: Tensor, discount: float, return_lambda: float
+    reward: Tensor, bootstrap: Tensor, terminated: Tensor, done: Tensor, gamma: float, return_lambda: float
 ) -> Tensor:
-    """Lambda return of a recorded sequence: ``[B, T]`` each to ``[B, T - 1]``.
+    """Lambda-return of a recorded sequence: ``[B, T]`` each to ``[B, T - 1]``.
 
-    Each step's value is the return that imagination found from there, and a recorded end breaks the mix.
+    Each step's value is its imagined return. The return bootstraps from it at the end of an episode.
     """
-    live = (1 - terminated[:, 1:]) * discount
-    mix = return_lambda * (1 - done[:, 1:])
-    return lambda_return(reward[:, 1:], bootstrap[:, 1:], live, mix)
+    discount = (1 - terminated[:, 1:]) * gamma
+    lambda_ = return_lambda * (1 - done[:, 1:])
+    return lambda_return(reward[:, 1:], bootstrap[:, 1:], discount, lambda_)
 
 
 def _inside(outer: NestedKey, inner: NestedKey) -> tuple[str, ...]:

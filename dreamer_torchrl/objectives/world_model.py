@@ -1,4 +1,4 @@
-"""What the world model learns from: its own surprise, the observation, the reward and whether the episode goes on."""
+"""The loss of the world model: KL of the latents, reconstruction, reward and continuation."""
 
 from __future__ import annotations
 
@@ -9,42 +9,33 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.objectives import LossModule
 
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.decoder import reconstruction_key, reconstruction_loss
-from dreamer_torchrl.modules.distributions import Binary, two_hot_bins, two_hot_cross_entropy, unimix_probs
+from dreamer_torchrl.modules.distributions import Binary, two_hot_bins, two_hot_cross_entropy
+from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Space, key_name
-from dreamer_torchrl.objectives.batch import check_keys, split_context
+from dreamer_torchrl.objectives.batch import check_keys, refuse_transitions, split_context
+from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
 
 SCALES = {"reconstruction": 1.0, "reward": 1.0, "continue": 1.0, "dynamics": 1.0, "representation": 0.1}
 
 
-def kl(posterior: Tensor, prior: Tensor, free_nats: float, unimix: float) -> tuple[Tensor, Tensor]:
-    """KL of posterior from prior twice, with the same value and other gradients.
+def kl(latent: CategoricalLatent, posterior: Tensor, prior: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
+    """Dynamics and representation loss of each step: logits ``[..., S, K]`` to ``[...]`` each.
 
-    The first teaches the prior (dynamics), the second the posterior (representation). The state's variables are summed
-    before the free nats are taken: logits ``[..., S, K]`` to ``[...]`` each.
+    The variables are summed before the free nats are taken.
     """
-    p, q = unimix_probs(posterior, unimix), unimix_probs(prior, unimix)
-    log_p, log_q = p.log(), q.log()
-    dynamics = (p.detach() * (log_p.detach() - log_q)).sum((-1, -2))
-    representation = (p * (log_p - log_q.detach())).sum((-1, -2))
+    dynamics, representation = latent.kl(posterior, prior)
     return dynamics.clamp_min(free_nats), representation.clamp_min(free_nats)
 
 
-def entropy(logits: Tensor, unimix: float) -> Tensor:
-    """Entropy of a state, summed over its variables: ``[..., S, K]`` to ``[...]``."""
-    probs = unimix_probs(logits, unimix)
-    return -(probs * probs.log()).sum((-1, -2))
-
-
-class WorldModelLoss(LossModule):
+class WorldModelLoss(StepLoss):
     """Train encoder, RSSM, decoder, reward and continue heads on recorded steps.
 
     Takes a batch ``[B, context + T]`` of steps and gives, beside the losses, the data ``[B, T]`` on which `ActorLoss`
     and `ValueLoss` go on: the steps with ``belief``, ``state`` and ``features``, whose gradient reaches back into the
-    model.
+    model. Importance weights of a prioritized sampler, ``priority_weight`` ``[B, context + T]``, are optional.
 
     Args:
         encoder: observation keys to ``encoded_latents``.
@@ -54,12 +45,14 @@ class WorldModelLoss(LossModule):
         continuation: ``features`` to ``continue_logits``.
         spaces: what each observation key holds.
         action_space: turns the recorded action into the flat one.
-        context: leading steps that only give the start latent, as stored with them; 0 starts from nothing.
-        free_nats, unimix: of the KL terms.
+        latent: the kind of stochastic state, which has the KL (``agent.rssm.latent``).
+        context: leading steps that only give the start latent, as stored with them; 0 starts from zeros.
+        free_nats: below this KL there is no gradient.
         horizon: folded into the continue target if ``discount_in_continue`` (official ``contdisc``).
-        reward_grad: whether the reward's error teaches the latents.
+        reward_grad: whether the reward loss has a gradient for the latents.
         scales: of ``reconstruction``, ``reward``, ``continue``, ``dynamics``, ``representation``.
         bins: of the reward head.
+        priorities: write the loss of each step, ``priority`` ``[B, T]``, into the data, for a prioritized sampler.
 
     Example:
         >>> from dreamer_torchrl.learners.learner import example_batch
@@ -75,6 +68,7 @@ class WorldModelLoss(LossModule):
         ...     agent.continuation.tensordict_module(),
         ...     agent.spaces,
         ...     agent.action_space,
+        ...     agent.rssm.latent,
         ... )
         >>> losses, data = loss(example_batch(agent, batch=2, length=4))
         >>> sum(losses[key] for key in loss.out_keys).backward()
@@ -94,6 +88,8 @@ class WorldModelLoss(LossModule):
         posterior_logits: NestedKey = "posterior_logits"
         reward_logits: NestedKey = "reward_logits"
         continue_logits: NestedKey = "continue_logits"
+        priority: NestedKey = "priority"
+        priority_weight: NestedKey = "priority_weight"
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
@@ -108,21 +104,22 @@ class WorldModelLoss(LossModule):
         continuation: TensorDictModule,
         spaces: Mapping[NestedKey, Space],
         action_space: ActionSpace,
+        latent: CategoricalLatent,
         *,
         context: int = 1,
         free_nats: float = 1.0,
-        unimix: float = 0.01,
         horizon: float = 333,
         discount_in_continue: bool = True,
         reward_grad: bool = True,
         scales: Mapping[str, float] | None = None,
         bins: int = 255,
+        priorities: bool = False,
     ):
         super().__init__()
         self.encoder, self.dynamics, self.decoder = encoder, dynamics, decoder
         self.reward, self.continuation = reward, continuation
         self.spaces, self.action_space, self.context = dict(spaces), action_space, context
-        self.free_nats, self.unimix, self.reward_grad = free_nats, unimix, reward_grad
+        self.latent, self.free_nats, self.reward_grad, self.priorities = latent, free_nats, reward_grad, priorities
         self.continue_target = 1 - 1 / horizon if discount_in_continue else 1.0
         self.scales = {**SCALES, **(scales or {})}
         if unknown := self.scales.keys() - SCALES.keys():
@@ -139,23 +136,26 @@ class WorldModelLoss(LossModule):
     def out_keys(self) -> list[str]:
         return [f"loss_{term}" for term in SCALES]
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """Nothing to do: there is no value estimator here."""
-
     def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """Steps ``[B, context + T]`` to losses and data ``[B, T]``."""
         keys = self.tensor_keys
+        refuse_transitions(batch, "WorldModelLoss")
         check_keys(batch, self.in_keys, "WorldModelLoss")
         data = split_context(batch, self.context, self.action_space, keys.belief, keys.state)
+
+        # Posterior, prior
         self.encoder(data)
         self.dynamics(data)
+        posterior, prior = data.get(keys.posterior_logits), data.get(keys.prior_logits)
+
+        # Predictions
         self.decoder(data)
         heads = data if self.reward_grad else data.copy().set(keys.features, data.get(keys.features).detach())
         data.update(self.reward(heads).select(*self.reward.out_keys))
         self.continuation(data)
 
-        posterior, prior = data.get(keys.posterior_logits), data.get(keys.prior_logits)
-        dynamics, representation = kl(posterior, prior, self.free_nats, self.unimix)  # [B, T]
+        # Losses, [B, T] each
+        dynamics, representation = kl(self.latent, posterior, prior, self.free_nats)
         reconstruction = {
             key: reconstruction_loss(space, data.get(reconstruction_key(key)), data.get(key))
             for key, space in self.spaces.items()
@@ -164,18 +164,21 @@ class WorldModelLoss(LossModule):
             data.get(keys.reward_logits), self.bins, data.get(keys.reward), native=self.native
         )
         target = (~data.get(keys.terminated)).to(reward.dtype) * self.continue_target
-        continues = -Binary(data.get(keys.continue_logits)).log_prob(target)
-
         terms = {
             "dynamics": dynamics,
             "representation": representation,
             "reconstruction": sum(reconstruction.values()),
             "reward": reward,
-            "continue": continues,
+            "continue": -Binary(data.get(keys.continue_logits)).log_prob(target),
         }
-        losses = {f"loss_{term}": value.mean() * self.scales[term] for term, value in terms.items()}
+        weight = importance_weight(data, keys.priority_weight)
+        losses = {f"loss_{term}": weighted_mean(value, weight) * self.scales[term] for term, value in terms.items()}
+        if self.priorities:
+            data.set(keys.priority, sum(self.scales[term] * value.detach() for term, value in terms.items()))
+
+        # Metrics
         with torch.no_grad():
             metrics = {f"reconstruction/{key_name(key)}": value.mean() for key, value in reconstruction.items()}
-            metrics["prior_entropy"] = entropy(prior, self.unimix).mean()
-            metrics["posterior_entropy"] = entropy(posterior, self.unimix).mean()
+            metrics["prior_entropy"] = self.latent.entropy(prior).mean()
+            metrics["posterior_entropy"] = self.latent.entropy(posterior).mean()
         return TensorDict({**losses, **metrics}), data

@@ -16,7 +16,6 @@ from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, ima
 from dreamer_torchrl.modules.rssm import features_of
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
 from dreamer_torchrl.objectives.batch import check_keys, split_context
-from dreamer_torchrl.objectives.world_model import kl
 
 STEPS, CONTEXT = 64, 5
 """How long a dream lasts, and how many of these steps are seen before it begins."""
@@ -247,7 +246,7 @@ def observe(agent: Agent, steps: TensorDictBase, generator: torch.Generator) -> 
         noise=state_noise(agent, 1, len(steps), generator),
     )
     action = agent.action_space.flatten({key: sequence[key] for key in agent.action_space.keys})
-    surprise, _ = kl(posterior, prior, free_nats=0.0, unimix=agent.rssm.unimix)
+    surprise, _ = agent.rssm.latent.kl(posterior, prior)
     return Latents(belief[0], state[0], action[0].to(belief.dtype), surprise[0])
 
 

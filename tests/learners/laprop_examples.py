@@ -17,10 +17,8 @@ from dreamer_torchrl.learners.laprop import LaProp
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODES = {
-    "one_by_one": {"foreach": False},
-    "foreach": {"foreach": True},
-    "capturable": {"foreach": True, "capturable": True},
-    "capturable_one_by_one": {"foreach": False, "capturable": True},
+    "foreach": {},
+    "capturable": {"capturable": True},
     "native": {"native": True},  # plain where no kernels can be built
 }
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())

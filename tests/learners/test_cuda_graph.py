@@ -250,11 +250,16 @@ def test_a_capture_that_fails_changes_nothing() -> None:
     class NoMemory(TapeGraphs):
         def record(self, body: Callable[[], Any], generator: torch.Generator) -> tuple[Callable[[], None], Any]:
             body()
+            parameter = next(learner.agent.parameters())
+            parameter.grad = torch.ones_like(parameter)  # as a step leaves them that fails on the way
+                next(learner.agent.parameters())
+            )  # as a step leaves them that fails on the way
             raise torch.cuda.OutOfMemoryError
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
         CapturedUpdate(learner, batch, NoMemory())
     assert differences(learner.state_dict(), before) == []
+    assert all(parameter.grad is None for parameter in learner.agent.parameters())
 
 
 def test_a_learner_that_cannot_be_captured_learns_all_the_same() -> None:
@@ -267,24 +272,27 @@ def test_a_learner_that_cannot_be_captured_learns_all_the_same() -> None:
             attempts.append(body())
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    learner._graphs = Broken()
+    learner.graphs, learner.cuda_graph = Broken(), True
     batches = batches_for(learner, 3)
     with pytest.warns(UserWarning, match="no CUDA graph can hold them: operation not permitted"):
-        outcomes = [learner._update_captured(batches[0])]
-    outcomes += [learner._update_captured(batch) for batch in batches[1:]]
+        outcomes = [learner.update(batches[0])]
+    outcomes += [learner.update(batch) for batch in batches[1:]]
     assert len(attempts) == 1
     for batch, outcome in zip(batches, outcomes, strict=True):
-        assert differences(plainly(outcome), plainly(plain.step(batch))) == []
+        assert differences(plainly(Outcome(*outcome, None))[:2], plainly(plain.step(batch))[:2]) == []
+    with pytest.raises(ValueError, match="takes a GPU"):
+        Learner(learner.agent, cuda_graph=True)
 
 
 def test_a_learner_captures_once_for_each_form_of_batch() -> None:
     plain, learner = learner_for(), learner_for()
-    learner._graphs = TapeGraphs()
+    learner.graphs, learner.cuda_graph = TapeGraphs(), True
     graphs = []
     for length in (3, 3, 4, 4):
         (batch,) = batches_for(learner, 1, length)
-        assert differences(plainly(learner._update_captured(batch)), plainly(plain.step(batch))) == []
-        graphs.append(learner._captured)
+        found, expected = Outcome(*learner.update(batch), None), plain.step(batch)
+        assert differences(plainly(found)[:2], plainly(expected)[:2]) == []
+        graphs.append(learner.captured)
     assert graphs[0] is graphs[1] is not graphs[2] is graphs[3]
 
 
@@ -297,8 +305,13 @@ def test_what_a_graph_cannot_follow_does_not_fit() -> None:
         assert not captured.fits(learner, other)
     assert not captured.fits(learner, batch.exclude("belief"))
     assert not captured.fits(learner, batch.clone().set("more", batch["reward"]))
-    learner.optimizer.param_groups[0]["lr"] /= 2
-    assert not captured.fits(learner, batch)
+    group = learner.optimizer.param_groups[0]
+    group["lr"] /= 2
+    assert not captured.fits(learner, batch)  # a number is fixed
+    group["lr"] = torch.tensor(1e-3)
+    captured = CapturedUpdate(learner, batch, TapeGraphs())
+    group["lr"].mul_(0.5)
+    assert captured.fits(learner, batch)  # a tensor is followed
 
 
 # On a device that holds no numbers
@@ -374,11 +387,11 @@ def test_a_captured_learner_goes_on_from_a_saved_state() -> None:
     for batch in batches[:2]:
         kept.update(batch)
     back.load_state_dict(copy.deepcopy(kept.state_dict()))
-    graph = back._captured
+    graph = back.captured
     for batch in batches[2:]:
         expected, found = kept.update(batch), back.update(batch)
         torch.testing.assert_close(found[0].to_dict(), expected[0].to_dict(), rtol=1e-4, atol=1e-5)
-    assert back._captured is graph
+    assert back.captured is graph
 
 
 @needs_gpu

@@ -20,7 +20,9 @@ from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
 from dreamer_torchrl.learners.learner import example_batch, set_generator_state, total
 from dreamer_torchrl.modules import observe
+from dreamer_torchrl.objectives.common import DreamerLoss
 from tests.learners.learner_examples import TINY, learner_for, losses_of, weights
+from tests.objectives.examples import tiny_learner
 
 SMALL = Size(belief=64, hidden=16, stochastic=8, classes=4, blocks=4, depth=2, units=16)
 SEEN = Composite(
@@ -171,6 +173,124 @@ def test_a_batch_is_left_as_it_was() -> None:
     assert (batch == before).all()
 
 
+def test_gradients_that_were_left_do_not_count() -> None:
+    learner, same = learner_for(), learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    for parameter in learner.agent.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner.update(batch), same.update(batch)
+    assert (weights(learner.agent) == weights(same.agent)).all()
+
+
+@pytest.mark.parametrize("classes", [256, 300])
+def test_states_of_many_classes_come_back(classes: int) -> None:
+    """A byte holds 256 classes."""
+    agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), replace(TINY, classes=classes))
+    learner = Learner(agent, FAST)
+    batch = example_batch(agent, batch=4, length=20)
+    _, data = learner.losses(batch, learner.draw_noise(*batch.shape))
+    state = Learner(agent, FAST).update(batch)[1]["state"]
+    assert state.long().equal(data["state"].argmax(-1))
+    assert state.dtype == (torch.uint8 if classes == 256 else torch.int16)
+    learner.update(batch[:, :20].clone().update({"state": state}))
+
+
+def test_an_agent_that_was_moved_is_refused() -> None:
+    """Optimizer and target critic stay where they were built."""
+    learner = learner_for()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    learner.agent.to("meta")
+    with pytest.raises(RuntimeError, match="moved from cpu to meta after its Learner was built"):
+        learner.update(batch)
+
+
+def test_a_float64_agent_learns() -> None:
+    learner = Learner(build_agent(SEEN, DONE, TINY, dtype=torch.float64).double(), FAST)
+    metrics, latents = learner.update(example_batch(learner.agent, batch=2, length=4))
+    assert metrics["finite"] == 1 and latents["belief"].dtype == torch.float32
+    assert all(parameter.isfinite().all() for parameter in learner.agent.parameters())
+
+
+# What is added to it
+
+
+def test_priorities_are_the_world_models_loss_of_each_step() -> None:
+    learner, usual = tiny_learner(priorities=True), tiny_learner()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    metrics, latents = learner.update(batch)
+    assert latents["priority"].shape == (2, 4) and not latents["priority"].requires_grad
+    terms = ("dynamics", "representation", "reconstruction", "reward", "continue")
+    assert_close(latents["priority"].mean(), sum(metrics[f"loss_{term}"] for term in terms))
+    assert "priority" not in usual.update(batch)[1].keys()  # noqa: SIM118
+
+
+def test_importance_weights_weigh_sequences() -> None:
+    """Ones change no bit; a sequence of weight 0 has no gradient, as if its batch were only half as large."""
+    learner = tiny_learner()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    noise = learner.draw_noise(*batch.shape)
+
+    def gradients(batch: TensorDict, noise: TensorDict) -> tuple[TensorDict, list[Tensor]]:
+        learner.zero_grad()
+        learner.actor_loss.eval()  # the normalizer sees all returns
+        losses, _ = learner.losses(batch, noise)
+        total(losses).backward()
+        return losses.detach(), [parameter.grad for parameter in learner.agent.parameters()]
+
+    plain, expected = gradients(batch, noise)
+    found, same = gradients(batch.clone().set("priority_weight", torch.ones(2, 5)), noise)
+    assert (plain == found).all() and all(torch.equal(*pair) for pair in zip(expected, same, strict=True))
+    weight = torch.tensor([2.0, 0.0]).expand(5, 2).T
+    _, found = gradients(batch.clone().set("priority_weight", weight.unsqueeze(-1)), noise)
+    _, alone = gradients(batch[:1].clone(), noise[:1])
+    for one, other in zip(found, alone, strict=True):
+        assert (one - other).norm() <= 1e-3 * other.norm()
+
+
+class Smoothness(torch.nn.Module):
+    """An extra loss with a parameter of its own: beliefs should be predictable from the one before."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.layer = torch.nn.Linear(size, size)
+
+    def forward(self, data: TensorDict) -> TensorDict:
+        error = self.layer(data["belief"][:, :-1]) - data["belief"][:, 1:]
+        return TensorDict({"loss_smoothness": error.square().mean(), "smoothness": error.detach().abs().mean()})
+
+
+def test_an_extra_loss_is_trained_and_saved() -> None:
+    """A function or a module; its own parameters are trained with the agent's."""
+
+    def quiet(data: TensorDict) -> TensorDict:
+        return TensorDict({"loss_quiet": 1e-3 * data["belief"].square().mean()})
+
+    learner = tiny_learner(extra_losses=[Smoothness(TINY.belief), quiet], warmup=0)
+    batch = example_batch(learner.agent, batch=2, length=4)
+    before = learner.loss.extra[0].layer.weight.detach().clone()
+    metrics, _ = learner.update(batch)
+    assert {"loss_smoothness", "smoothness", "loss_quiet"} <= set(metrics.keys())
+    assert_close(metrics["objective"], sum(value for key, value in metrics.items() if key.startswith("loss_")))
+    assert not learner.loss.extra[0].layer.weight.equal(before)
+    other = tiny_learner(extra_losses=[Smoothness(TINY.belief), quiet], warmup=0)
+    other.load_state_dict(learner.state_dict())
+    assert other.loss.extra[0].layer.weight.equal(learner.loss.extra[0].layer.weight)
+
+
+def test_a_subclass_changes_the_losses() -> None:
+    class Curious(Learner):
+        def make_loss(self, compile: bool) -> DreamerLoss:
+            loss = super().make_loss(compile)
+            loss.add(Smoothness(self.agent.rssm.belief_size))
+            return loss
+
+    learner = Curious(build_agent(SEEN, DONE, TINY), FAST)
+    assert learner.update(example_batch(learner.agent, batch=2, length=4))[0]["loss_smoothness"] > 0
+    learner.loss.add(lambda data: TensorDict({"loss_actor": data["belief"].sum()}))
+    with pytest.raises(ValueError, match="gives loss_actor, which is there"):
+        learner.update(example_batch(learner.agent, batch=2, length=4))
+
+
 # Repetition
 
 
@@ -246,7 +366,7 @@ def test_compiled_networks_and_steps_give_the_same_numbers_and_gradients() -> No
             trained |= dict(getattr(learner.agent, name).named_parameters(name))
         gradients = torch.autograd.grad(total(losses), list(trained.values()))
         with torch.no_grad():
-            dream = learner.actor_loss.imagine(data)
+            dream = learner.actor_loss.networks.imagine(data)
         found.append((losses.to_dict(), dict(zip(trained, gradients, strict=True)), dream.to_dict()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
     assert len(found[0][1]) > 30 and {"features", "action"} <= found[0][2].keys()

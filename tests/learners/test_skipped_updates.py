@@ -8,19 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torchrl.trainers.algorithms import DreamerV3Optimizer
 
-from dreamer_torchrl.learners.laprop import LaProp
-from dreamer_torchrl.learners.learner import Learner, example_batch
+from dreamer_torchrl.learners.learner import Learner, MakeOptimizer, example_batch
 from tests.objectives.examples import tiny_learner
 from tests.training.training_examples import differences
 
-both_ways = pytest.mark.parametrize("foreach", [False, True])
-
-
-def weights(seed: int) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((5, 3), (3,), ())]
+OPTIMIZERS: dict[str, MakeOptimizer | None] = {
+    "laprop": None,
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    "torchrl": lambda parameters: DreamerV3Optimizer(parameters, lr=1e-3, warmup_steps=0),
+}
 
 
 def learned(learner: Learner) -> dict[str, Any]:
@@ -29,41 +27,9 @@ def learned(learner: Learner) -> dict[str, Any]:
     return {name: part for name, part in state.items() if name != "generator"}
 
 
-def stepped(where: Tensor | None, poison: float, foreach: bool) -> tuple[list[nn.Parameter], LaProp]:
-    """Three updates, the second of which has a poisoned gradient and this ``where``."""
-    parameters = weights(0)
-    optimizer = LaProp(parameters, lr=0.1, warmup=2, foreach=foreach)
-    for number in range(3):
-        for parameter, gradient in zip(parameters, weights(1 + number), strict=True):
-            parameter.grad = gradient.detach() + (poison if number == 1 else 0)
-        optimizer.step(where=where if number == 1 else torch.tensor(True))
-    return parameters, optimizer
-
-
-@both_ways
-@pytest.mark.parametrize("poison", [0.0, math.nan, math.inf])
-def test_a_step_that_is_switched_off_leaves_no_trace(poison: float, foreach: bool) -> None:
-    parameters, optimizer = stepped(torch.tensor(False), poison, foreach)
-    others = weights(0)
-    other = LaProp(others, lr=0.1, warmup=2, foreach=foreach)
-    for number in (0, 2):
-        for parameter, gradient in zip(others, weights(1 + number), strict=True):
-            parameter.grad = gradient.detach()
-        other.step()
-    assert differences(optimizer.state_dict(), other.state_dict()) == []
-    assert differences([p.data for p in parameters], [p.data for p in others]) == []
-
-
-@both_ways
-def test_a_step_that_is_switched_on_is_the_plain_one(foreach: bool) -> None:
-    on, optimizer = stepped(torch.tensor(True), 0.0, foreach)
-    plain, other = stepped(None, 0.0, foreach)
-    assert differences(optimizer.state_dict(), other.state_dict()) == []
-    assert differences([p.data for p in on], [p.data for p in plain]) == []
-
-
-def test_a_learner_skips_a_loss_that_is_not_finite() -> None:
-    learner = tiny_learner(reconstruction_scale=math.inf)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_a_learner_skips_a_loss_that_is_not_finite(optimizer: MakeOptimizer | None) -> None:
+    learner = tiny_learner(reconstruction_scale=math.inf, optimizer=optimizer)
     before = learned(learner)
     metrics, _ = learner.update(example_batch(learner.agent, 2, 4))
     assert not metrics["finite"]
@@ -84,3 +50,29 @@ def test_a_gradient_alone_is_named() -> None:
     metrics, _ = learner.update(example_batch(agent, 2, 4))
     assert metrics["finite"]
     assert differences(learned(learner), before) != []
+
+
+def test_a_fault_is_named_where_a_parameter_before_it_has_no_gradient() -> None:
+    """Norms are those of parameters with a gradient, and so are the names."""
+    learner = tiny_learner()
+    first, second = learner.agent.encoder.parameters(), learner.agent.actor.parameters()
+    next(first).requires_grad_(False)
+    bad = next(second)
+    bad.register_hook(torch.full_like(bad, math.inf).mul)
+    metrics, _ = learner.update(example_batch(learner.agent, 2, 4))
+    (name,) = (name for name, parameter in learner.agent.named_parameters() if parameter is bad)
+    assert learner.fault(metrics) == f"gradient of {name}"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_any_optimizer_trains(optimizer: MakeOptimizer | None) -> None:
+    """And goes on from a saved state."""
+    torch.manual_seed(0)
+    learner = tiny_learner(optimizer=optimizer, warmup=0, learning_rate=1e-3)
+    batch = example_batch(learner.agent, 2, 4)
+    metrics = [learner.update(batch)[0] for _ in range(20)]
+    assert metrics[-1]["objective"] < metrics[0]["objective"]
+    other = tiny_learner(optimizer=optimizer, warmup=0, learning_rate=1e-3)
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    learner.update(batch), other.update(batch)
+    assert differences(learned(learner), learned(other)) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from torchrl.data import Composite, OneHot, Unbounded
 
 from dreamer_torchrl import Agent, Hyperparameters, Learner, Size, WorldModelLoss
+from dreamer_torchrl.learners.learner import MakeOptimizer
 from dreamer_torchrl.modules import ObserveSequence, TwoHot
+from dreamer_torchrl.objectives.common import ExtraLoss
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 
@@ -24,17 +27,24 @@ def world_model_loss(agent: Agent, **options: Any) -> WorldModelLoss:
         agent.continuation.tensordict_module(),
         agent.spaces,
         agent.action_space,
+        agent.rssm.latent,
         **options,
     )
 
 
-def tiny_learner(**hyperparameters: Any) -> Learner:
+def tiny_learner(
+    optimizer: MakeOptimizer | None = None,
+    extra_losses: Sequence[ExtraLoss] = (),
+    priorities: bool = False,
+    **hyperparameters: Any,
+) -> Learner:
     """A learner whose every weight, also of the heads that start at zero, says something."""
     agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return Learner(agent, Hyperparameters(imagination_length=3, **hyperparameters))
+    h = Hyperparameters(imagination_length=3, **hyperparameters)
+    return Learner(agent, h, optimizer=optimizer, extra_losses=extra_losses, priorities=priorities)
 
 
 def taught_by(loss: Tensor, agent: Agent) -> set[str]:

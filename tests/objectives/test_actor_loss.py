@@ -337,7 +337,7 @@ def test_all_keys_may_be_others() -> None:
         agent.continuation.tensordict_module([key["features"]], ["continue_logits", key["continuation"]]),
         agent.value.tensordict_module([key["features"]], ["state_value_logits", key["state_value"]]),
     ).eval()
-    use_native(usual.imagine, False)  # the same operations for both
+    use_native(usual.networks.imagine, False)  # the same operations for both
     renamed.set_keys(**key)
     assert renamed.in_keys == [key["belief"], key["state"]]
     data = latents_of(learner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Composite, OneHot, Unbounded
+from torchrl.objectives.value import TDLambdaEstimator
 
+from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
 from dreamer_torchrl.objectives.batch import FLAG, check_keys, check_steps, split_context
+from tests.objectives.examples import tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FLOATS = ActionSpace(Unbounded((2,)))
@@ -208,3 +212,30 @@ def test_class_that_does_not_exist_is_located(wrong: int) -> None:
     batch["gear"][1, 3, 1] = wrong
     with pytest.raises(ValueError, match=r"'gear' is outside its classes.* at row 1, step 3"):
         check_steps(batch, spaces)
+
+
+# TorchRL's transitions
+
+
+def test_transitions_are_refused_by_the_name_of_their_adapter() -> None:
+    """Root and next hold different rewards: trained on as they are, each would be one step off."""
+    learner = tiny_learner()
+    batch = example_batch(learner.agent, batch=2, length=4)
+    for key in ("reward", "done", "terminated", "observation"):
+        batch["next", key] = batch[key].roll(-1, 1)
+    noise = learner.draw_noise(*batch.shape)
+    for refuse in (learner.update, partial(learner.losses, noise=noise), learner.value_loss):
+        with pytest.raises(ValueError, match=r"'next'.*one step off.*steps_from_transitions"):
+            refuse(batch)
+
+
+@pytest.mark.parametrize("name", ["world_model_loss", "actor_loss", "value_loss"])
+def test_set_keys_says_what_is_wrong(name: str) -> None:
+    loss = getattr(tiny_learner(), name)
+    if name != "actor_loss":
+        with pytest.raises(ValueError, match=r"reward=\('next', 'reward'\).*steps_from_transitions"):
+            loss.set_keys(reward=("next", "reward"))
+        with pytest.raises(ValueError, match=r"has no key 'rewrad'\. Did you mean 'reward'"):
+            loss.set_keys(rewrad="reward")
+    with pytest.raises(NotImplementedError, match=r"takes no value estimator.*return_lambda"):
+        loss.make_value_estimator(TDLambdaEstimator)

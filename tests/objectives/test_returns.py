@@ -85,9 +85,9 @@ def test_a_break_in_a_recording_is_bridged_by_its_value_and_an_end_is_not() -> N
     """A truncated episode goes on in its bootstrap, a terminated one is worth nothing from there."""
     reward, bootstrap = torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[0.0, 10.0, 20.0, 30.0]])
     never, here = torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 1.0, 0.0]])
-    truncated = replay_return(reward, bootstrap, never, here, discount=0.5, return_lambda=1.0)
+    truncated = replay_return(reward, bootstrap, never, here, gamma=0.5, return_lambda=1.0)
     assert truncated.tolist() == [[1 + 0.5 * (2 + 0.5 * 20), 2 + 0.5 * 20, 3 + 0.5 * 30]]
-    terminated = replay_return(reward, bootstrap, here, here, discount=0.5, return_lambda=1.0)
+    terminated = replay_return(reward, bootstrap, here, here, gamma=0.5, return_lambda=1.0)
     assert terminated.tolist() == [[1 + 0.5 * 2, 2, 3 + 0.5 * 30]]
 
 

@@ -23,9 +23,10 @@ from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.distributions import OneHot as OneHotDistribution
 from dreamer_torchrl.modules.distributions import TwoHot, symlog, two_hot_bins
 from dreamer_torchrl.modules.heads import TwoHotHead
+from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.rollout import ObserveSequence
 from dreamer_torchrl.objectives import WorldModelLoss
-from dreamer_torchrl.objectives.world_model import SCALES, entropy, kl
+from dreamer_torchrl.objectives.world_model import SCALES, kl
 from tests.objectives.examples import taught_by, world_model_loss
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
@@ -71,7 +72,7 @@ def states(values: list[float]) -> Tensor:
 @given(logit_lists, logit_lists, st.floats(0, 5), st.sampled_from([0.0, 0.01, 0.5]))
 def test_kl_never_falls_below_the_free_nats(a: list[float], b: list[float], free_nats: float, unimix: float) -> None:
     """Both sides have the same value, which is the KL itself where that is larger."""
-    dynamics, representation = kl(states(a), states(b), free_nats, unimix)
+    dynamics, representation = kl(CategoricalLatent(2, 3, unimix), states(a), states(b), free_nats)
     free = OneHotDistribution(states(a), unimix).kl(OneHotDistribution(states(b), unimix))
     assert free >= -1e-9
     assert (dynamics >= free_nats).all()
@@ -81,13 +82,7 @@ def test_kl_never_falls_below_the_free_nats(a: list[float], b: list[float], free
 
 @given(logit_lists, st.floats(0.1, 5))
 def test_kl_of_equals_is_free(a: list[float], free_nats: float) -> None:
-    assert kl(states(a), states(a), free_nats, 0.01)[0].tolist() == [free_nats]
-
-
-def test_entropy_is_that_of_the_distribution() -> None:
-    logits = torch.randn(5, 4, 3)
-    assert_close(entropy(logits, 0.01), OneHotDistribution(logits, 0.01).entropy())
-    assert_close(entropy(torch.zeros(4, 3), 0.01), 4 * torch.tensor(3.0).log())
+    assert kl(CategoricalLatent(2, 3), states(a), states(a), free_nats)[0].tolist() == [free_nats]
 
 
 # --- Arguments --------------------------------------------------------------------------------------------------------
@@ -109,15 +104,15 @@ def test_default_scales_are_the_official_ones() -> None:
 @pytest.mark.parametrize("free_nats", [0.0, 1.0, 1e6])
 def test_free_nats_are_the_floor_of_both_kls(free_nats: float) -> None:
     losses, data = run(free_nats=free_nats, scales={"representation": 1.0})
-    expected = kl(data["posterior_logits"], data["prior_logits"], free_nats, 0.01)[0].mean()
+    expected = kl(CategoricalLatent(4, 3), data["posterior_logits"], data["prior_logits"], free_nats)[0].mean()
     assert_close(losses["loss_dynamics"], expected)
     assert_close(losses["loss_representation"], expected)
     assert free_nats < 1e6 or expected == 1e6
 
 
-@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
-def test_unimix_softens_both_distributions(unimix: float) -> None:
-    losses, data = run(unimix=unimix, free_nats=0.0)
+def test_kl_and_entropies_are_those_of_the_latents_distributions() -> None:
+    losses, data = run(free_nats=0.0)
+    unimix = 0.01
     posterior, prior = (OneHotDistribution(data[f"{name}_logits"], unimix) for name in ("posterior", "prior"))
     assert_close(losses["loss_dynamics"], posterior.kl(prior).mean())
     assert_close(losses["posterior_entropy"], posterior.entropy().mean())
@@ -301,6 +296,7 @@ def renamed_loss(agent: Agent, key: Mapping[str, NestedKey]) -> WorldModelLoss:
         agent.continuation.tensordict_module([key["features"]], [key["continue_logits"], "continuation"]),
         agent.spaces,
         agent.action_space,
+        agent.rssm.latent,
     )
     loss.set_keys(**key)
     return loss

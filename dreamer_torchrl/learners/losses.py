@@ -1,0 +1,102 @@
+"""An agent's networks as the losses of DreamerV3, compiled where that is worth it."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
+from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence
+from dreamer_torchrl.modules.tensordict_module import TensorModule
+from dreamer_torchrl.objectives.actor_loss import ActorLoss
+from dreamer_torchrl.objectives.common import DreamerLoss
+from dreamer_torchrl.objectives.returns import ReturnNormalizer
+from dreamer_torchrl.objectives.value import ValueLoss
+from dreamer_torchrl.objectives.world_model import WorldModelLoss
+
+
+def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorities: bool = False) -> DreamerLoss:
+    """The three losses over an agent's parameters.
+
+    Args:
+        agent: gives the networks.
+        h: gives all numbers.
+        compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop).
+        priorities: see `WorldModelLoss`.
+    """
+    encoder, decoder, actor = agent.encoder, agent.decoder, agent.actor
+    heads = [agent.reward, agent.continuation, agent.value]
+    observe, imagine = ObserveSequence(agent.rssm), ImagineRollout(agent.rssm, actor, h.imagination_length)
+    if compile:
+        observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
+        encoder, decoder, actor, *heads = (compiled_twin(network) for network in (encoder, decoder, actor, *heads))
+    reward = heads[0].tensordict_module(out_keys=("reward_logits", "predicted_reward"))
+    continuation, value = (head.tensordict_module() for head in heads[1:])
+    world_model_loss = WorldModelLoss(
+        TensorModule(encoder, encoder.in_keys, ["encoded_latents"]),
+        observe.tensordict_module(),
+        decoder.tensordict_module(),
+        reward,
+        continuation,
+        agent.spaces,
+        agent.action_space,
+        agent.rssm.latent,
+        context=h.context,
+        free_nats=h.free_nats,
+        horizon=h.horizon,
+        discount_in_continue=h.discount_in_continue,
+        reward_grad=h.reward_grad,
+        scales={
+            "reconstruction": h.reconstruction_scale,
+            "reward": h.reward_scale,
+            "continue": h.continue_scale,
+            "dynamics": h.dynamics_scale,
+            "representation": h.representation_scale,
+        },
+        priorities=priorities,
+    )
+    value_loss = ValueLoss(
+        value,
+        slow_scale=h.slow_scale,
+        horizon=h.horizon,
+        return_lambda=h.replay_lambda,
+        replay_grad=h.replay_value_grad,
+        scale=h.value_scale,
+        replay_scale=h.replay_value_scale,
+    )
+    actor_loss = ActorLoss(
+        imagine.tensordict_module(),
+        actor.probabilistic_module(),
+        reward,
+        continuation,
+        value,
+        slow_value=value_loss.slow_value() if h.slow_target else None,
+        horizon=h.horizon,
+        discount_in_continue=h.discount_in_continue,
+        return_lambda=h.return_lambda,
+        entropy_scale=h.entropy_scale,
+        scale=h.actor_scale,
+        normalizer=ReturnNormalizer(h.return_percentiles, h.return_rate, h.return_limit),
+    )
+    return DreamerLoss(world_model_loss, actor_loss, value_loss).to(next(agent.parameters()).device)
+
+
+def compiled_twin(network: nn.Module) -> nn.Module:
+    """The same network, compiled: parameters are shared, and acting with the first one stays uncompiled."""
+    twin = copy.copy(network)
+    twin.compile()
+    return twin
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether to compile by default: on a GPU, with Triton and the C compiler and headers that it needs."""
+    compilers = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return device.type == "cuda" and find_spec("triton") is not None and compilers and headers

@@ -1,0 +1,93 @@
+"""What the three losses share, and the three of them as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torchrl.objectives import LossModule
+
+from dreamer_torchrl.objectives.batch import TRANSITIONS
+
+ExtraLoss = Callable[[TensorDictBase], TensorDictBase]
+"""From the data of an update to a TensorDict of ``loss_*``, which are summed up, and of metrics."""
+
+
+class StepLoss(LossModule):
+    """A `LossModule` on steps; its errors name the remedy."""
+
+    def set_keys(self, **keys: NestedKey | None) -> None:
+        """Rename entries; None gives the default back."""
+        known = [field.name for field in fields(self.default_keys)]
+        for name, key in keys.items():
+            if name not in known:
+                near = "".join(f" Did you mean {match!r}?" for match in get_close_matches(name, known, 1))
+                raise ValueError(f"{type(self).__name__} has no key {name!r}.{near} It has {', '.join(known)}.")
+            if isinstance(key, tuple) and key[0] == "next":
+                raise ValueError(f"{type(self).__name__}.set_keys({name}={key!r}) {TRANSITIONS}")
+        super().set_keys(**keys)
+
+    def make_value_estimator(self, value_type: Any = None, **hyperparameters: Any) -> NoReturn:
+        """Refused: the lambda-return is part of the objective."""
+        raise NotImplementedError(
+            f"{type(self).__name__} takes no value estimator: its lambda-return is set by the constructor arguments "
+            "horizon and return_lambda of ActorLoss and ValueLoss."
+        )
+
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
+        """There is no value estimator."""
+
+
+def weighted_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean of ``[..., H]`` or ``[...]``, each step times its importance weight ``[...]`` if there is one."""
+    if weight is None:
+        return loss.mean()
+    return (loss * weight.reshape(*weight.shape, *[1] * (loss.ndim - weight.ndim))).mean()
+
+
+def importance_weight(data: TensorDictBase, key: NestedKey) -> Tensor | None:
+    """The weight that a prioritized sampler gave to each step, ``[...]``, or ``[..., 1]`` in the data."""
+    weight = data.get(key, None)
+    return None if weight is None else weight.reshape(data.shape)
+
+
+class DreamerLoss(nn.Module):
+    """World model, actor and critic loss of one batch, each on what the one before wrote, and further ones.
+
+    Args:
+        world_model: a `WorldModelLoss`.
+        actor: an `ActorLoss`.
+        value: a `ValueLoss`.
+        extra: called with the data of all three; see `add`.
+    """
+
+    def __init__(self, world_model: LossModule, actor: LossModule, value: LossModule, extra: Iterable[ExtraLoss] = ()):
+        super().__init__()
+        self.world_model, self.actor, self.value = world_model, actor, value
+        self.extra: list[ExtraLoss] = []
+        self.extra_modules = nn.ModuleList()
+        for loss in extra:
+            self.add(loss)
+
+    def add(self, loss: ExtraLoss) -> None:
+        """One more loss: a function or a module, whose parameters are trained as well."""
+        self.extra.append(loss)
+        if isinstance(loss, nn.Module):
+            self.extra_modules.append(loss)
+
+    def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
+        """Steps ``[B, context + T]`` to all losses and metrics, and the data ``[B, T]`` with all that was computed."""
+        losses, data = self.world_model(batch)
+        actor, data = self.actor(data)
+        value, data = self.value(data)
+        losses = losses.update(actor).update(value)
+        for term in self.extra:
+            found = term(data)
+            if twice := set(found.keys()) & set(losses.keys()):
+                raise ValueError(f"The extra loss {term} gives {', '.join(sorted(twice))}, which is there: rename it.")
+            losses.update(found)
+        return losses, data
