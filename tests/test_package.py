@@ -51,7 +51,6 @@ FORBIDDEN = {
 """Of the same layer, and forbidden all the same."""
 
 KNOWN_VIOLATIONS = {
-    ("dreamer_torchrl.agents.player", "dreamer_torchrl.collectors.stream_env"),
     ("dreamer_torchrl.modules.distributions", "dreamer_torchrl.kernels.calls"),
     ("dreamer_torchrl.modules.distributions", "dreamer_torchrl.kernels.rowwise"),
     ("dreamer_torchrl.modules.heads", "dreamer_torchrl.kernels.calls"),

@@ -27,8 +27,8 @@ MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]
 class Agent(nn.Module):
     """World model, actor and critic, sized to the specs of one environment.
 
-    Its parameters are the trained ones, its ``policy`` acts. The slow critic and the return normalizer belong to the
-    `Learner`.
+    Its parameters are the trained ones. Its ``policy`` acts with them and is one object: set its ``generator`` to make
+    the draws repeat. The target critic and the return normalizer belong to the `Learner`.
 
     Args:
         observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.
@@ -39,6 +39,8 @@ class Agent(nn.Module):
         actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
         encoder: makes an encoder other than the official one from the spaces of the observations.
     """
+
+    policy: Policy
 
     def __init__(
         self,
@@ -89,11 +91,8 @@ class Agent(nn.Module):
         self.continuation = ContinueHead(features, size.units)
         self.actor = Actor(features, self.action_space, size.units, unimix=actor_unimix)
         self.value = TwoHotHead(features, size.units, layers=3)
-
-    @property
-    def policy(self) -> Policy:
-        """The acting part, sharing this agent's weights."""
-        return Policy(self.encoder, self.rssm, self.actor)
+        # No submodule: the networks would be registered twice.
+        object.__setattr__(self, "policy", Policy(self.encoder, self.rssm, self.actor))
 
     @property
     def latent_spec(self) -> Composite:

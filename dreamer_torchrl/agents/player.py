@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
@@ -16,9 +17,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.policy import Policy
-from dreamer_torchrl.collectors.stream_env import scale_action
 from dreamer_torchrl.modules.actor import ActionSpace
-from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name, scale_action
 
 Bounds = Mapping[NestedKey, tuple[ArrayLike, ArrayLike]]
 """Lowest and highest value of each action key that the agent sees as -1 to 1."""
@@ -57,7 +57,7 @@ class Player:
     for any other, a dict for a dict of spaces.
 
     Args:
-        agent: its weights are shared, so a player acts with what the agent has learned by then.
+        agent: its weights are shared, so a player acts with what the agent has learned by then, on its device.
         sample: whether to draw latents and actions rather than to take their modes.
         seed: where the draws start.
         bounds: those of the environment, for actions that the agent sees as -1 to 1, such as ``StreamEnv.bounds``.
@@ -77,15 +77,20 @@ class Player:
     """
 
     def __init__(self, agent: Agent, sample: bool = False, seed: int = 0, bounds: Bounds | None = None):
-        self.device = next(agent.parameters()).device
-        generator = torch.Generator(self.device).manual_seed(seed)
-        self.policy = Policy(agent.encoder, agent.rssm, agent.actor, generator)
+        self.policy = Policy(agent.encoder, agent.rssm, agent.actor)
+        self.policy.generator = torch.Generator(self.device).manual_seed(seed)
         self.exploration = ExplorationType.RANDOM if sample else ExplorationType.DETERMINISTIC
         self.actions = ActionForm(agent.action_space, bounds, self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the agent."""
+        return next(self.policy.parameters()).device
 
     @torch.no_grad()
     def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
         """Choose an action, and give what to remember until the next one; no state starts an episode."""
+        self._follow_agent()
         seen, batch = self._read(observation)
         count = prod(batch)
         before = self._remembered(state, count)
@@ -96,6 +101,14 @@ class Player:
             )
         action = _written(self.actions(flat), one=not batch)
         return action, Latents(belief.float(), classes.float(), flat)
+
+    def _follow_agent(self) -> None:
+        """Move generator and bounds to where the weights are; the draws there are seeded by one from here."""
+        generator, device = self.policy.generator, self.device
+        if generator.device != device:
+            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            self.policy.generator = torch.Generator(device).manual_seed(seed)
+            self.actions.to(device)
 
     def _read(self, observation: Any) -> tuple[list[Tensor], tuple[int, ...]]:
         """What the encoder takes, ``[N, ...]`` each, and ``(N,)``, or ``()`` for one environment."""
@@ -141,23 +154,25 @@ class ActionForm:
     """
 
     def __init__(self, space: ActionSpace, bounds: Bounds | None = None, device: torch.device | None = None):
-        self.spaces = {key: as_indices(part) for key, part in space.spaces.items()}
-        self.sizes = [part.size for part in self.spaces.values()]
+        self.indexed = copy(space)
+        self.indexed.spaces = self.spaces = {key: as_indices(part) for key, part in space.spaces.items()}
         self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}
         for key, ends in (bounds or {}).items():
             self.bounds[key] = self._checked(key, *ends, device)
 
     def __call__(self, flat: Tensor) -> dict[NestedKey, Tensor]:
         """Take ``[..., A]``; floats without bounds in the agent's own spec stay as they are."""
-        actions = {}
-        for (key, space), part in zip(self.spaces.items(), flat.split(self.sizes, -1), strict=True):
-            value = space.restore(part)
+        actions = self.indexed.restore(flat)
+        for key, space in self.spaces.items():
             if key in self.bounds:
-                value = scale_action(value, *self.bounds[key])
+                actions[key] = scale_action(actions[key], *self.bounds[key])
             elif isinstance(space, Continuous) and space.bounds:
-                value = value.clamp(-1, 1)
-            actions[key] = value
+                actions[key] = actions[key].clamp(-1, 1)
         return actions
+
+    def to(self, device: torch.device) -> None:
+        """Move the bounds."""
+        self.bounds = {key: (low.to(device), high.to(device)) for key, (low, high) in self.bounds.items()}
 
     def _checked(
         self, key: NestedKey, low: ArrayLike, high: ArrayLike, device: torch.device | None

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from dreamer_torchrl.modules.spaces import key_name
+from dreamer_torchrl.modules.spaces import key_name, scale_action
 
 ENDS = ("terminated", "done")
 FLAGS = ("is_init", *ENDS)
@@ -157,17 +157,6 @@ class StreamEnv(EnvBase):
 
     def _never(self) -> TensorDictBase:
         return self.full_done_spec["stream"].zero()
-
-
-def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clip to -1 and 1, then stretch to ``low`` and ``high``.
-
-    Example:
-        >>> scale_action(torch.tensor([-1.0, 0.0, 7.0]), torch.tensor(0.0), torch.tensor(4.0))
-        tensor([0., 2., 4.])
-    """
-    # Exact at both ends: the bounds themselves must come out, not numbers next to them.
-    return torch.lerp(low, high, (action.clamp(-1, 1) + 1) / 2)
 
 
 def _is_finite(leaf: Bounded) -> bool:

@@ -191,6 +191,17 @@ def key_name(key: NestedKey) -> str:
     return key if isinstance(key, str) else "/".join(key)
 
 
+def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clip to -1 and 1, then stretch to ``low`` and ``high``.
+
+    Example:
+        >>> scale_action(torch.tensor([-1.0, 0.0, 7.0]), torch.tensor(0.0), torch.tensor(4.0))
+        tensor([0., 2., 4.])
+    """
+    # Exact at both ends: the bounds themselves must come out, not numbers next to them.
+    return torch.lerp(low, high, (action.clamp(-1, 1) + 1) / 2)
+
+
 def flatten_all(spaces: Mapping[NestedKey, Space], values: Mapping[NestedKey, Tensor]) -> Tensor:
     """Concatenate the flat forms of all keys: ``[..., sum of sizes]``."""
     parts = [space.flatten(values[key]) for key, space in spaces.items()]

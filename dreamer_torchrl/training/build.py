@@ -111,9 +111,8 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
 
 def make_policy(agent: Agent, seed: int) -> Policy:
     """The acting part of an agent with a generator of its own."""
-    policy = agent.policy
-    policy.generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
-    return policy
+    generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
+    return Policy(agent.encoder, agent.rssm, agent.actor, generator)
 
 
 def run_evaluation(

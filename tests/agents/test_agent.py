@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -31,6 +32,7 @@ from torchrl.envs import (
     TransformedEnv,
     check_env_specs,
 )
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import Agent, Size, build_agent
 from dreamer_torchrl.modules import Continuous, Discrete, Image
@@ -298,3 +300,18 @@ def test_the_same_torch_seed_gives_the_same_agent() -> None:
         agents.append(TensorDict(dict(build_agent(VECTOR, MOVE, TINY).named_parameters())))
     assert (agents[0] == agents[1]).all()
     assert not (agents[0] == agents[2]).all()
+
+
+def test_the_policy_is_one_object_whose_generator_can_be_set() -> None:
+    agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
+    assert agent.policy is agent.policy
+    assert not any(name.startswith("policy") for name in agent.state_dict())
+    seen = TensorDict({"observation": torch.zeros(50, 3), "is_init": torch.ones(50, 1, dtype=torch.bool)}, [50])
+    drawn = []
+    with set_exploration_type(ExplorationType.RANDOM):
+        for _ in range(2):
+            agent.policy.generator = torch.Generator().manual_seed(0)
+            drawn.append(agent.policy(seen.clone())["action"])
+    assert drawn[0].equal(drawn[1])
+    twin = copy.deepcopy(agent)
+    assert twin.policy.actor is twin.actor is not agent.actor

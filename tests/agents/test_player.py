@@ -318,3 +318,24 @@ def test_a_wrong_state_is_named_with_the_mend() -> None:
         player.act(one, state._asdict())
     with pytest.raises(ValueError, match=r"ended is int64 of shape \[2\]: give one boolean for each of the 1"):
         state.forget([0, 1])
+
+
+def test_a_player_follows_its_agent_to_another_device() -> None:
+    """On torch's meta device, where nothing can be computed with what stayed behind."""
+    agent = small(Unbounded((3,)), Bounded(-1, 1, (2,)))
+    player = Player(agent, sample=True, bounds={"action": (-2.0, 2.0)})
+    player.act(np.zeros(3, np.float32))
+    agent.to("meta")
+    with pytest.MonkeyPatch.context() as patch:  # there is no generator on that device
+        patch.setattr(torch, "Generator", MetaGenerator)
+        player._follow_agent()
+    assert player.device.type == player.policy.generator.device.type == "meta"
+    assert {end.device.type for end in player.actions.bounds["action"]} == {"meta"}
+
+
+class MetaGenerator:
+    def __init__(self, device: torch.device):
+        self.device = device
+
+    def manual_seed(self, seed: int) -> MetaGenerator:
+        return self

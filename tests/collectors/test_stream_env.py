@@ -11,8 +11,9 @@ from torchrl.envs import EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
 
 from dreamer_torchrl import build_agent
-from dreamer_torchrl.collectors.stream_env import NotFinite, StreamEnv, episode_seed, scale_action
+from dreamer_torchrl.collectors.stream_env import NotFinite, StreamEnv, episode_seed
 from dreamer_torchrl.envs import make_env
+from dreamer_torchrl.modules.spaces import scale_action
 from tests.collectors.troubles import walk
 
 

@@ -252,8 +252,6 @@ def test_a_capture_that_fails_changes_nothing() -> None:
             body()
             parameter = next(learner.agent.parameters())
             parameter.grad = torch.ones_like(parameter)  # as a step leaves them that fails on the way
-                next(learner.agent.parameters())
-            )  # as a step leaves them that fails on the way
             raise torch.cuda.OutOfMemoryError
 
     with pytest.raises(torch.cuda.OutOfMemoryError):

@@ -1,0 +1,41 @@
+"""Our learner in TorchRL's `Trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tensordict import TensorDict, TensorDictBase
+from torchrl.trainers import OptimizationStepper, Trainer
+
+from dreamer_torchrl.learners.learner import Learner
+
+
+class LearnerStepper(OptimizationStepper):
+    """An optimization step of TorchRL's `Trainer` that is one update of a `Learner`.
+
+    Hooks of the trainer store steps and sample batches ``[B, context + T]``. The learner has its own losses and
+    optimizer, so the trainer gets ``loss_module=learner.loss`` and no optimizer.
+
+    Args:
+        learner: what updates.
+        refresh: called with each batch and its new latents ``[B, T]``, to write them back to the replay.
+    """
+
+    def __init__(self, learner: Learner, refresh: Callable[[TensorDictBase, TensorDict], None] | None = None):
+        self.learner, self.refresh = learner, refresh
+
+    def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
+        """Update from a batch; returns the losses and metrics."""
+        metrics, latents = self.learner.update(sub_batch)
+        if self.refresh is not None:
+            self.refresh(sub_batch, latents)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the learner."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.learner.load_state_dict(state_dict)
