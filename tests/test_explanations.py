@@ -18,71 +18,7 @@ from tests.test_docs import DOCS, README, blocks, links
 from tests.training.training_examples import lines, trained
 
 PICTURES = DOCS / "pictures"
-<<<<<<< HEAD
 NUMBERS = json.loads((PICTURES / "numbers.json").read_text())
-=======
-MOST_BYTES = 60_000
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-
-
-def links(page: Path) -> list[tuple[str, str]]:
-    """Text and target of each link and picture that does not lead to the web."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return [(name, target) for name, target in re.findall(r"\[([^\]]*)\]\(([^)]+)\)", text) if "://" not in target]
-
-
-def definitions(source: Path) -> set[str]:
-    """Names of a file's functions and classes, and ``Class.method`` of those inside."""
-    found = set()
-    for node in ast.parse(source.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found.add(node.name)
-        if isinstance(node, ast.ClassDef):
-            found |= {f"{node.name}.{inner.name}" for inner in node.body if isinstance(inner, ast.FunctionDef)}
-    return found
-
-
-@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
-    missing = [target for _, target in links(page) if not (page.parent / target.partition("#")[0]).exists()]
-    assert not missing
-
-
-def test_each_named_function_is_in_the_file_that_is_named_with_it() -> None:
-    named = [(name.strip("`"), DOCS / target) for page in PAGES for name, target in links(page) if ".py" in target]
-    missing = [f"{name} in {source.name}" for name, source in named if name not in definitions(source)]
-    assert len(named) > 40 and not missing
-
-
-@pytest.mark.parametrize(
-    "trick",
-    [
-        *("kl", "unimix_probs", "symlog", "two_hot_bins", "ContinueHead", "BlockGRU", "imagine", "lambda_return"),
-        *(
-            "SlowUpdate",
-            "replay_return",
-            "reinforce_loss",
-            "ReturnNormalizer",
-            "split_context",
-            "LaProp",
-        ),
-    ],
-)
-def test_each_trick_has_its_line_in_the_code(trick: str) -> None:
-    assert trick in {name.strip("`") for name, target in links(PAGES[0]) if target.startswith("../dreamer_torchrl/")}
-
-
-def test_pictures_are_there_small_and_shown() -> None:
-    pages = (README, *PAGES)
-    shown = {page.parent / target for page in pages for _, target in links(page) if target.endswith(".png")}
-    assert shown == set(PICTURES.glob("*.png"))
-    for picture in shown:
-        assert picture.stat().st_size < MOST_BYTES
-        with Image.open(picture) as image:
-            image.verify()
-        with Image.open(picture) as image:
-            assert len(image.getcolors()) > 10  # something is drawn
->>>>>>> 87f1562 (Learner made of passable parts: optimizer, extra losses, priorities, importance weights, CUDA graph by choice; one LaProp; transitions are refused)
 
 
 def test_the_page_says_what_was_measured() -> None:
