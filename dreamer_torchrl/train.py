@@ -34,8 +34,8 @@ from dreamer_torchrl.config.labels import describe, environment_name, wandb_plac
 from dreamer_torchrl.config.sweep import Sweep, continue_command, members
 from dreamer_torchrl.envs.registry import atari_games
 from dreamer_torchrl.record.console import Console
-from dreamer_torchrl.record.metrics import JsonLines, Metrics, Sink, TensorBoard
-from dreamer_torchrl.record.wandb_run import WandbRun
+from dreamer_torchrl.record.metrics import Metrics, MetricsLogger
+from dreamer_torchrl.record.wandb import WandbThread
 from dreamer_torchrl.training.lock import RunLock, RunLocked, RunNotWritable
 from dreamer_torchrl.training.signals import StopSignals
 
@@ -160,6 +160,9 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
             metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
         except OSError as error:
             raise RunNotWritable.because(run_dir, error) from error
+        except ValueError as error:  # of log.loggers
+            console.note(str(error))
+            return BAD_WORDS
         return run(training, metrics, saved, stop)
 
 
@@ -170,15 +173,14 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
 
     say, resume = training.console.note, resume_command(training.run_dir)
     try:
-        training.run(metrics, saved, stop)
+        with metrics:
+            training.run(metrics, saved, stop)
     except (Diverged, TooManyFailures) as error:
-        metrics.close()
         training.checkpoints.wait()
         names = training.checkpoints.names()
         last = f"The last checkpoint is {names[-1]}." if names else "There is no checkpoint yet."
         say(f"Stopped: {error}\n{last} Continue with: {resume}")
         return NOT_TRAINED
-    metrics.close()
     steps = training.progress.steps
     if training.checkpoints.failure:  # the console has told why
         say(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
@@ -196,19 +198,21 @@ def make_metrics(
     configuration: Configuration, run_dir: Path, console: Console, saved: Saved | None, hours: Callable[[], float]
 ) -> Metrics:
     """All places that the settings want metrics in."""
-    settings, wandb = configuration.settings, configuration.settings.wandb
-    sinks: list[Sink] = [console, JsonLines(run_dir / "metrics.jsonl")]
-    if settings.log.tensorboard:
-        sinks.append(TensorBoard(run_dir / "tensorboard", saved.step if saved else None))
-    if wandb.mode != "disabled":
-        from dreamer_torchrl.checkpoint.manifest import library_versions  # needs torch
+    from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger, loggers_from  # need torch
 
-        kept = saved.parts["metrics"]["position"] if saved else 0
+    settings, wandb = configuration.settings, configuration.settings.wandb
+    loggers: list[MetricsLogger] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
+    if settings.log.tensorboard:
+        loggers.append(ResumedTensorboardLogger("tensorboard", str(run_dir), saved.step if saved else None))
+    loggers += loggers_from(settings.log.loggers, run_dir)
+    if wandb.mode != "disabled":
+        from dreamer_torchrl.checkpoint.manifest import library_versions
+
         config = {**configuration.values, "experiment": experiment_of(configuration.words)}
         config |= {"environment": environment_name(settings), "versions": library_versions()}
         place = wandb_place(configuration, run_dir)
-        sinks.append(WandbRun(run_dir, wandb.mode, place, config, console.note, wandb.artifact, kept, hours))
-    return Metrics(sinks, console.note)
+        loggers.append(WandbThread(run_dir, wandb.mode, place, config, console.note, wandb.artifact, hours))
+    return Metrics(loggers, console.note)
 
 
 def new_folder(name: str) -> Path:

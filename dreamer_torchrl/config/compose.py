@@ -41,7 +41,7 @@ CHANGEABLE = (
 VALUES, WORDS = "config.yaml", "overrides.json"
 """Files of a run."""
 
-ARGUMENTS = ("env.arguments", "eval.arguments")
+ARGUMENTS = ("env.arguments", "eval.arguments", "log.loggers")
 """Where a user may add names of his own."""
 
 OTHER_ENVIRONMENTS = (

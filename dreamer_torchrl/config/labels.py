@@ -11,7 +11,7 @@ from dreamer_torchrl.config.checks import LONGEST_LABEL, LONGEST_TAG
 from dreamer_torchrl.config.compose import CHANGEABLE, Configuration, choices, experiment_of
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.config.words import parse
-from dreamer_torchrl.record.wandb_start import Place
+from dreamer_torchrl.record.wandb import Place
 
 NAMING = ("id", "game", "task", "factory")
 """Options of an environment by which it is known."""

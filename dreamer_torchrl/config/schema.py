@@ -63,10 +63,11 @@ class CheckpointSettings:
 
 @dataclass(frozen=True)
 class LogSettings:
-    """How often scalars are written, and whether TensorBoard gets them too."""
+    """How often scalars are written, and which loggers get them beside the console and ``metrics.jsonl``."""
 
     every: float = 5.0
     tensorboard: bool = False
+    loggers: Mapping[str, Any] = field(default_factory=dict)  # `_target_` and arguments of TorchRL loggers
 
 
 @dataclass(frozen=True)

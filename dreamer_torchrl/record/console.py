@@ -9,16 +9,20 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from threading import Lock
+from typing import Any, TextIO
+
+from dreamer_torchrl.record.metrics import RunLogger
 
 REDRAW_SECONDS = 0.2
 RECENT_EPISODES = 10
-MAIN_LOSSES = ("reconstruction", "dynamics", "reward", "continue", "actor", "value")
-PARTS = ("learner", "environment", "acting", "replay")  # of the time
 
 
-class Console:
-    """Show where a run is. All that the training program prints goes through here.
+class Console(RunLogger):
+    """Show where a run is. All that the training program prints goes through here, from any thread.
+
+    tqdm and rich were looked at: neither goes on when the reader of a pipe has gone, prints other lines in a pipe than
+    in a terminal, or drops the least important parts of a line that is too long.
 
     Args:
         total_steps: the whole run.
@@ -27,11 +31,11 @@ class Console:
 
     Example:
         >>> console = Console(total_steps=10_000)
-        >>> console.write(500, {"episode/return": 21.0, "best/return": 30.0})
+        >>> console.log_metrics({"episode/return": 21.0, "best/return": 30.0}, step=500)
            500/10,000 5%  return 21.0  best 30.0
         >>> console.note("saved")
         saved
-        >>> console.write(2_000, {"eval/return": 475.0, "eval/return_std": 2.5, "eval/episodes": 20})
+        >>> console.log_metrics({"eval/return": 475.0, "eval/return_std": 2.5, "eval/episodes": 20}, step=2_000)
         step 2,000: evaluation return 475.0 +- 2.5 in 20 episodes
     """
 
@@ -40,45 +44,48 @@ class Console:
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._seconds = REDRAW_SECONDS if self._terminal else seconds
+        self._lock = Lock()
         self._step = 0
         self._values: dict[str, float] = {}
         self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self._drawn_at = -float("inf")
+        self._drawn_at = -math.inf
         self._drawn = 0  # characters of the line that the cursor stands in
         self._news = False  # whether there is something that was not shown
-        self._waiting: deque[str] = deque()  # to be printed
-        self._printing = False
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         """Take the values of a step; show them if it is time, an evaluation at once and on a line of its own."""
-        self._step = step
-        self._values.update(values)
-        self._news = True
-        if "episode/return" in values:
-            self._returns.append(values["episode/return"])
-        if "eval/return" in values:
-            self.note(f"step {step:,}: evaluation {evaluation(values)}")
-        elif time.monotonic() - self._drawn_at >= self._seconds:
-            self._draw()
+        with self._lock:
+            self._step, self._news = step, True
+            self._values.update(metrics)
+            if "episode/return" in metrics:
+                self._returns.append(metrics["episode/return"])
+            if "eval/return" not in metrics and time.monotonic() - self._drawn_at >= self._seconds:
+                self._draw()
+        if "eval/return" in metrics:
+            spread = f" +- {metrics['eval/return_std']:,.1f}" if "eval/return_std" in metrics else ""
+            count = f" in {metrics['eval/episodes']:,.0f} episodes" if "eval/episodes" in metrics else ""
+            self.note(f"step {step:,}: evaluation return {metrics['eval/return']:,.1f}{spread}{count}")
 
-    def video(self, step: int, name: str, path: Path) -> None:
+    def log_video_file(self, name: str, path: Path, step: int) -> None:
         """Say where a video lies."""
         self.note(f"step {step:,}: {name} in {path}")
 
     def note(self, text: str) -> None:
         """Print a line of its own; the progress line goes on below it."""
-        interrupted, self._drawn = self._drawn, 0
-        self._print(("\r" if interrupted else "") + text.ljust(interrupted) + "\n")
-        if interrupted:
-            self._draw()
+        with self._lock:
+            interrupted, self._drawn = self._drawn, 0
+            self._print(("\r" if interrupted else "") + text.ljust(interrupted) + "\n")
+            if interrupted:
+                self._draw()
 
     def close(self) -> None:
         """Show how it ended."""
-        if self._news:
-            self._draw()
-        if self._drawn:
-            self._print("\n")
-            self._drawn = 0
+        with self._lock:
+            if self._news:
+                self._draw()
+            if self._drawn:
+                self._print("\n")
+                self._drawn = 0
 
     def _draw(self) -> None:
         self._drawn_at, self._news = time.monotonic(), False
@@ -95,44 +102,33 @@ class Console:
         yield f"{self._step:>{len(total)},}/{total} {self._step / max(1, self.total_steps):.0%}"
         if self._returns:
             yield f"return {sum(self._returns) / len(self._returns):,.1f}"
-        for key, label in (("best/return", "best"), ("eval/return", "eval")):
+        if values.get("count/updates") == 0:
+            yield "NO UPDATE YET"
+        for key, form in (
+            ("best/return", "best {:,.1f}"),
+            ("eval/return", "eval {:,.1f}"),
+            ("time/left", "{} left"),
+            ("rate/steps_per_second", "{:,.3g} steps/s"),
+            ("rate/updates_per_second", "{:,.3g} updates/s"),
+        ):
             if key in values:
-                yield f"{label} {values[key]:,.1f}"
-        if "time/left" in values:
-            yield f"{duration(values['time/left'])} left"
-        if "rate/steps_per_second" in values:
-            yield f"{values['rate/steps_per_second']:,.3g} steps/s"
-        if "rate/updates_per_second" in values:
-            yield f"{values['rate/updates_per_second']:,.3g} updates/s"
-        shares = {part: values[key] for part in PARTS if (key := f"share/{part}") in values}
+                yield form.format(duration(values[key]) if key == "time/left" else values[key])
+        shares = [f"{key.removeprefix('share/')} {value:.0%}" for key, value in named(values, "share/")]
         if shares:
-            yield "time: " + ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
-        if "count/updates" in values:
+            yield "time: " + ", ".join(shares)
+        if values.get("count/updates"):
             yield f"{values['count/updates']:,.0f} updates"
-        if "memory/process_bytes" in values:
-            yield f"memory {size(values['memory/process_bytes'])}"
-        if "memory/gpu_bytes" in values:
-            yield f"GPU {size(values['memory/gpu_bytes'])}"
+        for key, label in (("memory/process_bytes", "memory"), ("memory/gpu_bytes", "GPU")):
+            if key in values:
+                yield f"{label} {size(values[key])}"
         if values.get("count/frames", self._step) != self._step:
             yield f"{values['count/frames']:,.0f} frames"
-        losses = {name: values[key] for name in MAIN_LOSSES if (key := f"train/loss_{name}") in values}
+        losses = [f"{key.removeprefix('train/loss_')} {value:.3g}" for key, value in named(values, "train/loss_")]
         if losses:
-            yield "losses: " + ", ".join(f"{name} {value:.3g}" for name, value in losses.items())
+            yield "losses: " + ", ".join(losses)
 
     def _print(self, text: str) -> None:
-        """Print in one go. In a signal's handler the print that it interrupted does so: streams refuse a second one."""
-        self._waiting.append(text)
-        if self._printing:
-            return
-        self._printing = True
-        try:
-            while self._waiting:
-                self._print_now(self._waiting.popleft())
-        finally:
-            self._printing = False
-
-    def _print_now(self, text: str) -> None:
-        """A reader that went away (``| head``, a closed window) must not stop the training."""
+        """Print in one go. A reader that went away (``| head``, a closed window) must not stop the training."""
         encoding = self._stream.encoding or "utf-8"
         try:
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -145,22 +141,13 @@ class Console:
             self._terminal, self._drawn = False, 0
 
 
-def evaluation(values: Mapping[str, float]) -> str:
-    """An evaluation in words.
-
-    >>> evaluation({"eval/return": 475.0})
-    'return 475.0'
-    """
-    text = f"return {values['eval/return']:,.1f}"
-    if "eval/return_std" in values:
-        text += f" +- {values['eval/return_std']:,.1f}"
-    if "eval/episodes" in values:
-        text += f" in {values['eval/episodes']:,.0f} episodes"
-    return text
+def named(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
+    """The values whose names begin with a prefix."""
+    return [(key, value) for key, value in values.items() if key.startswith(prefix)]
 
 
 def fitting(parts: Iterator[str], width: int) -> str:
-    """As many parts, from the first, as have room in a line. The last column stays free: some terminals wrap there.
+    """As many parts, from the first, as a line has columns. The last column stays free: some terminals wrap there.
 
     >>> fitting(iter(["5/10", "return 21.0", "best 30.0"]), 20)
     '5/10  return 21.0'

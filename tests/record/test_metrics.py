@@ -1,4 +1,4 @@
-"""One record, several sinks: real files, a disk that is really full, a process that is really killed."""
+"""One record, several loggers: real files, a disk that is really full, a process that is really killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.record.loggers import CSVLogger, Logger
 
-from dreamer_torchrl.record.metrics import (
+from dreamer_torchrl.record.loggers import (
     MAX_KEPT_LINES,
-    JsonLines,
-    Metrics,
-    TensorBoard,
+    JsonLinesLogger,
+    ResumedTensorboardLogger,
     end_of_last_line,
-    memory_bytes,
-    resident_bytes,
+    loggers_from,
 )
+from dreamer_torchrl.record.metrics import Metrics, RunLogger, memory_bytes, resident_bytes
+from tests.training.training_examples import lines as lines_of
+from tests.training.training_examples import trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,30 +51,16 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def test_means_are_those_of_the_updates_since_the_last_call() -> None:
-    """And there are none where there was no update."""
-    metrics = Metrics([])
+    """Summed in single precision, in memory of their own: a captured update writes into the same tensors each time."""
+    metrics, reused = Metrics([]), update(loss_actor=1.0, entropy=0.5)
     assert metrics.means() == {}
-    metrics.add(update(loss_actor=1.0, entropy=0.5))
-    metrics.add(update(entropy=1.5, loss_actor=5.0))
-    assert metrics.means() == {"loss_actor": 3.0, "entropy": 1.0}
-    metrics.add(update(loss_value=2.0))
-    assert metrics.means() == {"loss_value": 2.0}
-    assert metrics.means() == {}
-
-
-def test_sums_do_not_share_memory_with_the_learner() -> None:
-    """A captured update writes its metrics into the same tensors each time."""
-    metrics, reused = Metrics([]), update(loss_actor=1.0)
     metrics.add(reused)
-    reused["loss_actor"].fill_(7.0)
+    reused["loss_actor"].fill_(5.0)
     metrics.add(reused)
-    assert reused["loss_actor"] == 7.0
-    assert metrics.means() == {"loss_actor": 4.0}
-
-
-def test_half_precision_is_summed_in_single() -> None:
-    """A thousand small numbers in half precision would stick at 256."""
-    metrics = Metrics([])
+    assert reused["loss_actor"] == 5.0
+    with pytest.raises(ValueError, match=r"\['entropy'\] came or went since the last means"):
+        metrics.add(update(loss_actor=1.0))
+    assert metrics.means() == {"loss_actor": 3.0, "entropy": 0.5}
     for _ in range(1000):
         metrics.add(TensorDict({"loss": torch.tensor(1.0, dtype=torch.bfloat16)}))
     assert metrics.means() == {"loss": 1.0}
@@ -87,22 +75,27 @@ def test_adding_reads_nothing_from_the_device() -> None:
         metrics.means()
 
 
-def test_metrics_that_come_and_go_are_named() -> None:
-    """Their mean would be of an unknown number of updates."""
-    metrics = Metrics([])
-    metrics.add(update(loss_actor=1.0))
-    with pytest.raises(ValueError, match=r"\['loss_value'\] came or went since the last means"):
-        metrics.add(update(loss_actor=1.0, loss_value=1.0))
-
-
-def test_lines_are_strict_json(tmp_path: Path) -> None:
-    """Whole numbers stay whole; what is not finite is null; numpy's numbers are numbers."""
-    lines = JsonLines(tmp_path / "metrics.jsonl")
-    values = {"length": 200, "a": float("nan"), "b": float("-inf"), "c": np.float32(0.5), "d": np.int64(3)}
-    lines.write(7, values)
-    lines.write(8, {})
-    assert records(lines.path) == [{"step": 7, "length": 200, "a": None, "b": None, "c": 0.5, "d": 3}, {"step": 8}]
-    lines.close()
+def test_the_lines_are_a_logger_of_torchrl(tmp_path: Path) -> None:
+    """Strict JSON: whole numbers stay whole, what is not finite is null. Videos and histograms as well."""
+    logger = JsonLinesLogger(tmp_path / "metrics.jsonl")
+    assert isinstance(logger, Logger)
+    logger.log_metrics({"length": 200, "a": float("nan"), "b": float("-inf"), "c": np.float32(0.5)}, step=7)
+    logger.log_metrics(TensorDict({"train": {"loss": torch.tensor(1.5)}, "list": torch.arange(2)}), step=8)
+    logger.log_scalar("x", 2, step=9)
+    logger.log_histogram("weights", [0.0, 1.0, 1.0], step=10, bins=2)
+    assert records(logger.path) == [
+        {"step": 7, "length": 200, "a": None, "b": None, "c": 0.5},
+        {"step": 8, "train/loss": 1.5, "list": [0, 1]},
+        {"step": 9, "x": 2},
+        {"step": 10, "weights/counts": [1, 2], "weights/edges": [0.0, 0.5, 1.0]},
+    ]
+    logger.log_video("eval/video", torch.zeros(1, 3, 3, 16, 16, dtype=torch.uint8), step=11)
+    assert (tmp_path / "videos/eval-video-11.mp4").stat().st_size > 100
+    logger.log_hparams({"seed": 1})
+    assert json.loads((tmp_path / "metrics.hparams.json").read_text()) == {"seed": 1}
+    assert logger.state_dict()["exp_name"] == "metrics"
+    logger.close()
+    logger.close()
 
 
 def test_a_resumed_run_cuts_off_what_came_after_its_checkpoint(tmp_path: Path) -> None:
@@ -115,9 +108,9 @@ def test_a_resumed_run_cuts_off_what_came_after_its_checkpoint(tmp_path: Path) -
             if step % 4 == 3:
                 metrics.write(step, metrics.means())
 
-    straight = Metrics([JsonLines(tmp_path / "straight.jsonl")])
+    straight = Metrics([JsonLinesLogger(tmp_path / "straight.jsonl")])
     train(straight, range(12))
-    first = Metrics([JsonLines(path)])
+    first = Metrics([JsonLinesLogger(path)])
     train(first, range(6))
     torch.save(first.state_dict(), tmp_path / "state.pt")
     train(first, range(6, 9))
@@ -125,7 +118,7 @@ def test_a_resumed_run_cuts_off_what_came_after_its_checkpoint(tmp_path: Path) -
     with path.open("ab") as file:
         file.write(b'{"step": 8, "lo')
 
-    second = Metrics([JsonLines(path)])
+    second = Metrics([JsonLinesLogger(path)])
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert len(records(path)) == 1
     train(second, range(6, 12))
@@ -134,25 +127,25 @@ def test_a_resumed_run_cuts_off_what_came_after_its_checkpoint(tmp_path: Path) -
 
 def test_a_position_beyond_the_file_or_inside_a_line(tmp_path: Path) -> None:
     """A file that somebody shortened stays as it is; half a line never stays."""
-    lines = JsonLines(tmp_path / "metrics.jsonl")
-    lines.write(1, {})
-    first = lines.position
-    lines.write(2, {})
-    lines.cut(10_000)
-    assert len(records(lines.path)) == 2
-    lines.cut(first + 3)
-    assert (lines.position, records(lines.path)) == (first, [{"step": 1}])
-    lines.cut(0)
-    assert lines.path.read_bytes() == b""
+    logger = JsonLinesLogger(tmp_path / "metrics.jsonl")
+    logger.log_metrics({}, 1)
+    first = logger.position
+    logger.log_metrics({}, 2)
+    logger.cut(10_000)
+    assert len(records(logger.path)) == 2
+    logger.cut(first + 3)
+    assert (logger.position, records(logger.path)) == (first, [{"step": 1}])
+    logger.cut(0)
+    assert logger.path.read_bytes() == b""
 
 
-@pytest.mark.parametrize("content", [b"", b"half", b"a\n", b"a\nhalf", b"a\n" + b"x" * 200_000, b"x" * 70_000 + b"\ny"])
+@pytest.mark.parametrize("content", [b"", b"half", b"a\nhalf", b"a\n" + b"x" * 200_000, b"x" * 70_000 + b"\ny"])
 def test_half_a_line_at_the_end_is_found(tmp_path: Path, content: bytes) -> None:
     """However long it is."""
     path = tmp_path / "lines"
     path.write_bytes(content)
     assert end_of_last_line(path) == content.rfind(b"\n") + 1
-    JsonLines(path).close()
+    JsonLinesLogger(path).close()
     assert path.read_bytes() == content[: content.rfind(b"\n") + 1]
 
 
@@ -161,19 +154,18 @@ def test_every_line_is_there_after_a_kill(tmp_path: Path) -> None:
     program = """
 import itertools, sys
 from pathlib import Path
-from dreamer_torchrl.record.metrics import JsonLines
-lines = JsonLines(Path("metrics.jsonl"))
+from dreamer_torchrl.record.loggers import JsonLinesLogger
+logger = JsonLinesLogger(Path("metrics.jsonl"))
 for step in itertools.count():
-    lines.write(step, {f"train/{number}": step / 7 for number in range(20)})
+    logger.log_metrics({f"train/{number}": step / 7 for number in range(20)}, step)
     print(step, flush=True)
 """
     command, variables = [sys.executable, "-c", program], {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     seen = [process.stdout.readline() for _ in range(200)]
     process.send_signal(signal.SIGKILL)
     process.wait()
-    JsonLines(tmp_path / "metrics.jsonl").close()
+    JsonLinesLogger(tmp_path / "metrics.jsonl").close()
     steps = [record["step"] for record in records(tmp_path / "metrics.jsonl")]
     assert steps == list(range(len(steps)))
     assert len(steps) >= len(seen)
@@ -210,102 +202,118 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path, trouble: Callab
     folder, warnings = tmp_path / "disk", []
     folder.mkdir()
     with trouble(folder) as make_room:
-        lines = JsonLines(folder / "metrics.jsonl")
-        metrics = Metrics([lines], warnings.append)
+        logger = JsonLinesLogger(folder / "metrics.jsonl")
+        metrics = Metrics([logger], warnings.append)
         for step in range(100):
             metrics.write(step, {"episode/return": step / 7, "episode/length": 100 + step})
-        on_disk = records(lines.path)
+        on_disk = records(logger.path)
         assert 1 < len(on_disk) < 100
-        assert lines.position > lines.path.stat().st_size
+        assert logger.position > logger.path.stat().st_size
         position = metrics.state_dict()["position"]
         make_room()
         metrics.write(100, {})
-        assert [record["step"] for record in records(lines.path)] == list(range(101))
-        assert lines.path.stat().st_size == lines.position
-        lines.cut(position)
-        assert [record["step"] for record in records(lines.path)] == list(range(100))
+        assert [record["step"] for record in records(logger.path)] == list(range(101))
+        assert logger.path.stat().st_size == logger.position
+        logger.cut(position)
+        assert [record["step"] for record in records(logger.path)] == list(range(100))
         metrics.close()
     (warning,) = warnings
-    assert warning.startswith("warning: JsonLines failed (") and "training goes on" in warning
+    assert warning.startswith("warning: JsonLinesLogger failed (OSError") and "training goes on" in warning
 
 
 def test_lines_that_wait_are_bounded(tmp_path: Path) -> None:
     """A disk that stays full must not fill the memory; the oldest lines go."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    lines = JsonLines(tmp_path / "metrics.jsonl")
+    logger = JsonLinesLogger(tmp_path / "metrics.jsonl")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
     try:
         for step in range(MAX_KEPT_LINES + 5):
             with pytest.raises(OSError):
-                lines.write(step, {})
+                logger.log_metrics({}, step)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    lines.close()
-    assert [record["step"] for record in records(lines.path)] == list(range(5, MAX_KEPT_LINES + 5))
+    logger.close()
+    assert [record["step"] for record in records(logger.path)] == list(range(5, MAX_KEPT_LINES + 5))
+
+
+class Service(Exception):
+    """Of somebody's tracking service."""
 
 
 class Failing:
-    """A sink that fails in the ways it is told, one after the other."""
+    """Another's logger, which fails in the ways it is told, one after the other."""
 
     def __init__(self, errors: list[Exception | None]):
         self.errors, self.steps = errors, []
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         error = self.errors.pop(0)
         if error:
             raise error
         self.steps.append(step)
 
-    def video(self, step: int, name: str, path: Path) -> None:
-        raise PermissionError(13, "no films", str(path))
-
     def close(self) -> None:
         raise TimeoutError("never ends")
 
 
-def test_a_failing_sink_is_named_once_per_kind_and_tried_again(tmp_path: Path) -> None:
-    """The others get everything."""
+class OwnFailing(RunLogger, Failing):
+    """One of ours."""
+
+
+def test_a_failing_logger_is_named_once_per_kind_and_tried_again(tmp_path: Path) -> None:
+    """The others get everything, and all are closed. Of our own loggers only errors of the system are survived."""
     warnings: list[str] = []
-    errors = [OSError(5, "broken"), OSError(5, "broken"), None, OSError(28, "full"), OSError(5, "broken")]
-    failing, lines = Failing(errors), JsonLines(tmp_path / "metrics.jsonl")
-    metrics = Metrics([failing, lines], warnings.append)
-    for step in range(5):
-        metrics.write(step, {})
-    metrics.video(5, "eval/video", tmp_path / "eval.mp4")
-    metrics.close()
-    assert failing.steps == [2]
+    errors = [OSError(5, "broken"), OSError(5, "broken"), None, OSError(28, "full"), Service("down")]
+    failing, lines = Failing(errors), JsonLinesLogger(tmp_path / "metrics.jsonl")
+    with pytest.raises(MemoryError), Metrics([failing, lines], warnings.append) as metrics:
+        for step in range(5):
+            metrics.write(step, {})
+        raise MemoryError
+    assert failing.steps == [2] and lines.experiment.closed
     assert [record["step"] for record in records(lines.path)] == list(range(5))
     assert [warning.split("(")[1].split(")")[0] for warning in warnings] == [
-        "[Errno 5] broken",
-        "[Errno 28] full",
-        f"[Errno 13] no films: '{tmp_path / 'eval.mp4'}'",
-        "never ends",
+        "OSError: [Errno 5] broken",
+        "OSError: [Errno 28] full",
+        "Service: down",
+        "TimeoutError: never ends",
     ]
-
-
-def test_a_mistake_of_ours_is_not_swallowed() -> None:
-    """Only failures of the system are survived."""
     with pytest.raises(ZeroDivisionError):
-        Metrics([Failing([ZeroDivisionError()])]).write(0, {})
+        Metrics([OwnFailing([ZeroDivisionError()])]).write(0, {})
 
 
 def test_tensorboard_shows_what_was_written(tmp_path: Path) -> None:
     """A resumed run hides the points after its checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    first = TensorBoard(tmp_path)
-    for step in range(5):
-        first.write(step, {"episode/return": 10.0 + step})
-    first.close()
+    with Metrics([ResumedTensorboardLogger("board", str(tmp_path))]) as first:
+        for step in range(5):
+            first.write(step, {"episode/return": 10.0 + step})
     time.sleep(1.1)  # the names of event files tell seconds apart
-    second = TensorBoard(tmp_path, resumed_at=2)
-    second.write(3, {"episode/return": -3.0})
-    second.video(3, "eval/video", tmp_path / "eval.mp4")
-    second.close()
-    events = EventAccumulator(str(tmp_path))
+    with Metrics([ResumedTensorboardLogger("board", str(tmp_path), resumed_at=2)]) as second:
+        second.write(3, {"episode/return": -3.0})
+    events = EventAccumulator(str(tmp_path / "board"))
     events.Reload()
     points = [(point.step, point.value) for point in events.Scalars("episode/return")]
     assert points == [(0, 10.0), (1, 11.0), (2, 12.0), (3, -3.0)]
+
+
+def test_any_logger_of_torchrl_can_be_added(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By ``logger=csv``, or any other by its name; from Python by passing the object. All get the same numbers."""
+    run = trained(tmp_path / "run", "logger=csv", "+log.loggers.mine._target_=torchrl.record.loggers.CSVLogger")
+    expected = [(line["step"], line["episode/return"]) for line in lines_of(run) if "episode/return" in line]
+    assert expected
+    for name in ("csv", "mine"):
+        rows = (run / name / "scalars/episode/return.csv").read_text().splitlines()
+        assert [tuple(map(float, row.split(","))) for row in rows] == expected
+    with Metrics([CSVLogger("python", str(tmp_path))]) as metrics:
+        metrics.write(3, {"x": 0.5})
+    assert (tmp_path / "python/scalars/x.csv").read_text() == "3,0.5\n"
+    for entry, told in (
+        ({"_target_": "no.such"}, "cannot be found"),
+        ({"_target_": "os.path.join"}, "made: TypeError"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            list(loggers_from({"own": entry}, tmp_path))
 
 
 def test_missing_tensorboard_is_told_without_torch() -> None:
@@ -315,8 +323,6 @@ def test_missing_tensorboard_is_told_without_torch() -> None:
     outcome = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
     expected = "TensorBoard is not installed; install it with: pip install 'dreamer_torchrl[tensorboard]'\n"
     assert (outcome.stdout, outcome.stderr) == (expected, "")
-    installed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert installed.stdout == "None\n"
 
 
 def test_memory_is_what_the_process_holds_now(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from dreamer_torchrl.kernels.compiling import cache_folder
 
 ROOT = Path(__file__).parents[2]
-OWN_COLUMNS = {"_runtime", "_step", "_timestamp"}
+OWN_COLUMNS = {"_runtime", "_timestamp"}
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:

@@ -19,7 +19,8 @@ from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Manifest, Saved
 from dreamer_torchrl.checkpoint.tree_files import SavedFile
 from dreamer_torchrl.config.compose import load as configured
 from dreamer_torchrl.record.console import Console
-from dreamer_torchrl.record.metrics import JsonLines, Metrics
+from dreamer_torchrl.record.loggers import JsonLinesLogger
+from dreamer_torchrl.record.metrics import Metrics
 from dreamer_torchrl.training.loop import Diverged, Training
 from dreamer_torchrl.training.signals import StopSignals
 from tests.checkpoint.checkpoint_examples import flip_a_bit, mounted, read_only
@@ -137,7 +138,7 @@ def go_on(kind: type[Training], run: Path, steps: int) -> Training:
     configuration = configured(words(run, f"total_steps={steps}", "eval.every=0"))
     console = Console(steps)
     training = kind(configuration.settings, run, console)
-    metrics = Metrics([console, JsonLines(run / "metrics.jsonl")])
+    metrics = Metrics([console, JsonLinesLogger(run / "metrics.jsonl")])
     saved = training.checkpoints.load()
     try:
         with StopSignals(console.note) as stop:

@@ -1,0 +1,200 @@
+"""TorchRL loggers of a run: JSON lines of our own, TensorBoard that goes on after a kill, any other by its name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.record.loggers import Logger, TensorboardLogger
+
+from dreamer_torchrl.record.metrics import RunLogger
+from dreamer_torchrl.record.video import write_video
+
+MAX_KEPT_LINES = 10_000
+
+
+class JsonLinesLogger(RunLogger, Logger):
+    """Append one JSON object per record to a file; each stands there whole, or not at all.
+
+    TorchRL's `CSVLogger` has a file for each metric and keeps all values in memory. This one has one file that is
+    whole after a kill, goes on at a checkpoint without duplicates, and survives a full disk: a line that finds no
+    room is kept in memory and written, in order, as soon as there is room again.
+
+    Args:
+        path: the file; videos go into ``videos`` beside it.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
+        >>> logger = JsonLinesLogger(path)
+        >>> values = logger.log_metrics({"episode/return": 21.0, "episode/length": 200}, step=200)
+        >>> print(path.read_text(), end="")
+        {"step": 200, "episode/return": 21.0, "episode/length": 200}
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._kept: list[bytes] = []
+        super().__init__(exp_name=self.path.stem, log_dir=str(self.path.parent))
+        self._size = end_of_last_line(self.path)
+        self._cut_file(self._size)  # a kill may have left half a line
+
+    def _create_experiment(self) -> Any:
+        return self.path.open("ab", buffering=0)
+
+    def log_metrics(
+        self, metrics: dict[str, Any] | TensorDictBase, step: int | None = None, *, keys_sep: str = "/"
+    ) -> dict[str, Any]:
+        """Append a line; the values as they stand there. ``OSError`` if it cannot be written now; it is kept then."""
+        if isinstance(metrics, TensorDictBase):
+            metrics = metrics.flatten_keys(keys_sep).to_dict()
+        values = {key: strict(value) for key, value in metrics.items()}
+        self._kept.append(json.dumps({"step": step} | values, allow_nan=False).encode() + b"\n")
+        del self._kept[:-MAX_KEPT_LINES]
+        self._write_kept()
+        return values
+
+    def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
+        """Append a line with one value."""
+        self.log_metrics({name: value}, step)
+
+    def log_video(self, name: str, video: Tensor, step: int | None = None, *, fps: int = 30) -> None:
+        """Write a video ``[..., T, C, H, W]`` of bytes to a file."""
+        frames = video.flatten(0, -4).movedim(1, -1).cpu().numpy()  # [T, H, W, C]
+        write_video(self.path.parent / "videos" / f"{name.replace('/', '-')}-{step}.mp4", frames, fps)
+
+    def log_hparams(self, cfg: Mapping[str, Any]) -> None:
+        """Write the hyperparameters to a file beside the lines."""
+        self.path.with_suffix(".hparams.json").write_text(json.dumps(dict(cfg), indent=1, default=str) + "\n")
+
+    def log_histogram(self, name: str, data: Sequence[float], *, step: int | None = None, bins: int = 32) -> None:
+        """Append a line with counts and edges."""
+        counts, edges = np.histogram(np.asarray(data), bins)
+        self.log_metrics({f"{name}/counts": counts.tolist(), f"{name}/edges": edges.tolist()}, step)
+
+    @property
+    def position(self) -> int:
+        """Bytes of all lines so far, those that wait for room included."""
+        return self._size + sum(map(len, self._kept))
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk itself."""
+        self._write_kept()
+        os.fsync(self.experiment.fileno())
+
+    def cut(self, position: int) -> None:
+        """Drop what was written after `position`. A file that is shorter stays as it is."""
+        self._kept.clear()
+        if position < self._size:
+            self._cut_file(position)
+            self._cut_file(end_of_last_line(self.path))
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Write what waits, and close the file."""
+        try:
+            self._write_kept()
+        finally:
+            super().shutdown(timeout)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    def _write_kept(self) -> None:
+        while self._kept:
+            rest = self._kept[0]
+            try:
+                while rest:  # a disk takes half a line before it says that it is full
+                    rest = rest[self.experiment.write(rest) :]
+            except OSError:
+                self._cut_file(self._size)
+                raise
+            self._size += len(self._kept.pop(0))
+
+    def _cut_file(self, size: int) -> None:
+        self.experiment.truncate(size)
+        self._size = size
+
+
+def end_of_last_line(path: Path, block: int = 65_536) -> int:
+    """Bytes up to and including the last line break of a file: 0 if there is none."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - block)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def strict(value: Any) -> Any:
+    """A value as strict JSON has it: none for numbers that are not finite.
+
+    >>> strict(3), strict(0.5), strict(float("nan")), strict([1.0, float("inf")])
+    (3, 0.5, None, [1.0, None])
+    """
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [strict(one) for one in value]
+    if isinstance(value, (int, str)):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+class ResumedTensorboardLogger(TensorboardLogger):
+    """TorchRL's `TensorboardLogger` that hides points of earlier files which come after a resumed checkpoint.
+
+    Args:
+        exp_name, log_dir: as of TensorboardLogger; the files lie in ``log_dir/exp_name``.
+        resumed_at: step of the checkpoint.
+    """
+
+    def __init__(self, exp_name: str, log_dir: str, resumed_at: int | None = None):
+        self._purge_step = None if resumed_at is None else resumed_at + 1
+        super().__init__(exp_name, log_dir)
+
+    def _create_experiment(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # only there where TensorBoard is installed
+
+        return SummaryWriter(os.path.join(self.log_dir, self.exp_name), purge_step=self._purge_step, flush_secs=10)
+
+
+def loggers_from(entries: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Iterator[Logger]:
+    """Loggers that a configuration names: ``_target_`` and the arguments of each.
+
+    ``exp_name`` is the entry's name and ``log_dir`` the run's folder where they are left out.
+
+    Example:
+        >>> import tempfile
+        >>> entries = {"csv": {"_target_": "torchrl.record.loggers.CSVLogger"}}
+        >>> [logger.exp_name for logger in loggers_from(entries, Path(tempfile.mkdtemp()))]
+        ['csv']
+    """
+    for name, entry in entries.items():
+        arguments = {"exp_name": name, "log_dir": str(run_dir), **entry}
+        try:
+            target = resolve_name(arguments.pop("_target_"))
+        except (KeyError, ValueError, ImportError, AttributeError) as error:
+            raise ValueError(
+                f"The logger {name!r} cannot be found ({type(error).__name__}: {error}): give "
+                f"log.loggers.{name}._target_ the dotted name of a class, such as torchrl.record.loggers.CSVLogger."
+            ) from error
+        known = inspect.signature(target.__init__).parameters
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+            arguments = {key: value for key, value in arguments.items() if key in known or key in entry}
+        try:
+            yield target(**arguments)
+        except (TypeError, ImportError) as error:
+            raise ValueError(f"The logger {name!r} cannot be made: {type(error).__name__}: {error}.") from error

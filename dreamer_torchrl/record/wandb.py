@@ -1,0 +1,294 @@
+"""Weights & Biases: TorchRL's `WandbLogger` in a thread, so that training never waits for it or ends with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import ssl
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, Full, Queue
+from statistics import fmean
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from dreamer_torchrl.record.metrics import RunLogger
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torchrl.record.loggers import WandbLogger
+
+QUEUE_LENGTH = 10_000
+START_SECONDS, FINISH_SECONDS = 15, 20
+INSTALL = "pip install 'wandb>=0.31'"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run appears, W&B's own defaults where nothing is said.
+
+    Args:
+        project, entity: of W&B.
+        name: of the run, as people read it.
+        group: of the runs that differ only in their seed.
+        tags: to find it again.
+    """
+
+    project: str | None = None
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights of an agent, and the mean return that they reached."""
+
+    step: int
+    value: float
+    weights: dict[str, Any]
+
+
+class WandbThread(RunLogger):
+    """Send scalars, video files and the best agents to Weights & Biases from a thread.
+
+    The run's files lie in ``RUN/wandb``. Sent are the configuration, the scalars, the videos, the agents if they are
+    asked for, and the host's name; no package list, code, git state, console output or machine statistics. Without a
+    key or a server, an online run becomes an offline one, and `note` says why.
+
+    W&B's step is the step of the run; the episodes that end at one step are averaged. A resumed training goes on in
+    the same run, whose id is kept, and W&B leaves out the steps that it has already.
+
+    Args:
+        run_dir: the run directory.
+        mode: ``offline`` or ``online``.
+        place: where the run appears.
+        config: the resolved configuration.
+        note: prints a line.
+        artifact: whether the best agents are sent.
+        hours: how long the run has trained; each record is given it.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        mode: Literal["offline", "online"],
+        place: Place | None = None,
+        config: Mapping[str, Any] | None = None,
+        note: Callable[[str], None] = print,
+        artifact: bool = False,
+        hours: Callable[[], float] | None = None,
+    ):
+        self.folder, self.offline, self.place = run_dir / "wandb", mode == "offline", place or Place()
+        self.config, self.note, self.artifact, self.hours = dict(config or {}), note, artifact, hours
+        self._queue: Queue[tuple[int, dict[str, Any]] | None] = Queue(QUEUE_LENGTH)
+        self._best: Best | None = None
+        self._exit_code, self._off, self._dropped = 0, False, False
+        self._thread = Thread(target=self._work, name="wandb-run", daemon=True)
+        self._thread.start()
+
+    def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
+        """Queue the values of a step; this takes microseconds."""
+        if self._off:
+            return
+        hours = {"time/hours": self.hours()} if self.hours else {}
+        try:
+            self._queue.put_nowait((step, {**metrics, **hours}))
+        except Full:
+            if not self._dropped:
+                self._dropped = True
+                self.note("warning: W&B does not keep up; records are left out there (metrics.jsonl has them all)")
+
+    def log_video_file(self, name: str, path: Path, step: int) -> None:
+        """Queue a video."""
+        self.log_metrics({name: path}, step)
+
+    def log_best(self, agent: nn.Module, value: float, step: int) -> None:
+        """Keep the weights as they are now for the thread; of several that wait, the newest is sent."""
+        if self.artifact and not self._off:
+            weights = {key: tensor.detach().cpu().numpy().copy() for key, tensor in agent.state_dict().items()}
+            self._best = Best(step, value, weights)
+
+    def mark_failed(self) -> None:
+        """Let W&B show the run as one that ended with an error."""
+        self._exit_code = 1
+
+    def close(self) -> None:
+        """Send what waits, for a limited time; if anything stays behind, print the command that sends it later."""
+        try:
+            self._queue.put(None, timeout=FINISH_SECONDS)
+        except Full:
+            self._off = True
+        self._thread.join(START_SECONDS + FINISH_SECONDS + 5)
+        if self.offline or self._off or self._thread.is_alive():
+            folders = sorted(self.folder.glob("offline-run-*" if self.offline else "run-*"))
+            unsent = [str(folder) for folder in folders if not list(folder.glob("*.synced"))]
+            if unsent:
+                self.note(f"W&B: to upload this run, use: wandb sync {shlex.join(unsent)}")
+
+    def _work(self) -> None:
+        """The only thread that talks to wandb: its calls may wait for another process or for the network."""
+        try:
+            logger = self._begin()
+            for step, values in self._rows(logger.experiment.starting_step):
+                logger.log_metrics(values, step=step, override_global_step=True)
+                if not self.offline:
+                    self._send_best(logger)
+            self._send_best(logger)
+            logger.experiment.finish(exit_code=self._exit_code)
+        except Exception as error:  # of many classes, not all of them wandb's own: training goes on without it
+            self._off = True
+            missing = isinstance(error, ModuleNotFoundError) and error.name == "wandb"
+            reason = f"it is not installed; use: {INSTALL}" if missing else one_line(error)
+            self.note(f"warning: W&B failed ({reason}); training goes on without it")
+            while not self._queue.empty():  # nobody will read what still waits, and close() must find room
+                try:
+                    self._queue.get_nowait()
+                except Empty:
+                    break
+
+    def _begin(self) -> WandbLogger:
+        """The run, online where that works."""
+        # W&B's reports about itself hold stack traces, and when they do not arrive it prints into the progress line.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported for the first time
+        import wandb
+
+        if not self.offline:
+            try:
+                url = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent: `login` prints otherwise
+                if not wandb.login(prompt=False, verify=False):
+                    reason = "there is no API key (set WANDB_API_KEY or run: wandb login)"
+                elif not answers(url):
+                    reason = f"{url} cannot be reached"
+                else:
+                    return self._open()
+            except Exception as error:  # see above
+                reason = one_line(error)
+            wandb.teardown()  # its process would say that the run's id is in use
+            self.offline = True
+            self.note(f"W&B: {reason}; this run is written offline")
+        return self._open()
+
+    def _open(self) -> WandbLogger:
+        import wandb
+        from torchrl.record.loggers import WandbLogger
+
+        wanted = {
+            "silent": True,
+            "console": "off",
+            "save_code": False,
+            "disable_code": True,
+            "disable_git": True,
+            "x_save_requirements": False,  # the list of installed packages
+            "x_disable_stats": True,
+            "x_disable_machine_info": True,
+            "init_timeout": START_SECONDS,
+            "finish_timeout": FINISH_SECONDS,
+            "finish_timeout_raises": True,
+        }
+        known = wandb.Settings.model_fields  # of another version, others
+        place = self.place
+        return WandbLogger(
+            place.name,
+            log_dir=str(self.folder.parent),
+            id=kept_id(self.folder / "run_id"),
+            project=place.project,
+            log_env_packages=False,
+            mode="offline" if self.offline else "online",
+            entity=place.entity,
+            group=place.group,
+            tags=place.tags or None,
+            job_type="train",
+            config=self.config,
+            settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
+        )
+
+    def _rows(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """One row for each step from ``first``, in their order; numbers that come twice in a step are averaged."""
+        import wandb
+
+        current, gathered = -1, {}
+        while True:
+            record = self._queue.get()
+            if gathered and (record is None or record[0] != current):
+                yield current, {key: fmean(v) if isinstance(v, list) else v for key, v in gathered.items()}
+                first, gathered = current + 1, {}
+            if record is None:
+                return
+            current, values = record
+            for key, value in values.items() if current >= first else ():
+                if isinstance(value, Path):
+                    gathered[key] = wandb.Video(str(value))
+                else:
+                    gathered.setdefault(key, []).append(value)
+
+    def _send_best(self, logger: WandbLogger) -> None:
+        """Hand over the newest agent; its file is deleted when it was uploaded, and stays for ``wandb sync``."""
+        import numpy as np
+        import wandb
+
+        best, self._best = self._best, None
+        if best is None:
+            return
+        folder = self.folder / "best"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "weights.npz").open("wb") as file:
+                np.savez(file, **best.weights)
+            shutil.copyfile(self.folder.parent / "config.yaml", folder / "config.yaml")
+            details = {"step": best.step, "return": best.value}
+            artifact = wandb.Artifact(f"agent-{logger.experiment.id}", "model", metadata=details)
+            for path in folder.iterdir():
+                # Else W&B copies each file to the user's home, and a second time when it uploads it.
+                artifact.add_file(str(path.absolute()), name=path.name, policy="immutable", skip_cache=True)
+            logged = logger.experiment.log_artifact(artifact, aliases=["best"])
+            if not self.offline:
+                logged.wait()
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:  # no room for it: the curves go on
+            self.note(f"warning: W&B has no agent of step {best.step:,} ({error})")
+
+
+def answers(url: str, seconds: float = 5.0) -> bool:
+    """Whether a server answers at all, in a thread of its own: no single wait may be long, and all of them endless."""
+    found: list[int] = []
+
+    def ask() -> None:
+        try:
+            with urlopen(Request(url, method="HEAD"), timeout=seconds) as answer:
+                found.append(answer.status)
+        except HTTPError as error:
+            found.append(error.code)
+        except OSError as error:
+            if isinstance(getattr(error, "reason", None), ssl.SSLError):  # wandb itself checks its certificate
+                found.append(0)
+
+    thread = Thread(target=ask, name="wandb-probe", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(found)
+
+
+def kept_id(path: Path) -> str:
+    """The id of the run, made when it is first asked for."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:12] + "\n")
+    return path.read_text().strip()
+
+
+def one_line(error: Exception) -> str:
+    """An error on one line.
+
+    Example:
+        >>> one_line(ValueError("a key is missing.\\nIt must be there.")), one_line(TimeoutError())
+        ('ValueError: a key is missing; It must be there', 'TimeoutError')
+    """
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
+    return ": ".join(filter(None, (type(error).__name__, "; ".join(filter(None, lines)))))
