@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from provenance import provenance
 
-PARTS = ("learner", "environment", "acting", "replay", "other")
+PARTS = ("learner", "collector", "replay", "evaluation", "other")
 OFFICIAL = ("size=size1m", "replay.batch=16", "replay.length=64", "learner.learning_rate=4e-5")
 TARGET = 0.85
 """Share of the learner at official train ratios."""

@@ -5,8 +5,8 @@
     python benchmarks/policy.py --against sheeprl --peer-python ~/sheeprl/bin/python
 
 Two times of the same steps: `policy` is the call of the policy alone, which other implementations are compared by, and
-`send` is all that `Collector.send` does to get from what is seen to actions: latents beside observations, the way to
-the device and back. Observations are prepared, so no environment's time is in it. States and actions are drawn, as in
+`send` is all that it takes to get from what is seen to actions: latents beside observations, the way to the device and
+back. Observations are prepared, so no environment's time is in it. States and actions are drawn, as in
 training. In turn with sheeprl each side makes 50 steps, then the other; `turns` and `peer` are the medians of these.
 """
 
@@ -25,12 +25,11 @@ from child import SHEEPRL_MEND, ChildError, start_sheeprl
 from contest import LocalContestant, take_turns
 from provenance import provenance
 from tensordict import TensorDictBase
-from torchrl.data import Composite
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 from workloads import WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, build_agent
-from dreamer_torchrl.collectors.collect import Collector
+from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.kernels.calls import decide, use_native
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.learners.learner import example_batch
@@ -43,19 +42,6 @@ PREPARED = 8
 
 TURN = 50
 """Steps that a side makes before the other does."""
-
-
-class PreparedStreams:
-    """Streams as a `Collector` wants them, in which no environment runs: it takes actions and does nothing."""
-
-    def __init__(self, count: int, action_spec: Composite):
-        self.count, self.action_spec = count, action_spec
-
-    def __len__(self) -> int:
-        return self.count
-
-    def send(self, actions: TensorDictBase) -> None:
-        pass
 
 
 def observations(agent: Agent, environments: int) -> list[TensorDictBase]:
@@ -76,14 +62,17 @@ def agent_for(workload: Workload, device: torch.device) -> Agent:
 def measure(workload: Workload, environments: int, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
     """Act in so many environments; medians, quartiles and minima in milliseconds."""
     agent = agent_for(workload, device)
-    collector = Collector(PreparedStreams(environments, Composite(action=workload.action_spec)), agent.policy)
-    seen = observations(agent, environments)
-    sending = [_timed_send(collector, seen[step % len(seen)]) for step in range(warmup + steps)][warmup:]
-    carried = [now.copy().update(collector.latents).to(device) for now in seen]
+    policy, seen = agent.policy, observations(agent, environments)
+    latents = agent.latent_spec.expand(environments).zero()
     with set_exploration_type(ExplorationType.RANDOM):
-        acting = [
-            _timed_policy(collector, carried[step % len(carried)].copy(), device) for step in range(warmup + steps)
-        ][warmup:]
+        sending = []
+        for step in range(warmup + steps):
+            start = time.perf_counter()
+            latents = acted(policy, seen[step % len(seen)], latents, device)
+            sending.append(1e3 * (time.perf_counter() - start))  # ends on the CPU: there is nothing left to wait for
+        carried = [now.copy().update(latents).to(device) for now in seen]
+        acting = [_timed_policy(policy, carried[step % len(carried)].copy(), device) for step in range(warmup + steps)]
+    sending, acting = sending[warmup:], acting[warmup:]
     row: dict[str, Any] = {"workload": workload.name, "environments": environments}
     for name, times in (("policy", acting), ("send", sending)):
         lower, median, upper = statistics.quantiles(times, method="inclusive")
@@ -95,11 +84,9 @@ def in_turn(workload: Workload, environments: int, steps: int, warmup: int, pyth
     """Act in turn with sheeprl; medians in milliseconds per step, and ours over theirs."""
     agent = agent_for(workload, torch.device("cpu"))
     policy = agent.policy
-    collector = Collector(PreparedStreams(environments, Composite(action=workload.action_spec)), policy)
     seen = observations(agent, environments)
-    collector.now = seen[0]
-    collector.send()  # from then on there are latents
-    carried = [now.copy().update(collector.latents) for now in seen]
+    latents = acted(policy, seen[0], agent.latent_spec.expand(environments).zero(), torch.device("cpu"))
+    carried = [now.copy().update(latents) for now in seen]
 
     def act() -> None:
         with set_exploration_type(ExplorationType.RANDOM):
@@ -116,16 +103,14 @@ def in_turn(workload: Workload, environments: int, steps: int, warmup: int, pyth
     return sides | {"turns_ms": mine, "peer_ms": theirs, "ratio": mine / theirs}
 
 
-def _timed_send(collector: Collector, seen: TensorDictBase) -> float:
-    collector.now = seen
-    start = time.perf_counter()
-    collector.send()  # ends on the CPU, so there is nothing left to wait for
-    return 1e3 * (time.perf_counter() - start)
+def acted(policy: Policy, seen: TensorDictBase, latents: TensorDictBase, device: torch.device) -> TensorDictBase:
+    """The latents after a step of acting; the actions are on the CPU as well then."""
+    return policy(seen.copy().update(latents).to(device)).cpu().select(*LATENTS)
 
 
-def _timed_policy(collector: Collector, seen: TensorDictBase, device: torch.device) -> float:
+def _timed_policy(policy: Policy, seen: TensorDictBase, device: torch.device) -> float:
     start = time.perf_counter()
-    collector.policy(seen)
+    policy(seen)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - start)

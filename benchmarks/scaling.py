@@ -35,7 +35,11 @@ from dreamer_torchrl import Learner, build_agent
 from dreamer_torchrl.learners.learner import example_batch
 
 VECTORS = WORKLOADS["proprio_size1m"]
-IMPORTED = ["dreamer_torchrl.learners.learner", "dreamer_torchrl.collectors.collect", "dreamer_torchrl.data.replay"]
+IMPORTED = [
+    "dreamer_torchrl.learners.learner",
+    "dreamer_torchrl.collectors.make_collector",
+    "dreamer_torchrl.data.replay",
+]
 """What the processes of the points are forked with: importing takes longer than many a point."""
 
 

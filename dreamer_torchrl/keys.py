@@ -11,5 +11,15 @@ WRITTEN = (
 )
 """What an update writes beside the observations."""
 
-NOT_OBSERVED = ("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS)
+STREAM = "stream"
+"""Which endless stream of steps a step belongs to."""
+
+ENDLESS = "endless"
+"""What TorchRL asks of an environment and a step does not hold: a reward and flags that never come, and the episode's
+number; `dreamer_torchrl.collectors.episodes.steps_of` drops it."""
+
+NOT_OBSERVED = (
+    *("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS),
+    *(STREAM, ENDLESS, (ENDLESS, "episode")),
+)
 """Keys of a step that are no observation, wherever a spec lists them."""

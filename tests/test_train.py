@@ -13,7 +13,6 @@ import dreamer_torchrl
 from dreamer_torchrl import export, train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from tests.training.training_examples import lines, trained, words
-from tests.training.training_toys import Slow
 
 KINDS = {
     "discrete": ["env=cartpole"],
@@ -21,7 +20,6 @@ KINDS = {
     "image": ["env=grid_reach"],
     "composite": ["env=custom", "env.factory=tests.training.training_toys:Drive"],
     "processes": ["env=cartpole", "env.num_envs=2", "env.workers=processes"],
-    "async": ["env=cartpole", "env.num_envs=2", "env.workers=async"],
 }
 
 
@@ -46,19 +44,6 @@ def test_it_trains(kind: str, tmp_path: Path) -> None:
     saved = Checkpoints(run / "checkpoints").load()
     assert saved.step == total and saved.damaged == []
     assert saved.parts["progress"]["updates"] == last["count/updates"]
-
-
-def test_asynchronous_environments_are_busy_during_updates(tmp_path: Path) -> None:
-    """A step of this one takes 100 ms in its process, and two updates take their time here: not one after another."""
-    options = ("env=custom", "env.factory=tests.training.training_toys:Slow", "env.workers=async", "eval.every=0")
-    run = trained(tmp_path / "run", *options, "train_ratio=32", "total_steps=40", "log.every=0")
-    steps = [line for line in lines(run) if line.get("rate/steps_per_second") and line["step"] > 20]
-    seconds = [1 / line["rate/steps_per_second"] for line in steps]  # each step has its line
-    learner = [line["share/learner"] + line["share/replay"] for line in steps]
-    learning = sum(share * one for share, one in zip(learner, seconds, strict=True))
-    acting = Slow.seconds * len(steps)
-    assert len(steps) == 20 and steps[-1]["count/updates"] >= 40
-    assert sum(seconds) < acting + learning - min(acting, learning) / 2
 
 
 def test_a_run_that_is_too_short_to_learn_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

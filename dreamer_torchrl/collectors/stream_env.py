@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dreamer_torchrl.keys import ENDLESS, STREAM
 from dreamer_torchrl.modules.spaces import key_name, scale_action
 
 ENDS = ("terminated", "done")
@@ -32,20 +33,21 @@ def episode_seed(entropy: Iterable[int], episode: int) -> int:
 
 
 class StreamEnv(EnvBase):
-    """Show each step as it is seen on arrival, and go on after an episode's end with the start of the next one.
+    """Any environment as one that never ends: the step after the last one of an episode is the first of the next.
 
-    A step is the observation together with ``reward`` (received on arrival, 0 on the first step), ``is_init``,
-    ``terminated`` (the task itself ended here) and ``done`` (last step of the episode, for any reason). The terminal
-    observation is a step of its own; whatever is done there starts the next episode. To TorchRL all of these are
-    observations of an environment that never ends: its own reward and done stand, unused, under ``stream``.
+    The root entries are a step: the observation, ``reward`` (received on arrival, 0 on the first step), ``is_init``,
+    ``terminated`` (the task itself ended here), ``done`` (last step of the episode, for any reason) and ``stream``.
+    The terminal observation is a step of its own, whose action starts the next episode. To TorchRL all of these are
+    observations. The reward and the flags that it asks for are zeros under ``endless``, beside the episode's number.
 
-    Actions with finite bounds are seen as -1 to 1. They are clipped and scaled at this door, while the step keeps what
-    the policy chose. A reward or observation that is not finite raises `NotFinite`.
+    Actions with finite bounds have the spec -1 to 1 here: they are clipped and scaled before the inner environment gets
+    them. A reward or observation that is not finite raises `NotFinite`.
 
     Args:
         env: one environment, without batch dimensions.
-        repeat: how often an action is given to it; rewards add up, an end of the episode ends the repetition.
+        repeat: how often each action is given to it; rewards add up, the end of an episode ends the repetition.
         entropy: numbers that the seeds of its episodes are made of; ``set_seed`` replaces them.
+        stream: what stands under ``stream`` in its steps.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -54,18 +56,18 @@ class StreamEnv(EnvBase):
         (True, torch.Size([100]))
     """
 
-    def __init__(self, env: EnvBase, repeat: int = 1, entropy: Iterable[int] = ()):
+    def __init__(self, env: EnvBase, repeat: int = 1, entropy: Iterable[int] = (), stream: int = 0):
         if env.batch_size:
             raise ValueError(
                 f"StreamEnv takes one environment, this one has batch size {list(env.batch_size)}: "
                 "make a stream of each and batch the streams, with SerialEnv for example."
             )
         super().__init__(device=env.device, batch_size=env.batch_size)
-        self.env, self.repeat = env, repeat
+        self.env, self.repeat, self.stream = env, repeat, stream
         self.entropy = tuple(entropy) or (int(np.random.SeedSequence().entropy % 2**32),)
         self.episode = 0  # number of the next one
         self._observed, self._acted = list(env.observation_spec.keys(True, True)), list(env.action_keys)
-        taken = sorted({"reward", *FLAGS} & set(env.observation_spec.keys()))
+        taken = sorted({"reward", *FLAGS, STREAM, ENDLESS} & set(env.observation_spec.keys()))
         if taken:
             raise ValueError(
                 f"The environment has an observation {taken[0]!r}, a name that a step needs for itself: "
@@ -75,6 +77,8 @@ class StreamEnv(EnvBase):
         observation_spec["reward"] = Unbounded((1,), device=env.device)
         for key in FLAGS:
             observation_spec[key] = _flag(env.device)
+        observation_spec[STREAM] = Unbounded((1,), dtype=torch.int64, device=env.device)
+        observation_spec[ENDLESS] = Composite(episode=Unbounded((1,), dtype=torch.int64, device=env.device))
         self.observation_spec = observation_spec
         action_spec = env.full_action_spec.clone()
         self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}  # the environment's own, of the actions scaled here
@@ -83,8 +87,8 @@ class StreamEnv(EnvBase):
                 self.bounds[key] = (leaf.space.low, leaf.space.high)
                 action_spec[key] = Bounded(-1, 1, leaf.shape, dtype=leaf.dtype, device=leaf.device)
         self.action_spec = action_spec
-        self.reward_spec = Composite(stream=Composite(reward=Unbounded((1,), device=env.device)))
-        self.done_spec = Composite(stream=Composite(done=_flag(env.device), terminated=_flag(env.device)))
+        self.reward_spec = Composite({ENDLESS: Composite(reward=Unbounded((1,), device=env.device))})
+        self.done_spec = Composite({ENDLESS: Composite(done=_flag(env.device), terminated=_flag(env.device))})
         self._arrived: TensorDictBase | None = None  # what the inner environment showed last
 
     def begin(self) -> TensorDictBase:
@@ -117,19 +121,29 @@ class StreamEnv(EnvBase):
             step = self.advance(action)
         return step
 
-    def end_episode(self) -> None:
-        """Give up the present episode: the next action starts another."""
-        self._arrived = None
+    def end_episode(self, following: int) -> None:
+        """Give up the present episode: the next action starts the episode of number ``following``."""
+        self.episode, self._arrived = following, None
+
+    def seed(self, entropy: Iterable[int]) -> None:
+        """Make the seeds of episodes of these numbers, and begin with episode 0."""
+        self.entropy = tuple(entropy)
+        self.end_episode(0)
 
     def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        return self.begin().set("stream", self._never())
+        step = self.begin()
+        return endless(step, torch.tensor([self.stream]), torch.tensor([self.episode - 1])).exclude((ENDLESS, "reward"))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         step = self.advance(tensordict)
-        return step.set("stream", self._never().set("reward", torch.zeros_like(step["reward"])))
+        return endless(step, torch.tensor([self.stream]), torch.tensor([self.episode - 1]))
+
+    def _reset_proc_data(self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        """TorchRL's own would give the entries under ``endless`` alone, since its flags are there."""
+        return tensordict_reset if tensordict is None else tensordict.update(tensordict_reset)
 
     def _set_seed(self, seed: int | None) -> None:
-        self.entropy, self.episode = (() if seed is None else (seed,)), 0
+        self.seed(() if seed is None else (seed,))
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Close the inner environment."""
@@ -155,8 +169,13 @@ class StreamEnv(EnvBase):
             step[key] = self._arrived[key].reshape(1)
         return step
 
-    def _never(self) -> TensorDictBase:
-        return self.full_done_spec["stream"].zero()
+
+def endless(steps: TensorDictBase, stream: Tensor, episode: Tensor) -> TensorDictBase:
+    """Add ``stream`` and what TorchRL asks of an environment that never ends, for steps of any batch shape."""
+    never = torch.zeros_like(episode, dtype=torch.bool)
+    beside = {"episode": episode, "reward": torch.zeros_like(episode, dtype=torch.float32)}
+    steps.set(STREAM, stream)
+    return steps.set(ENDLESS, TensorDict(beside | {"done": never, "terminated": never.clone()}, steps.batch_size))
 
 
 def _is_finite(leaf: Bounded) -> bool:

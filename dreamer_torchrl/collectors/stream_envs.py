@@ -1,17 +1,19 @@
-"""N streams side by side, in this process or in one each; what breaks is replaced and its stream goes on."""
+"""N endless streams as one batched environment; what breaks is built anew, and its stream goes on."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import Composite
+from torchrl.envs import EnvBase
 
-from dreamer_torchrl.collectors.workers import Elsewhere, EnvironmentFailed, Here, Host, Maker
+from dreamer_torchrl.collectors.stream_env import StreamEnv, endless
+from dreamer_torchrl.collectors.workers import EnvironmentFailed, LocalWorker, Maker, ProcessWorker, Worker
+from dreamer_torchrl.keys import ENDLESS, LATENTS
 
 
 class TooManyFailures(RuntimeError):
@@ -19,214 +21,225 @@ class TooManyFailures(RuntimeError):
 
 
 class StreamState(NamedTuple):
-    """What it takes to bring a stream back: the number of its episode and what was done in it so far."""
-
-    episode: int
-    actions: TensorDictBase  # [t]
-
-
-class Actions:
-    """What N streams did lately, joined in blocks: a single one takes kilobytes, and episodes can be long.
+    """What it takes to bring a stream back.
 
     Args:
-        none: no actions ``[0, N]``.
+        episode: number of the present episode.
+        actions: all that were taken in it ``[t]``; None if they were too many to be kept.
+        step: the present step, with the latents of the one before; None for a first step.
     """
 
-    block = 256
-
-    def __init__(self, none: TensorDictBase):
-        self.none = none
-        self.first = 0  # place of the oldest that is kept, counted from the start
-        self._blocks: deque[TensorDictBase] = deque()  # [block, N] each
-        self._newest: list[TensorDictBase] = []  # [N] each
-
-    def __len__(self) -> int:
-        return self.block * len(self._blocks) + len(self._newest)
-
-    def append(self, action: TensorDictBase) -> None:
-        """Add an action ``[N]``."""
-        self._newest.append(action)
-        if len(self._newest) == self.block:
-            self._blocks.append(torch.stack(self._newest))
-            self._newest = []
-
-    def take_back(self) -> None:
-        """Drop the newest."""
-        if not self._newest:
-            self._newest = list(self._blocks.pop().unbind(0))
-        self._newest.pop()
-
-    def forget(self, before: int) -> None:
-        """Drop whole blocks that are not needed to know what was done from the place ``before`` on."""
-        while self._blocks and self.first + self.block <= before:
-            self._blocks.popleft()
-            self.first += self.block
-
-    def joined(self) -> TensorDictBase:
-        """All that are kept, ``[t, N]``."""
-        newest = [torch.stack(self._newest)] if self._newest else []
-        return torch.cat([self.none, *self._blocks, *newest])
+    episode: int
+    actions: TensorDictBase | None
+    step: TensorDictBase | None
 
 
-class Streams:
-    """Step N streams together.
+class StreamEnvs(EnvBase):
+    """N `StreamEnv` side by side, batch size ``[N]``, for ``rollout`` and any TorchRL collector.
 
     An environment that raises, hangs, dies or shows something that is not finite is built anew, and its stream goes on
-    with its next episode. More than ``most_failures`` of that within ``window`` steps raise `TooManyFailures`.
+    with its next episode: ``is_init`` follows a step that was not ``done``, and `dreamer_torchrl.collectors.episodes.
+    steps_of` ends the episode there. More than ``most_failures`` within ``window`` steps raise `TooManyFailures`.
+
+    The environments are made at the first `reset`. A reset starts the next episode of each stream, or of those whose
+    ``("endless", "_reset")`` is set; after `restore` it leads to where a state was taken.
 
     Args:
-        makers: one function per stream, which gives its `StreamEnv`; it must survive pickling if it goes to a process.
-        processes: one process per stream instead of all in this one.
+        makers: one function per stream, which makes its `StreamEnv`; it is pickled if it goes to a process.
+        workers: ``serial`` (all in this process) or ``processes`` (one for each).
         timeout: seconds that a process has for a step.
+        report: called with a message about each failure; kept in ``notes`` if left out.
+        streams: what stands under ``stream``; 0 to N - 1 if left out.
+        batched: False for a single stream without batch dimension.
         most_failures: more within ``window`` steps are too many.
         window: in steps of all streams together.
 
     Example:
-        >>> from tensordict import TensorDict
         >>> from torchrl.envs import GymEnv
         >>> from dreamer_torchrl.collectors.stream_env import StreamEnv
-        >>> streams = Streams([lambda: StreamEnv(GymEnv("CartPole-v1"), entropy=[0])] * 2)
-        >>> steps = streams.start()
-        >>> streams.send(TensorDict({"action": streams.action_spec["action"].rand((2,))}, [2]))
-        >>> steps, failed = streams.receive()
-        >>> steps.shape, failed.tolist()
-        (torch.Size([2]), [False, False])
+        >>> envs = StreamEnvs([lambda: StreamEnv(GymEnv("CartPole-v1"), entropy=[0])] * 2)
+        >>> envs.rollout(5)["next", "reward"].shape
+        torch.Size([2, 5, 1])
     """
 
     def __init__(
         self,
         makers: Sequence[Maker],
-        processes: bool = False,
+        workers: Literal["serial", "processes"] = "serial",
         timeout: float = 60.0,
+        report: Callable[[str], None] | None = None,
+        streams: Sequence[int] | None = None,
+        batched: bool = True,
         most_failures: int = 10,
         window: int = 1000,
     ):
-        self.makers, self.processes, self.timeout = list(makers), processes, timeout
+        example = makers[0]()
+        count = len(makers)
+        super().__init__(device=example.device, batch_size=[count] if batched else [])
+        self.makers, self.kind, self.timeout = list(makers), workers, timeout
         self.most_failures, self.window = most_failures, window
-        self.failures = 0
-        self.notes: list[str] = []  # what happened and should be told; the reader empties it
-        self._recent: deque[int] = deque()  # when the last failures were, in calls of `receive`
-        self._clock = 0
-        example = self.makers[0]()
-        self.observation_spec: Composite = example.env.observation_spec.clone()
-        self.action_spec: Composite = example.full_action_spec.clone()
+        self.notes: list[str] = []
+        self.report = report or self.notes.append
+        self.streams = list(range(count)) if streams is None else list(streams)
         self.bounds = example.bounds
+        self.observation_spec = example.observation_spec.expand(self.batch_size)
+        self.action_spec = example.full_action_spec.expand(self.batch_size)
+        self.reward_spec = example.full_reward_spec.expand(self.batch_size)
+        self.done_spec = example.full_done_spec.expand(self.batch_size)
         example.close()
-        self.hosts: list[Host | None] = []
-        self._acted = Actions(self.action_spec.zero((0, len(self))))  # since the oldest present episode began
-        self._began: list[int] = []  # when the present episodes began
-        self._episodes: list[int] = []  # their numbers
-        self._before: list[TensorDictBase] = []  # [t] each, what was done in them before the run was resumed
-        self._stood = self._episodes, self._began, self._before  # these three before the last actions
+        self.workers: list[Worker | None] = [None] * count
+        self._stream = torch.tensor(self.streams).reshape(*self.batch_size, 1)
+        self._episodes = [0] * count  # numbers of the present ones
+        self._recent: deque[int] = deque()  # when the last failures were, in steps
+        self._clock = 0
+        self._seed: int | None = None
+        self._now: list[TensorDictBase] = []  # the present steps
+        self.latents: TensorDictBase | None = None  # what a reset adds for the policy where no state brings it, [...]
+        self.restore()
 
-    def __len__(self) -> int:
-        return len(self.makers)
+    def part(self, which: Sequence[int], batched: bool = True) -> StreamEnvs:
+        """Some of these streams as an environment of their own; failures are counted for each by itself."""
+        makers, streams = [self.makers[index] for index in which], [self.streams[index] for index in which]
+        part = StreamEnvs(makers, self.kind, self.timeout, self.report, streams, batched)
+        part.restore([self._pending[index] for index in which])
+        part.latents = self.latents
+        return part
 
-    @property
-    def states(self) -> list[StreamState]:
-        """What it takes to bring each stream back to where it is."""
-        acted, first = self._acted.joined(), self._acted.first  # [t, N]
-        return [
-            StreamState(episode, torch.cat([before, acted[began - first :, index]]))
-            for index, (episode, began, before) in enumerate(
-                zip(self._episodes, self._began, self._before, strict=True)
-            )
-        ]
-
-    def start(self, states: Sequence[StreamState] | None = None) -> TensorDictBase:
-        """The present steps ``[N]``: first ones, or those to which the recorded actions of ``states`` lead."""
-        self._clock, self._began = 0, [0] * len(self)
-        self._acted = Actions(self._acted.none)
-        self._recent.clear()
-        states = states or [StreamState(0, self._nothing_done)] * len(self)
-        self._episodes, self._before = [state.episode for state in states], [state.actions for state in states]
-        self.hosts = self.hosts or [None] * len(self)
-        if self.processes:  # they start side by side
-            self.hosts = [host or self._host(index) for index, host in enumerate(self.hosts)]
-        return torch.stack([self._first(index) for index in range(len(self))])
-
-    def send(self, action: TensorDictBase) -> None:
-        """Hand actions ``[N, ...]`` to the environments."""
-        self._stood = [*self._episodes], [*self._began], [*self._before]
-        self._acted.append(action)
-        for host, own in zip(self.hosts, action.unbind(0), strict=True):
-            host.send(own)
-
-    def receive(self) -> tuple[TensorDictBase, torch.Tensor]:
-        """The steps ``[N]`` that followed, and which of them could not follow since the environment failed.
-
-        Where one failed, the step is the first of a new episode.
-        """
-        self._clock += 1
-        steps, failed = [], torch.zeros(len(self), dtype=torch.bool)  # [N]
-        for index, host in enumerate(self.hosts):
-            try:
-                step = host.receive()
-            except EnvironmentFailed as failure:
-                self._replace(index, failure)
-                failed[index] = True
-                step = self._first(index)
-            else:
-                if step["is_init"]:
-                    self._next_episode(index)
-            steps.append(step)
-        self._acted.forget(min(self._began))
-        return torch.stack(steps), failed
-
-    def take_back(self) -> None:
-        """After `TooManyFailures`: let `states` be those before the last `send`. Only `close` or `start` may follow."""
-        self._acted.take_back()
-        self._episodes, self._began, self._before = self._stood
+    def restore(self, states: Sequence[StreamState] | None = None) -> None:
+        """Let the next reset lead to these states, or to the start of episode 0 in each stream."""
+        self._pending = list(states) if states is not None else [StreamState(0, None, None)] * len(self.makers)
 
     def end_episodes(self, which: Iterable[int]) -> None:
         """Let the next action of these streams start a new episode, whatever they were doing."""
         for index in which:
-            self.hosts[index].end_episode()
+            self.workers[index].end_episode(self._episodes[index] + 1)
 
-    def close(self) -> None:
-        """Close all environments."""
-        for index in range(len(self.hosts)):
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close all environments; a later reset makes new ones."""
+        super().close(raise_if_closed=False)
+        for worker in filter(None, self.workers):
+            worker.release()
+        for index in range(len(self.workers)):
             self._close(index)
+        self.is_closed = False
 
-    def _close(self, index: int) -> None:
-        host, self.hosts[index] = self.hosts[index], None
-        if host is not None:
-            with suppress(EnvironmentFailed):  # a broken one may not even close
-                host.close()
+    def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
+        chosen = None if tensordict is None else tensordict.get((ENDLESS, "_reset"), None)
+        which = range(len(self.makers)) if chosen is None else chosen.reshape(-1).nonzero().flatten().tolist()
+        self._now = self._now or [None] * len(self.makers)
+        if self.kind == "processes":  # they start side by side
+            self.workers = [worker or self._worker(index) for index, worker in enumerate(self.workers)]
+        states = self._pending or [StreamState(episode + 1, None, None) for episode in self._episodes]
+        for index in which:
+            self._now[index] = self._restored(index, states[index])
+        self._pending = []
+        steps = self._join(self._now)
+        if self.latents is not None and chosen is None:
+            steps.update(self._join([self._carried(state) for state in states]))
+        return endless(steps, self._stream.clone(), self._numbers).exclude((ENDLESS, "reward"))
 
-    def _next_episode(self, index: int) -> None:
-        self._episodes[index] += 1
-        self._began[index] = self._clock
-        self._before[index] = self._nothing_done
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.select(*self.action_keys)
+        for worker, own in zip(self.workers, action.unbind(0) if self.batch_size else [action], strict=True):
+            worker.send(own)
+        self._clock += 1
+        self._now = [self._received(index) for index in range(len(self.workers))]
+        return endless(self._join(self._now), self._stream.clone(), self._numbers)
+
+    _reset_proc_data = StreamEnv._reset_proc_data
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seed = seed
+        for index, worker in enumerate(self.workers):
+            if worker is not None and seed is not None:
+                worker.seed((seed, self.streams[index]))
+        self.restore()
 
     @property
-    def _nothing_done(self) -> TensorDictBase:
-        return self._acted.none[:, 0]  # [0]
+    def _numbers(self) -> torch.Tensor:
+        return torch.tensor(self._episodes).reshape(*self.batch_size, 1)
 
-    def _host(self, index: int) -> Host:
-        make = self.makers[index]
-        return Elsewhere(make, self.timeout) if self.processes else Here(make)
+    def _join(self, steps: list[TensorDictBase]) -> TensorDictBase:
+        return torch.stack(steps) if self.batch_size else steps[0].copy()
 
-    def _first(self, index: int) -> TensorDictBase:
-        """Bring a stream to its recorded state, with as many replacements as that takes."""
+    def _received(self, index: int) -> TensorDictBase:
+        """The step that follows the action, or the first one of the next episode if the environment failed."""
+        try:
+            step = self.workers[index].receive()
+        except EnvironmentFailed as failure:
+            self._replace(index, failure)
+            return self._started(index, None)
+        if step["is_init"]:
+            self._episodes[index] += 1
+        return step
+
+    def _restored(self, index: int, state: StreamState) -> TensorDictBase:
+        """Repeat an episode up to where it was; one that leads elsewhere ends with the step that was recorded."""
+        self._episodes[index] = state.episode
+        if state.step is None:
+            return self._started(index, None)
+        recorded, actions = state.step.exclude(*LATENTS), state.actions
+        if actions is None:
+            note = "cannot be brought back, since it is too long for its actions to be kept"
+            self.workers[index] = self.workers[index] or self._worker(index)
+        else:
+            arrived = self._started(index, actions)
+            if _equal(arrived, recorded):
+                return arrived
+            note = "did not come back to where it was, although its seed and actions were the same"
+        self.report(f"Environment {self.streams[index]} {note}: its episode ends here, and a new one starts.")
+        self.end_episodes([index])
+        return recorded.set("done", torch.ones_like(recorded["done"]))
+
+    def _carried(self, state: StreamState) -> TensorDictBase:
+        """The latents that go on from a state, ``[...]``."""
+        return (
+            self.latents
+            if state.step is None
+            else self.latents.clone().update(state.step.select(*LATENTS, strict=False))
+        )
+
+    def _started(self, index: int, actions: TensorDictBase | None) -> TensorDictBase:
+        """Start the present episode and repeat these actions, with as many replacements as that takes."""
         while True:
             try:
-                if self.hosts[index] is None:
-                    self.hosts[index] = self._host(index)
-                return self.hosts[index].resume(self._episodes[index], self._before[index])
+                self.workers[index] = self.workers[index] or self._worker(index)
+                actions = self._nothing if actions is None else actions
+                return self.workers[index].resume(self._episodes[index], actions)
             except EnvironmentFailed as failure:
                 self._replace(index, failure)
+                actions = None
 
     def _replace(self, index: int, failure: EnvironmentFailed) -> None:
-        """Put a new environment in the place of a broken one, at the next episode of its stream."""
-        self.failures += 1
+        """Give up a broken environment; its stream goes on with the next episode."""
         self._recent.append(self._clock)
-        while self._recent[0] <= self._clock - self.window / len(self):
+        while self._recent[0] <= self._clock - self.window / len(self.makers):
             self._recent.popleft()
-        self.notes.append(f"Environment {index} failed and is replaced; its episode ends here: {failure}")
+        self.report(f"Environment {self.streams[index]} failed and is replaced; its episode ends here: {failure}")
         if len(self._recent) > self.most_failures:
             raise TooManyFailures(
                 f"Environments failed {len(self._recent)} times within {self.window} steps. The last time: {failure}"
             )
         self._close(index)
-        self._next_episode(index)
+        self._episodes[index] += 1
+
+    @property
+    def _nothing(self) -> TensorDictBase:
+        return self.full_action_spec_unbatched.zero((0,))  # [0]
+
+    def _worker(self, index: int) -> Worker:
+        make = self.makers[index]
+        worker = ProcessWorker(make, self.timeout) if self.kind == "processes" else LocalWorker(make)
+        if self._seed is not None:
+            worker.seed((self._seed, self.streams[index]))
+        return worker
+
+    def _close(self, index: int) -> None:
+        worker, self.workers[index] = self.workers[index], None
+        if worker is not None:
+            with suppress(EnvironmentFailed):  # a broken one may not even close
+                worker.close()
+
+
+def _equal(one: TensorDictBase, other: TensorDictBase) -> bool:
+    return all(torch.equal(value, other[key]) for key, value in one.items(True, True))

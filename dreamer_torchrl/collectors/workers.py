@@ -1,4 +1,4 @@
-"""Where an environment lives: in this process or in one of its own. Whatever goes wrong there is one exception here."""
+"""A worker runs one environment, in this process or in one of its own; each fault there is one kind of exception."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 
-from dreamer_torchrl.collectors.stream_env import StreamEnv
+from dreamer_torchrl.collectors.stream_env import NotFinite, StreamEnv
 
 Maker = Callable[[], StreamEnv]
 Arrays = list[tuple[NestedKey, np.ndarray]]
@@ -30,17 +31,19 @@ class EnvironmentFailed(RuntimeError):
     """An environment raised, hung or died."""
 
 
-class Host(Protocol):
-    """Where one `StreamEnv` lives. Each method may raise `EnvironmentFailed`, after which only `close` is left."""
+class Worker(Protocol):
+    """Runs one `StreamEnv`. Each method may raise `EnvironmentFailed`, after which only `close` may be called."""
 
     def send(self, action: TensorDictBase) -> None: ...
     def receive(self) -> TensorDictBase: ...
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase: ...
-    def end_episode(self) -> None: ...
+    def end_episode(self, following: int) -> None: ...
+    def seed(self, entropy: Iterable[int]) -> None: ...
+    def release(self) -> None: ...
     def close(self) -> None: ...
 
 
-class Here:
+class LocalWorker:
     """In this process."""
 
     def __init__(self, make: Maker):
@@ -48,7 +51,7 @@ class Here:
         self.action: TensorDictBase | None = None
 
     def send(self, action: TensorDictBase) -> None:
-        """Take the action; the work is done when its outcome is asked for."""
+        """Take the action; `receive` does the work."""
         self.action = action
 
     def receive(self) -> TensorDictBase:
@@ -59,30 +62,38 @@ class Here:
         """Start episode number ``episode`` and repeat its actions ``[t]``."""
         return _guarded(self.env.resume, episode, actions.unbind(0))
 
-    def end_episode(self) -> None:
-        """Let the next action start an episode."""
-        self.env.end_episode()
+    def end_episode(self, following: int) -> None:
+        """Let the next action start the episode of number ``following``."""
+        self.env.end_episode(following)
+
+    def seed(self, entropy: Iterable[int]) -> None:
+        """See `StreamEnv.seed`."""
+        self.env.seed(entropy)
+
+    def release(self) -> None:
+        """Nothing: `close` does it at once."""
 
     def close(self) -> None:
         """Close the environment."""
         _guarded(self.env.close)
 
 
-class Elsewhere:
-    """In a process of its own; one that does not answer in time is given up."""
+class ProcessWorker:
+    """In a process of its own, which is given up when it does not answer within ``timeout`` seconds."""
 
     def __init__(self, make: Maker, timeout: float):
-        self.timeout, self.starting = timeout, STARTING
+        self.timeout, self.starting, self.released = timeout, STARTING, 0.0
         self.connection, there = _context().Pipe()
-        self.process = _context().Process(target=_serve, args=(there, make), daemon=True)
+        # Not a daemon, which could not start processes itself. It ends with its parent all the same: see _serve.
+        self.process = _context().Process(target=_serve, args=(there, make))
         self.process.start()
         there.close()
-        # Python would ask a process that is left over to end by SIGTERM, to which it does not listen, and wait for it.
+        # Before the handler of multiprocessing, which joins what is left over.
         atexit.register(self.close)
 
     def send(self, action: TensorDictBase) -> None:
         """Send the action on its way."""
-        self._tell("advance", _arrays(action))
+        self._send("advance", _arrays(action))
 
     def receive(self) -> TensorDictBase:
         """Wait for the step that follows the action."""
@@ -90,29 +101,40 @@ class Elsewhere:
 
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase:
         """Start episode number ``episode`` and repeat its actions ``[t]``."""
-        self._tell("begin", episode)
+        self._send("begin", episode)
         step = self._answer()
         # Only now, since it listens: more than a connection holds would not even leave if nobody read it.
         if len(actions):
-            self._tell("repeat", len(actions), _arrays(actions))
+            self._send("repeat", len(actions), _arrays(actions))
         for _ in range(len(actions)):
             step = self._answer()
         return step
 
-    def end_episode(self) -> None:
-        """Let the next action start an episode."""
-        self._tell("end_episode")
+    def end_episode(self, following: int) -> None:
+        """Let the next action start the episode of number ``following``."""
+        self._send("end_episode", following)
+
+    def seed(self, entropy: Iterable[int]) -> None:
+        """See `StreamEnv.seed`."""
+        self._send("seed", tuple(entropy))
+
+    def release(self) -> None:
+        """Let the process end, without waiting for it."""
+        self.released = self.released or time.monotonic()
+        self.connection.close()
 
     def close(self) -> None:
-        """End the process, by force if it must be."""
+        """End the process, by force if it does not end by itself within a second."""
         atexit.unregister(self.close)
-        self.connection.close()
-        self.process.join(1.0)
+        self.release()
+        self.process.join(max(0.0, self.released + 1.0 - time.monotonic()))
         if self.process.is_alive():
             self.process.kill()
+            with suppress(ProcessLookupError):  # what the environment has started keeps it from being joined
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.join()
 
-    def _tell(self, *message: Any) -> None:
+    def _send(self, *message: Any) -> None:
         with suppress(OSError):  # if it died, `_answer` finds out and says how
             self.connection.send(message)
 
@@ -140,48 +162,55 @@ def _context() -> multiprocessing.context.BaseContext:
 
 
 def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call into foreign code; whatever it raises becomes `EnvironmentFailed`."""
+    """Call foreign code; whatever it raises becomes `EnvironmentFailed`, with the place in it."""
     try:
         return function(*arguments)
+    except NotFinite as error:  # the place would be in this package
+        raise EnvironmentFailed(str(error)) from error
     except (Exception, SystemExit) as error:
         where = traceback.format_exc(limit=-2).strip()
         raise EnvironmentFailed(f"{type(error).__name__}: {error}\n{where}") from error
 
 
 def _serve(connection: Connection, make: Maker) -> None:
-    """The life of a process with one environment; it ends when nobody listens any more."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # these may reach all at once; the learner decides what follows
+    """The main function of a process with one environment; it ends when the other end is closed."""
+    os.setpgid(0, 0)  # with what the environment may start, so that all of it can be ended
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides what follows
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     with suppress(EOFError, OSError):
         try:
             env = _guarded(make)
-            while True:
-                command, *content = connection.recv()
-                if command == "advance":
-                    step = _guarded(env.advance, _tensors(content[0]))
-                elif command == "begin":
-                    step = _guarded(env.resume, content[0], [])
-                elif command == "repeat":
-                    count, actions = content
-                    *early, last = _tensors(actions, [count]).unbind(0)
-                    for action in early:
-                        _guarded(env.advance, action)
-                        connection.send(("step", []))  # a sign of life: nobody wants to see it
-                    step = _guarded(env.advance, last)
-                else:
-                    env.end_episode()
-                    continue
-                connection.send(("step", _arrays(step)))
+            with closing(env):
+                while True:
+                    _answer(env, connection)
         except EnvironmentFailed as failure:
             connection.send(("failed", str(failure)))
 
 
+def _answer(env: StreamEnv, connection: Connection) -> None:
+    command, *content = connection.recv()
+    if command == "advance":
+        step = _guarded(env.advance, _tensors(content[0]))
+    elif command == "begin":
+        step = _guarded(env.resume, content[0], [])
+    elif command == "repeat":
+        count, actions = content
+        *early, last = _tensors(actions, [count]).unbind(0)
+        for action in early:
+            _guarded(env.advance, action)
+            connection.send(("step", []))  # says that it is alive; its content is not used
+        step = _guarded(env.advance, last)
+    else:
+        return _guarded(getattr(env, command), *content)
+    connection.send(("step", _arrays(step)))
+
+
 def _end_with_parent() -> None:
-    """Do not stay behind, not even in an environment that hangs."""
+    """End even while the environment hangs."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _arrays(tensordict: TensorDictBase) -> Arrays:

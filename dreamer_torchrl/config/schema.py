@@ -17,7 +17,7 @@ class EnvironmentSettings:
     family: Literal["gym", "atari", "dmc", "custom"]
     options: Mapping[str, Any]  # what the family's own function takes
     num_envs: int = 1
-    workers: Literal["serial", "processes", "async"] = "serial"
+    workers: Literal["serial", "processes"] = "serial"
     action_repeat: int = 1
     frames_per_action: int = 1  # what the family skips by itself
     step_timeout: float = 60.0

@@ -1,4 +1,4 @@
-"""The door for recorded transitions: TorchRL's root/``next`` layout to our steps."""
+"""The adapter from transitions in TorchRL's root/``next`` layout to steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
-from dreamer_torchrl.keys import NOT_OBSERVED
+from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, STREAM
 from dreamer_torchrl.modules.spaces import key_name
 from dreamer_torchrl.objectives.batch import check_keys
 
@@ -30,7 +30,8 @@ def steps_from_transitions(
     An episode of n transitions becomes n + 1 steps, so that its first and its last observation are both there. A
     trajectory that stops without an end of its own (the data set was cut, a collector's batch was full) is closed like
     an episode that ran out of time: ``done``, not ``terminated``. Nothing is known of the reward on the first step: it
-    is 0. The action of a last step repeats the one before and counts for nothing.
+    is 0. Latents of the agent's policy (``belief``, ``state``, ``previous_action``) and ``stream`` are kept where they
+    are there. On a last step they and the action repeat those of the step before, and count for nothing.
 
     Args:
         transitions: ``[time]``, one trajectory after the other, or ``[..., time]``, whose rows are cut at their end.
@@ -41,7 +42,7 @@ def steps_from_transitions(
         trajectory: a key whose value changes from one trajectory to the next; TorchRL's own are found without it.
 
     Returns:
-        Steps ``[T]`` with ``reward``, ``is_init``, ``terminated`` and ``done`` ``[T, 1]``. Latents are not among them.
+        Steps ``[T]`` with ``reward``, ``is_init``, ``terminated`` and ``done`` ``[T, 1]``.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -72,7 +73,9 @@ def steps_from_transitions(
         return steps
 
     steps = {key: woven(rows[key], arrival[key][last].to(rows[key].dtype)) for key in keys}
-    steps |= {key: woven(rows[key], rows[key][last]) for key in actions}
+    present = rows.keys()
+    carried = [*actions, *(key for key in (*LATENTS, STREAM) if key in present)]
+    steps |= {key: woven(rows[key], rows[key][last]) for key in carried}
     received = arrival["reward"].reshape(len(last), 1).float()  # [N, 1]
     earlier = torch.where(first.unsqueeze(1), 0.0, received.roll(1, 0))
     steps["reward"] = woven(earlier, received[last])

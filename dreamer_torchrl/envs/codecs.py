@@ -17,7 +17,7 @@ from torchrl.data import Binary, Bounded, Composite, MultiOneHot, OneHot, Tensor
 from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.spaces import MOST_CLASSES
 
-TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "stream", "next"}
+TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "next"}
 """Names that a step, the agent or TorchRL needs for itself: such an observation is renamed to ``observed_<name>``."""
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import traceback
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dreamer_torchrl.agents.player import Latents, Player
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
 from dreamer_torchrl.collectors.stream_env import StreamEnv
-from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.config.labels import environment_name
@@ -28,7 +28,6 @@ from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.kernels.calls import decide, use_native
-from dreamer_torchrl.training.evaluation import Evaluation, evaluate, never
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -55,22 +54,22 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: tuple[int, ...]) -> StreamEnv:
+def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: int, index: int) -> StreamEnv:
     """One environment as a stream; a plain function, so that another process can call it."""
-    return StreamEnv(make_env(family, options), repeat, entropy)
+    return StreamEnv(make_env(family, options), repeat, (entropy, index), index)
 
 
-def make_streams(settings: Settings, purpose: str, count: int, processes: bool = False, film: bool = False) -> Streams:
-    """Streams of a run's environment, whose episodes are those of this ``purpose``."""
+def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) -> StreamEnvs:
+    """Environments of a run, whose episodes are those of this ``purpose``; those for a film are in this process."""
     env = settings.env
     entropy = seed_for(settings.seed, purpose)
     makers = []
     for index in range(count):
         options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
-        makers.append(partial(stream_env, env.family, options, env.action_repeat, (entropy, index)))
+        makers.append(partial(stream_env, env.family, options, env.action_repeat, entropy, index))
     try:
-        return Streams(makers, processes, env.step_timeout)
-    except ValueError:  # it names the mend
+        return StreamEnvs(makers, "serial" if film else env.workers, env.step_timeout)
+    except ValueError:  # its message names the remedy
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -79,12 +78,12 @@ def make_streams(settings: Settings, purpose: str, count: int, processes: bool =
         ) from error
 
 
-def make_agent(settings: Settings, streams: Streams) -> Agent:
+def make_agent(settings: Settings, envs: StreamEnvs) -> Agent:
     """The run's agent with its initial weights."""
     torch.manual_seed(seed_for(settings.seed, "weights"))
     agent = build_agent(
-        streams.observation_spec,
-        streams.action_spec,
+        envs.observation_spec,
+        envs.full_action_spec,
         settings.size,
         getattr(torch, settings.dtype),
         settings.unimix,
@@ -113,29 +112,6 @@ def make_policy(agent: Agent, seed: int) -> Policy:
     """The acting part of an agent with a generator of its own."""
     generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
     return Policy(agent.encoder, agent.rssm, agent.actor, generator)
-
-
-def run_evaluation(
-    settings: Settings,
-    agent: Agent,
-    streams: Streams,
-    film: bool = False,
-    give_up: Callable[[], bool] = never,
-    record: int = 0,
-) -> Evaluation:
-    """Evaluate as training does: the same weights and settings, on the same device, give the same episodes."""
-    policy = make_policy(agent, seed_for(settings.seed, "evaluation policy"))
-    return evaluate(policy, streams, settings.eval.episodes, settings.eval.deterministic, film, give_up, record)
-
-
-def evaluation_streams(settings: Settings, film: bool = False) -> Streams:
-    """The environments of evaluations: those of training but for ``eval.arguments``, and for films in this process."""
-    env, arguments = settings.env, settings.eval.arguments
-    if arguments:
-        options = {**env.options, "arguments": {**env.options["arguments"], **arguments}}
-        settings = replace(settings, env=replace(env, options=options))
-    count = min(settings.eval.num_envs, settings.eval.episodes)
-    return make_streams(settings, "evaluation", count, env.workers != "serial" and not film, film)
 
 
 def dream_title(settings: Settings, step: int) -> str:
@@ -204,7 +180,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     saved = checkpoints.load(replay=False) if checkpoint is None else checkpoints.read(checkpoint, replay=False)
     if saved is None:
         raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
-    streams = make_streams(settings, "specs", 1)
-    agent = make_agent(settings, streams)
+    envs = make_envs(settings, "specs", 1)
+    agent = make_agent(settings, envs)
     agent.load_state_dict(saved.parts["learner"]["agent"])
-    return LoadedRun(path, settings, agent.eval(), saved, streams.bounds)
+    return LoadedRun(path, settings, agent.eval(), saved, envs.bounds)

@@ -1,39 +1,40 @@
-"""Whole episodes of a policy, the same ones each time."""
+"""Evaluation: whole episodes of a policy, the same ones each time, and videos of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean, pstdev
 
 import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 
+from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.policy import Policy
-from dreamer_torchrl.collectors.collect import Collector
-from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.collectors.episodes import LONGEST, Episodes
+from dreamer_torchrl.collectors.stream_envs import StreamEnvs
+from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs import frame
-
-LONGEST = 50_000
-"""Steps after which an episode is cut off: some environments never end one."""
+from dreamer_torchrl.record.video import keep_newest, write_video
+from dreamer_torchrl.training.build import dream_title, make_envs, make_policy, seed_for
+from dreamer_torchrl.views.imagination import STEPS, context_for, dream
+from dreamer_torchrl.views.imagination_pictures import write_dream
 
 FILMED = 2_000
-"""Steps that a film shows at most: all its pictures are in memory at once, 1.4 GB of them at 400 x 600."""
+"""Steps that a video shows at most: all its frames are in memory at once, 1.4 GB of them at 400 x 600."""
 
 
-class GivenUp(Exception):
+class Cancelled(Exception):
     """An evaluation was to end before its last episode did."""
-
-
-def never() -> bool:
-    """Whether to give up: no."""
-    return False
 
 
 @dataclass
 class Evaluation:
-    """Returns and lengths of the episodes, in their order; of the first one pictures and steps if asked for.
+    """Returns and lengths of the episodes, in their order; of the first one frames and steps if asked for.
 
     The ``steps`` ``[T]`` are those of a replay (see `StreamEnv`): what was seen on arrival, and what was done then.
     """
@@ -66,50 +67,65 @@ class Evaluation:
 
 def evaluate(
     policy: Policy,
-    streams: Streams,
+    envs: StreamEnvs,
     episodes: int,
     deterministic: bool = False,
     film: bool = False,
-    give_up: Callable[[], bool] = never,
+    cancelled: Callable[[], bool] = lambda: False,
     record: int = 0,
     longest: int = LONGEST,
 ) -> Evaluation:
-    """Play ``episodes`` from the start of the streams on, dealt out evenly, so that short ones are not preferred.
+    """Play the first ``episodes`` of the streams, dealt out evenly, so that short ones are not preferred.
 
     The outcome depends on the policy's weights, its generator and the seeds of the streams. An episode in which its
-    environment fails does not count, the next one of its stream does. Films need streams in this process and show the
-    first 2,000 steps of the first episode. At most ``record`` of its steps are kept. An episode that does not end
-    counts with its ``longest`` first steps. Once ``give_up`` is true there is no outcome: `GivenUp`.
+    environment fails does not count, the next one of its stream does. An episode that does not end counts with its
+    ``longest`` first steps. Once ``cancelled()`` is true, `Cancelled` is raised.
+
+    Args:
+        policy: what acts.
+        envs: where; all their streams begin anew. Frames need them in this process.
+        episodes: how many are played.
+        deterministic: most likely latents and actions instead of drawn ones.
+        film: whether to keep frames of the first 2,000 steps of the first episode.
+        cancelled: asked before each step.
+        record: steps of the first episode that are kept.
+        longest: see above.
     """
-    collector = Collector(streams, policy, deterministic)
-    collector.start()
-    count = len(streams)
+    count, device = len(envs.makers), next(policy.parameters()).device
     wanted = [len(range(index, episodes, count)) for index in range(count)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
     frames: list[np.ndarray] = []
     recorded: list[TensorDictBase] = []
+    followed = Episodes(count, envs.full_action_spec_unbatched, longest=0)
+    envs.restore()
+    step = envs.reset()
+    exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     while any(len(done) < want for done, want in zip(played, wanted, strict=True)):
-        if give_up():
-            raise GivenUp
+        if cancelled():
+            raise Cancelled
         if film and not played[0] and len(frames) < FILMED:
             try:
-                frames += _pictures(streams, collector, policy)
-            except Exception as error:  # a renderer is somebody else's code, and no film is worth a run
+                frames += _frames(envs, step, policy)
+            except Exception as error:  # a renderer is foreign code, and its errors must not end a run
                 film = False
-                streams.notes.append(
+                envs.notes.append(
                     f"The video has {len(frames)} pictures: drawing failed with {type(error).__name__}: {error}."
                 )
-        collector.send()
-        steps = collector.receive()
+        with torch.no_grad(), set_exploration_type(exploration):
+            acted = policy(step.to(device)).cpu()
+        batch, step = envs.step_and_maybe_reset(acted)
+        steps = followed(batch)  # [N]
         if record and not played[0]:
             _remember(recorded, steps[0], record)
-        for index, total_reward, length in collector.finished:
+        for index, total_reward, length in followed.commit():
             if len(played[index]) < wanted[index]:
                 played[index].append((total_reward, length))
-        endless = (collector.length == longest - 1) & ~collector.now["is_init"].squeeze(1)  # [N]
-        collector.end_episodes(endless.nonzero().flatten().tolist())
+        for index, length in enumerate(followed.length):
+            if length == longest - 1 and not step["is_init"][index]:
+                step["done"][index] = True
+                envs.end_episodes([index])
     ordered = [played[number % count][number // count] for number in range(episodes)]
-    notes, streams.notes = streams.notes, []
+    notes, envs.notes[:] = [*envs.notes], []
     if film and not frames:
         notes.append("There is no video: the environment has no renderer and shows no images.")
     kept = torch.stack(recorded) if recorded else None  # [T]
@@ -124,15 +140,96 @@ def _remember(recorded: list[TensorDictBase], step: TensorDictBase, most: int) -
         recorded.append(step.clone())
 
 
-def _pictures(streams: Streams, collector: Collector, policy: Policy) -> list[np.ndarray]:
+def _frames(envs: StreamEnvs, step: TensorDictBase, policy: Policy) -> list[np.ndarray]:
     """The first environment as it is now: drawn by its renderer, else the first image that the agent sees, if any."""
-    drawn = frame(streams.hosts[0].env.env)
+    drawn = frame(envs.workers[0].env.env)
     if drawn is not None:
         return [drawn]
-    pictures = []
+    frames = []
     for key in policy.encoder.image_keys[:1]:
-        seen = collector.now[key][0]
+        seen = step[key][0]
         picture = seen.permute(1, 2, 0) if policy.encoder.spaces[key].channels_first else seen  # [H, W, C]
         colours = 3 if picture.shape[2] % 3 == 0 else 1
-        pictures.append(picture[..., -colours:].numpy())  # of stacked frames the newest
-    return pictures
+        frames.append(picture[..., -colours:].numpy())  # of stacked frames the newest
+    return frames
+
+
+class Evaluator:
+    """Evaluate an agent as its settings say: the same weights, on the same device, give the same episodes.
+
+    Its environments are those of training but for ``eval.arguments``. They are described at once, so that what cannot
+    be made is known before anything is learned.
+
+    Args:
+        settings: of the run.
+        agent: whose weights are those of each moment.
+        film: whether frames of the first episode are kept.
+        record: steps of the first episode that are kept.
+    """
+
+    def __init__(self, settings: Settings, agent: Agent, film: bool = False, record: int = 0):
+        self.settings, self.agent, self.film, self.record = settings, agent, film, record
+        env, arguments = settings.env, settings.eval.arguments
+        if arguments:
+            options = {**env.options, "arguments": {**env.options["arguments"], **arguments}}
+            settings = replace(settings, env=replace(env, options=options))
+        count = min(settings.eval.num_envs, settings.eval.episodes)
+        self.envs = make_envs(settings, "evaluation", count, film)
+        self.imagined_at = -float("inf")
+
+    def run(self, cancelled: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Play the episodes with the present weights; see `evaluate`. A later run has new environments after a fault.
+
+        Raises:
+            TooManyFailures: environments fail all the time.
+            Cancelled: ``cancelled()`` was true.
+        """
+        seed = seed_for(self.settings.seed, "evaluation policy")
+        chosen = self.settings.eval
+        try:
+            return evaluate(
+                make_policy(self.agent, seed),
+                self.envs,
+                chosen.episodes,
+                chosen.deterministic,
+                self.film,
+                cancelled,
+                self.record,
+            )
+        except BaseException:
+            self.close()  # some of the environments may still owe an answer
+            self.envs.notes.clear()
+            raise
+
+    def videos(
+        self, evaluation: Evaluation, run_dir: Path, step: int, last: bool, say: Callable[[str], None]
+    ) -> Iterator[tuple[str, Path]]:
+        """Name and file of the video, and of the agent's imagination if it is time or the run's ``last``."""
+        kinds: dict[str, tuple[str, Callable[[Path], Path]]] = {}
+        if evaluation.frames:
+            kinds["eval/video"] = "videos", lambda path: write_video(path, evaluation.frames, fps=30)
+        if evaluation.steps is not None and (last or time.monotonic() - self.imagined_at >= self.settings.eval.dream):
+            self.imagined_at = time.monotonic()
+            kinds["dream/video"] = "dreams", lambda path: self._imagined(path, evaluation.steps, step)
+        for name, (folder, write) in kinds.items():
+            path = run_dir / folder / f"{step:012d}.mp4"
+            try:
+                video = write(path)
+                keep_newest(path.parent, self.settings.eval.keep_videos)
+            except Exception as error:  # foreign encoders; a missing video must not end a run
+                say(f"The video {path.name} was not written: {type(error).__name__}: {error}.")
+            else:
+                yield name, video
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.envs.close()
+
+    def _imagined(self, path: Path, steps: TensorDictBase, step: int) -> Path:
+        believed = dream(self.agent, steps, context_for(len(steps)), seed=seed_for(self.settings.seed, "dream"))
+        return write_dream(believed, path, dream_title(self.settings, step))[0]
+
+
+def recorded_steps(settings: Settings) -> int:
+    """Steps of an evaluation's first episode that its pictures of imagination need."""
+    return STEPS if settings.eval.dream else 0

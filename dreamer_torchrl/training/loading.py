@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,16 +47,14 @@ def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | No
 def play(settings: Settings, agent: Agent, film: bool = False, record: int = 0) -> Evaluation:
     """Play the episodes of ``settings.eval`` as training does; environments that keep failing end the command."""
     from dreamer_torchrl.collectors.stream_envs import TooManyFailures
-    from dreamer_torchrl.training.build import evaluation_streams, run_evaluation
+    from dreamer_torchrl.training.evaluation import Evaluator
 
-    streams = evaluation_streams(settings, film)
-    try:
-        evaluation = run_evaluation(settings, agent, streams, film, record=record)
-    except TooManyFailures as error:
-        print(error, file=sys.stderr)
-        sys.exit(FAILED)
-    finally:
-        streams.close()
+    with closing(Evaluator(settings, agent, film, record)) as evaluator:
+        try:
+            evaluation = evaluator.run()
+        except TooManyFailures as error:
+            print(error, file=sys.stderr)
+            sys.exit(FAILED)
     for note in evaluation.notes:
         print(note)
     return evaluation

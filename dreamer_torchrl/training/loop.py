@@ -1,40 +1,33 @@
-"""The training loop: act, remember, learn, and tell and save on the way."""
+"""The training loop: collect, store, update, evaluate, log, save."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torchrl.collectors import BaseCollector
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint, Saved
-from dreamer_torchrl.collectors.collect import Collector
+from dreamer_torchrl.collectors.episodes import Episodes
+from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.learner import Learner, set_generator_state
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
-from dreamer_torchrl.training.build import (
-    choose_device,
-    make_agent,
-    make_policy,
-    make_replay,
-    make_streams,
-    seed_for,
-)
-from dreamer_torchrl.training.evaluation import GivenUp
-from dreamer_torchrl.training.evaluations import Evaluations
+from dreamer_torchrl.training.build import choose_device, make_agent, make_envs, make_policy, make_replay, seed_for
+from dreamer_torchrl.training.evaluation import Cancelled, Evaluator, recorded_steps
 from dreamer_torchrl.training.memory import replay_size
-from dreamer_torchrl.training.signals import StopSignals
+from dreamer_torchrl.training.progress import Clock, Progress
+from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.training.stopwatch import Stopwatch
 from dreamer_torchrl.views.report_page import Reports
-
-RECENT = 10
-"""Episodes whose mean return is shown."""
 
 MOST_SKIPPED = 5
 """More updates in a row that are not finite are no accident."""
@@ -46,45 +39,30 @@ class Diverged(RuntimeError):
     """Update after update is not finite; the message names what and where the batch is."""
 
 
-@dataclass
-class Progress:
-    """How far a run is: everything that it counts."""
-
-    steps: int = 0
-    updates: int = 0
-    skipped: int = 0  # updates that were not finite
-    episodes: int = 0
-    credit: float = 0.0  # updates that collected steps have earned and that are not done yet
-    evaluated: int = 0  # step of the last evaluation
-    evaluation: float | None = None  # its mean return
-    best_evaluation: float | None = None  # the highest of all evaluations
-    best: float | None = None  # mean return over RECENT episodes
-    seconds: float = 0.0
-    recent: list[float] = field(default_factory=list)
-
-
 class Training:
     """One run in one process.
 
     Args:
         settings: of the run.
         run_dir: its folder.
-        console: where everything that is said goes.
+        console: where messages go.
     """
 
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
-        seed, env = settings.seed, settings.env
+        seed = settings.seed
         self.device = choose_device(settings.device)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
-        self.streams = make_streams(settings, "training", env.num_envs, processes=env.workers != "serial")
-        console.note(replay_size(settings, self.streams, run_dir, continued=bool(self.checkpoints.names())))
+        self.envs = make_envs(settings, "training", settings.env.num_envs)
+        console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
         self.replay = make_replay(settings, run_dir)
-        agent = make_agent(settings, self.streams).to(self.device)
+        agent = make_agent(settings, self.envs).to(self.device)
         self.learner = Learner(agent, settings.learner, seed_for(seed, "learner"), settings.compile, settings.native)
         self.policy = make_policy(agent, seed_for(seed, "policy"))
-        self.collector = Collector(self.streams, self.policy)
-        self.evaluations = Evaluations(settings, run_dir, agent, console.note) if settings.eval.every else None
+        self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
+        self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
+        record = recorded_steps(settings)
+        self.evaluator = Evaluator(settings, agent, settings.eval.video, record) if settings.eval.every else None
         self.enough = max(settings.prefill, settings.replay.batch * settings.replay.length)  # steps to learn from
         if settings.total_steps < self.enough:
             console.note(
@@ -92,53 +70,68 @@ class Training:
                 f"replay.length), and total_steps is {settings.total_steps:,}."
             )
         self.progress = Progress()
+        self.clock = Clock(self.progress)
         self.metrics = Metrics([])
         self.reports = Reports(run_dir, console.note)
-        self.stopwatch = Stopwatch("environment", "acting", "replay", "learner")
+        self.stopwatch = Stopwatch("collector", "replay", "learner", "evaluation")
         self.skipped_in_a_row = 0
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.went_back = False
-
-    # The loop ---------------------------------------------------------------------------------------------------
+        self.collector: BaseCollector | None = None
+        self.consistent = True  # False while steps are stored or weights change: nothing can be saved then
 
     def run(self, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> None:
-        """Train until ``total_steps``, ``eval.stop_at`` or a signal; the last state is saved."""
-        self.metrics, settings, progress = metrics, self.settings, self.progress
+        """Train until ``total_steps``, ``eval.stop_at`` or a signal. The last state is saved, after an error too."""
+        self.metrics = metrics
         if saved is None:
             metrics.load_state_dict(NOTHING_WRITTEN)  # a process killed before its first checkpoint may have written
-            self.collector.start()
         else:
             self.restore(saved)
-        self._start_clock()
-        before, overlap = replace(progress), settings.env.workers == "async"
-        while not stop.requested:
-            if self.skipped_in_a_row >= MOST_SKIPPED:
+        self.clock = Clock(self.progress)
+        before = replace(self.progress)
+        try:
+            self.train(stop)
+            while self.diverged:
                 self.go_back()
-            finished = progress.steps >= settings.total_steps
-            if finished or not overlap:
-                self.learn(stop)
-            if stop.requested or self.skipped_in_a_row >= MOST_SKIPPED:
-                continue
-            if self._evaluation_is_due:
-                self.evaluate(stop)
-            if finished or stop.requested or self.solved:
-                break
-            with self.stopwatch("acting"):
-                self.collector.send()
-            if overlap:  # the environments are busy meanwhile
-                self.learn(stop)
-            try:
-                with self.stopwatch("environment"):
-                    steps = self.collector.receive()
-            except TooManyFailures:  # all up to these actions is kept
-                self.collector.take_back()
+                self.train(stop)
+        except Interrupted:  # inside an environment; all that was stored is whole
+            pass
+        finally:
+            self.tell_failures()
+            if self.consistent:
                 with stop.saving():
                     self.finish(before)
+
+    def train(self, stop: StopSignals) -> None:
+        """Train until the run is finished, stopped, or has skipped too many updates in a row."""
+        self.update(stop)  # what steps have earned that were stored before an interruption
+        self.evaluate_when_due(stop)
+        if self.over(stop):
+            return
+        for steps in self.collected(stop):
+            self.store(steps)
+            self.log_and_save_when_due()
+            if self.update(stop) and self.settings.collector != "sync":  # which shares the learner's weights
+                self.collector.update_policy_weights_(self.policy)
+            self.evaluate_when_due(stop)
+            if self.over(stop):
+                return
+
+    def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
+        """What a new collector yields."""
+        with stop.interruptible():
+            agent = self.learner.agent
+            self.collector = make_collector(self.settings.collector, self.envs, agent, self.policy, self.episodes)
+        iterator = iter(self.collector)
+        while True:
+            try:
+                with self.stopwatch("collector"), stop.interruptible():
+                    steps = next(iterator)
+            except RuntimeError as error:
+                if isinstance(error.__cause__, TooManyFailures):  # in a thread or process of the collector
+                    raise error.__cause__ from None
                 raise
-            self.remember(steps)
-            self._when_due()
-        with stop.saving():
-            self.finish(before)
+            yield steps
 
     def finish(self, before: Progress) -> None:
         """Save the last state; a run that is stopped at once, or was finished before, is left as it is."""
@@ -147,101 +140,101 @@ class Training:
             self.save(wait=True)
             self.reports.refresh(at_end=True)
 
-    def remember(self, steps: TensorDictBase) -> None:
-        """Store complete steps ``[N]``; each earns its share of an update once there is enough to learn from."""
+    def store(self, steps: TensorDictBase) -> None:
+        """Store collected steps; each earns its share of an update once there is enough to learn from."""
         settings, progress = self.settings, self.progress
-        with self.stopwatch("replay"):
-            self.replay.extend(steps.unsqueeze(0))
-        progress.steps += len(self.streams)
-        if progress.steps >= self.enough and self.replay.ready:
-            progress.credit += len(self.streams) * settings.updates_per_step
-        for environment, total_reward, length in self.collector.finished:
-            progress.episodes += 1
-            progress.recent = [*progress.recent, total_reward][-RECENT:]
-            if len(progress.recent) == RECENT:
-                progress.best = max(fmean(progress.recent), progress.best if progress.best is not None else -torch.inf)
-            episode = {"episode/return": total_reward, "episode/length": length, "episode/environment": environment}
+        with self.changing(), self.stopwatch("replay"):
+            self.replay.extend(steps.transpose(0, 1))
+            finished = self.episodes.commit()
+            self.drawn = self.policy.generator.get_state()
+            progress.steps += steps.numel()
+            if progress.steps >= self.enough and self.replay.ready:
+                progress.credit += steps.numel() * settings.updates_per_step
+        for stream, total_reward, length in finished:
+            progress.add_episode(total_reward)
+            episode = {"episode/return": total_reward, "episode/length": length, "episode/environment": stream}
             self.metrics.write(progress.steps, episode | {"count/frames": self._frames})
 
-    def learn(self, stop: StopSignals) -> None:
-        """Do the updates that were earned; what a signal leaves undone stays earned."""
+    def update(self, stop: StopSignals) -> int:
+        """Do the updates that were earned; what a signal leaves undone stays earned. How many were done."""
+        progress, before = self.progress, self.progress.updates
+        while progress.credit >= 1 and not self.diverged and not stop.requested:
+            with self.changing():
+                self.update_once()
+        return progress.updates - before
+
+    def update_once(self) -> None:
+        """Sample, update the agent, write its new latents back."""
         progress = self.progress
-        while progress.credit >= 1 and self.skipped_in_a_row < MOST_SKIPPED and not stop.requested:
-            progress.credit -= 1
-            progress.updates += 1
+        progress.credit -= 1
+        progress.updates += 1
+        with self.stopwatch("replay"):
+            batch, where = self.replay.sample()
+        with self.stopwatch("learner"):
+            metrics, latents = self.learner.update(batch)
+            finite = bool(metrics["finite"])
+        if finite:
             with self.stopwatch("replay"):
-                batch, where = self.replay.sample()
-            with self.stopwatch("learner"):
-                metrics, latents = self.learner.update(batch)
-                finite = bool(metrics["finite"])
-            if finite:
-                with self.stopwatch("replay"):
-                    self.replay.refresh(where, latents)
-                self.metrics.add(metrics)
-                self.skipped_in_a_row = 0
-            else:
-                progress.skipped += 1
-                self.skipped_in_a_row += 1
-                self.fault = self.learner.fault(metrics), batch
-                self.console.note(f"Update {progress.updates} is skipped: {self.fault[0]} is not finite.")
+                self.replay.refresh(where, latents)
+            self.metrics.add(metrics)
+            self.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            self.skipped_in_a_row += 1
+            self.fault = self.learner.fault(metrics), batch
+            self.console.note(f"Update {progress.updates} is skipped: {self.fault[0]} is not finite.")
 
-    # What else a run does ---------------------------------------------------------------------------------------
-
-    def evaluate(self, stop: StopSignals) -> None:
+    def evaluate_when_due(self, stop: StopSignals) -> None:
         """Play the evaluation's episodes with the present weights; after a signal it is left for the next process.
 
         One whose environments fail all the time is left out. The last one is due again when the run goes on.
         """
-        progress = self.progress
-        try:
-            evaluation = self.evaluations.play(lambda: bool(stop.requested))
-        except GivenUp:
+        if stop.requested or self.diverged or not self.progress.evaluation_is_due(self.settings):
             return
-        if evaluation is None:
-            if progress.steps < self.settings.total_steps:
+        progress, say = self.progress, self.console.note
+        last = progress.steps >= self.settings.total_steps
+        try:
+            with self.stopwatch("evaluation"), stop.interruptible():
+                evaluation = self.evaluator.run(cancelled=lambda: bool(stop.requested))
+        except Cancelled:
+            return
+        except TooManyFailures as failures:
+            say(f"This evaluation is left out, and training goes on: {failures}")
+            if not last:
                 progress.evaluated = progress.steps
             return
+        for note in evaluation.notes:
+            say(f"In the evaluation: {note}")
         progress.evaluated, progress.evaluation = progress.steps, evaluation.mean
         self.metrics.write(progress.steps, evaluation.values() | {"count/frames": self._frames})
         if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
             progress.best_evaluation = evaluation.mean
             self.metrics.best(progress.steps, evaluation.mean, self.learner.agent)
-        last = progress.steps >= self.settings.total_steps or self.solved
-        for name, video in self.evaluations.videos(evaluation, progress.steps, last):
+        for name, video in self.evaluator.videos(
+            evaluation, self.run_dir, progress.steps, progress.finished(self.settings), say
+        ):
             self.metrics.video(progress.steps, name, video)
         self.reports.refresh()
 
     def log(self) -> None:
         """Write one record of everything that is measured at intervals."""
-        progress, before, now = self.progress, self.since, time.monotonic()
-        seconds = max(now - before["time"], 1e-9)
-        rate = (progress.steps - before["steps"]) / seconds
-        left = self.settings.total_steps - progress.steps
-        pace = progress.steps / max(self.elapsed, 1e-9)
+        progress = self.progress
         values = {f"train/{key}": value for key, value in self.metrics.means().items()}
-        values |= {
-            "rate/steps_per_second": rate,
-            "rate/updates_per_second": (progress.updates - before["updates"]) / seconds,
-            "rate/frames_per_second": rate * self.settings.env.frames_per_step,
-            "time/elapsed": self.elapsed,
+        values |= self.clock.rates(self.settings) | {
             "count/updates": progress.updates,
             "count/updates_skipped": progress.skipped,
             "count/episodes": progress.episodes,
             "count/frames": self._frames,
-            "count/environment_failures": self.streams.failures,
+            "count/environment_failures": progress.environment_failures,
         }
         values |= {f"share/{part}": share for part, share in self.stopwatch.shares().items()}
-        if pace > 0:
-            values["time/left"] = max(left, 0) / pace
         if progress.best is not None:
             values["best/return"] = progress.best
         self.metrics.write(progress.steps, values | memory_bytes())
-        self.since = {"time": now, "steps": progress.steps, "updates": progress.updates}
 
     def save(self, wait: bool = False) -> None:
         """Save this instant; on a full disk training goes on."""
-        self.progress.seconds = self.elapsed
-        self.started = time.monotonic()
+        self.clock.note_saved()
         self.checkpoints.save(self.progress.steps, self.state(), self.replay, wait)
         if wait:
             self.checkpoints.wait()
@@ -252,8 +245,8 @@ class Training:
         """Everything that the rest of the run depends on, but the replay."""
         return {
             "learner": self.learner.state_dict(),
-            "collector": self.collector.state_dict(),
-            "policy_generator": self.policy.generator.get_state(),
+            "episodes": self.episodes.state_dict(),
+            "policy_generator": self.drawn,
             "progress": asdict(self.progress),
             "metrics": self.metrics.state_dict(),
         }
@@ -265,19 +258,16 @@ class Training:
         set_generator_state(self.policy.generator, saved.parts["policy_generator"])
         self.progress.__dict__.update(saved.parts["progress"])
         self.metrics.load_state_dict(saved.parts["metrics"])
-        elsewhere = self.collector.load_state_dict(saved.parts["collector"])
+        self.episodes.load_state_dict(saved.parts["episodes"])
+        self.drawn = self.policy.generator.get_state()
         self.console.note(f"Resumed at step {self.progress.steps:,} from {saved.path}.")
-        for index in elsewhere:
-            self.console.note(
-                f"Environment {index} did not come back to where it was, although its seed and actions were the same: "
-                "its episode ends here, and a new one starts."
-            )
 
     def go_back(self) -> None:
         """Return to the last checkpoint after too many skipped updates, once; the next time is the end."""
         fault, batch = self.fault
         saved = None if self.went_back else self._sound_checkpoint()
         if saved is None:
+            self.consistent = False  # the last checkpoint is better than what is here
             path = self.run_dir / "faults" / f"batch-{self.progress.updates:09d}.pt"
             path.parent.mkdir(exist_ok=True)
             torch.save(batch.to_dict(), path)
@@ -288,17 +278,39 @@ class Training:
             )
         self.console.note(f"{MOST_SKIPPED} updates in a row were not finite: back to {saved.path}, this once.")
         self.went_back, self.skipped_in_a_row = True, 0
+        self.close_collector()
         self.restore(saved)
-        self._start_clock()
+        self.clock = Clock(self.progress)
         # The same random numbers would lead to the same place.
         self.learner.generator.manual_seed(seed_for(self.settings.seed, "learner, after going back"))
         self.replay.sampler.generator.manual_seed(seed_for(self.settings.seed, "replay, after going back"))
 
     def close(self) -> None:
-        """Let environments go."""
-        self.streams.close()
-        if self.evaluations is not None:
-            self.evaluations.close()
+        """Close collector and environments."""
+        self.close_collector()
+        self.envs.close()
+        if self.evaluator is not None:
+            self.evaluator.close()
+
+    def close_collector(self) -> None:
+        """End what the present collector has started."""
+        if self.collector is not None:
+            self.collector.shutdown(raise_on_error=False)
+            self.collector = None
+
+    def tell_failures(self) -> None:
+        """Print what the environments reported, and count it."""
+        notes, self.envs.notes[:] = [*self.envs.notes], []
+        for note in notes:
+            self.console.note(note)
+        self.progress.environment_failures += sum("failed and is replaced" in note for note in notes)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """What is done inside is done as a whole: after an error in it there is nothing that could be saved."""
+        self.consistent = False
+        yield
+        self.consistent = True
 
     def _sound_checkpoint(self) -> Saved | None:
         try:
@@ -307,38 +319,30 @@ class Training:
             self.console.note(str(error))
             return None
 
+    def over(self, stop: StopSignals) -> bool:
+        """Whether no more steps are to be collected."""
+        return bool(stop.requested) or self.diverged or self.progress.finished(self.settings)
+
     @property
-    def solved(self) -> bool:
-        """Whether the last evaluation reached the return that was asked for."""
-        wanted, reached = self.settings.eval.stop_at, self.progress.evaluation
-        return wanted is not None and reached is not None and reached >= wanted
+    def diverged(self) -> bool:
+        """Whether too many updates in a row were not finite."""
+        return self.skipped_in_a_row >= MOST_SKIPPED
 
     @property
     def elapsed(self) -> float:
         """Seconds of training over all processes of this run."""
-        return self.progress.seconds + time.monotonic() - self.started
-
-    @property
-    def _evaluation_is_due(self) -> bool:
-        every, steps, evaluated = self.settings.eval.every, self.progress.steps, self.progress.evaluated
-        at_end = steps >= self.settings.total_steps
-        return every > 0 and evaluated < steps and (at_end or steps // every > evaluated // every)
+        return self.clock.elapsed
 
     @property
     def _frames(self) -> int:
         return self.progress.steps * self.settings.env.frames_per_step
 
-    def _start_clock(self) -> None:
-        self.started = self.saved_at = time.monotonic()
-        self.since = {"time": self.started, "steps": self.progress.steps, "updates": self.progress.updates}
-
-    def _when_due(self) -> None:
+    def log_and_save_when_due(self) -> None:
+        """Write a record and a checkpoint if it is time, and the messages of environments at once."""
         settings, now = self.settings, time.monotonic()
-        for note in self.streams.notes:
-            self.console.note(note)
-        self.streams.notes.clear()
-        if now - self.since["time"] >= settings.log.every:
+        self.tell_failures()
+        if now - self.clock.logged_at >= settings.log.every:
             self.log()
-        if now - self.saved_at >= settings.checkpoint.every:
-            self.saved_at = now
+        if now - self.clock.saved_at >= settings.checkpoint.every:
+            self.clock.saved_at = now
             self.save()

@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 
 from dreamer_torchrl.agents.agent import build_agent
-from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes_per_step
 from dreamer_torchrl.record.console import size
 
 
-def replay_size(settings: Settings, streams: Streams, run_dir: Path, continued: bool = False) -> str:
+def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: bool = False) -> str:
     """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit.
 
     A save copies the latents that have changed, all of them at worst, so that they are counted twice.
     """
     with torch.device("meta"):  # an agent without memory
-        agent = build_agent(streams.observation_spec, streams.action_spec, settings.size)
+        agent = build_agent(envs.observation_spec, envs.full_action_spec, settings.size)
     whole, copied = bytes_per_step(agent), latent_bytes_per_step(agent)
     steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}

@@ -16,8 +16,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 8.0
 """Time that the loop has to notice a request, and the rest of the program to end after the last save."""
 
+INTERRUPTED_SECONDS = 3.0
+"""Time after which a request interrupts what may be interrupted."""
+
 REPEATED_SECONDS = 0.3
 """A launcher passes on the signal that its whole process group got: what comes so soon is the same request."""
+
+
+class Interrupted(BaseException):
+    """Raised in the main thread inside of `StopSignals.interruptible`; no ``except Exception`` catches it."""
 
 
 class StopSignals:
@@ -44,6 +51,7 @@ class StopSignals:
         self.requested: signal.Signals | None = None
         self.saved = False
         self._saving = False
+        self._interruptible = False
         self._handlers: dict[signal.Signals, object] = {}
         self._timer: Timer | None = None
 
@@ -53,6 +61,7 @@ class StopSignals:
             self._writer.setblocking(False)
             self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
             self._handlers = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+            self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._interrupt)
             os.register_at_fork(after_in_child=self._restore)
             Thread(target=self._watch, name="stop-signals", daemon=True).start()
         return self
@@ -70,6 +79,15 @@ class StopSignals:
     def exit_code(self) -> int:
         """0 for SIGTERM, which asks for a clean end, and what shells expect for Ctrl-C."""
         return 130 if self.requested is signal.SIGINT else 0
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Work inside that may be given up: `Interrupted` is raised in it some seconds after a request."""
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -99,6 +117,18 @@ class StopSignals:
                 self._arm()
                 self._say(f"{received.name}: finishing this update and saving. A second signal exits at once.")
                 self.requested = received
+                Thread(target=self._remind, name="stop-reminder", daemon=True).start()
+
+    def _remind(self) -> None:
+        """Interrupt the main thread again and again: once, it may be where it cannot be interrupted."""
+        time.sleep(INTERRUPTED_SECONDS)
+        while self._handlers:
+            signal.pthread_kill(main_thread().ident, signal.SIGALRM)
+            time.sleep(0.5)
+
+    def _interrupt(self, *_: object) -> None:
+        if self._interruptible and self.requested:
+            raise Interrupted
 
     def _arm(self) -> None:
         if self._timer:

@@ -58,7 +58,7 @@ def test_every_step_of_every_episode_is_there_once() -> None:
     assert steps["done"].squeeze(-1).tolist() == [time == episode + 1 for episode, time in expected]
     ended = [time == episode + 1 and episode % 2 == 0 for episode, time in expected]
     assert steps["terminated"].squeeze(-1).tolist() == ended
-    assert not steps["next", "stream", "done"].any()
+    assert not steps["next", "endless", "done"].any()
 
 
 class Terse(Staircase):
@@ -89,7 +89,7 @@ def test_specs_hold(name: str) -> None:
 def test_a_collector_runs_streams_with_the_agents_policy() -> None:
     """Root entries are steps: latents stand beside the observation that they saw, time goes on across batches."""
     env = SerialEnv(2, lambda: StreamEnv(GymEnv("CartPole-v1")))
-    agent = build_agent(Composite(observation=Unbounded((4,))), env.action_spec_unbatched, "nano")
+    agent = build_agent(env.observation_spec, env.full_action_spec, "nano")
     with set_exploration_type(ExplorationType.RANDOM):
         collector = Collector(env, agent.policy, frames_per_batch=2 * 40, total_frames=2 * 120)
         batches = [batch.exclude("next").clone() for batch in collector]

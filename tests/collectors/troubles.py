@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ from gymnasium.spaces import Box, Dict, Discrete
 from tensordict import TensorDict, TensorDictBase
 
 from dreamer_torchrl.collectors.stream_env import StreamEnv
-from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.envs.gym import Gymnasium
 
 ENTROPY = 7
@@ -31,18 +32,26 @@ class Walk(gymnasium.Env):
         at: how often it acts well before it does.
         mark: a file that is there once it has broken; after that it does not break again. Always, if left out.
         private: whether it draws from a source of its own, so that a seed does not bring an episode back.
+        children: whether it starts a process, which does not end by itself.
     """
 
-    def __init__(self, trouble: str | None = None, at: int = 12, mark: Path | None = None, private: bool = False):
+    def __init__(
+        self,
+        trouble: str | None = None,
+        at: int = 12,
+        mark: Path | None = None,
+        private: bool = False,
+        children: bool = False,
+    ):
         inside = Dict(kind=Discrete(3), level=Box(-np.inf, np.inf, (1,)))
         self.observation_space = Dict(place=Box(-np.inf, np.inf, (2,)), inside=inside)
         self.action_space = Dict(move=Box(np.float32([-2, 0]), np.float32([3, 10])), gear=Discrete(3))
         self.trouble, self.at, self.mark, self.private = trouble, at, mark, private
         self.acted = 0
+        if children and multiprocessing.parent_process():
+            multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,)).start()
         if self._due("constructor"):
             raise RuntimeError("no such thing")
-        if self._due("slow_constructor"):
-            time.sleep(1.5)
         if self._due("hung_constructor"):
             time.sleep(1000)
 
@@ -94,32 +103,31 @@ class Walk(gymnasium.Env):
 
 def walk(place: int, options: dict[str, Any]) -> StreamEnv:
     """Stream number ``place`` of `Walk`."""
-    return StreamEnv(Gymnasium(Walk(**options)), entropy=(ENTROPY, place))
+    return StreamEnv(Gymnasium(Walk(**options)), entropy=(ENTROPY, place), stream=place)
 
 
-def walks(*each: dict[str, Any], **options: Any) -> Streams:
+def walks(*each: dict[str, Any], **options: Any) -> StreamEnvs:
     """Streams of `Walk`, one for each dict of its arguments."""
-    return Streams([partial(walk, place, arguments) for place, arguments in enumerate(each)], **options)
+    return StreamEnvs([partial(walk, place, arguments) for place, arguments in enumerate(each)], **options)
 
 
-def some_actions(streams: Streams, count: int) -> list[TensorDictBase]:
+def some_actions(count: int, n: int) -> list[TensorDictBase]:
     """The same random actions each time, ``[N]`` each."""
     generator = torch.Generator().manual_seed(0)
-    n = len(streams)
     moves = 2 * torch.rand(count, n, 2, generator=generator) - 1
     gears = torch.nn.functional.one_hot(torch.randint(3, (count, n), generator=generator), 3).bool()
     return [TensorDict({"action": {"move": m, "gear": g}}, [n]) for m, g in zip(moves, gears, strict=True)]
 
 
-def play(streams: Streams, actions: list[TensorDictBase]) -> tuple[TensorDictBase, torch.Tensor]:
-    """Act, and give the steps that followed ``[t, N]`` and which of them failed."""
-    steps, failures = [], []
+def play(
+    envs: StreamEnvs, step: TensorDictBase, actions: list[TensorDictBase]
+) -> tuple[TensorDictBase, TensorDictBase]:
+    """Act from a step on: what a collector would yield ``[N, T]``, and the step that follows."""
+    batch = []
     for action in actions:
-        streams.send(action)
-        arrived, failed = streams.receive()
-        steps.append(arrived)
-        failures.append(failed)
-    return torch.stack(steps), torch.stack(failures)
+        taken, step = envs.step_and_maybe_reset(step.update(action))
+        batch.append(taken)
+    return torch.stack(batch, 1), step
 
 
 def assert_equal(one: TensorDictBase, other: TensorDictBase) -> None:

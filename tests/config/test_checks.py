@@ -16,7 +16,7 @@ from dreamer_torchrl.config.checks import ConfigError, as_word, check, leaves, n
 from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.training import memory as room
-from dreamer_torchrl.training.build import choose_device, make_agent, make_replay, make_streams
+from dreamer_torchrl.training.build import choose_device, make_agent, make_envs, make_replay
 from dreamer_torchrl.training.memory import free_memory, replay_size
 
 REFUSED = {
@@ -125,9 +125,9 @@ def test_the_smallest_replay_that_passes_can_be_made(words: str) -> None:
 @pytest.mark.parametrize("words", ["size.belief=24 size.blocks=3 size.depth=2", "size.classes=256 size.stochastic=1"])
 def test_odd_sizes_that_pass_make_an_agent_for_images(words: str) -> None:
     settings = load(["env=grid_reach", *words.split()]).settings
-    streams = make_streams(settings, "training", 1)
-    assert make_agent(settings, streams).rssm.belief_size == settings.size.belief
-    streams.close()
+    envs = make_envs(settings, "training", 1)
+    assert make_agent(settings, envs).rssm.belief_size == settings.size.belief
+    envs.close()
 
 
 def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,21 +183,21 @@ def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(
     settings: Settings, storage: str, tmp_path: Path
 ) -> None:
     settings = replace(settings, replay=replace(settings.replay, storage=storage))
-    streams = make_streams(settings, "training", 1)
+    envs = make_envs(settings, "training", 1)
     complaint = r"The replay of 1,000,000,000,000,000 steps of [\d,]+ bytes needs [\d.]+ TB of "
     with pytest.raises(ConfigError, match=complaint) as refused:
-        replay_size(settings, streams, tmp_path)
+        replay_size(settings, envs, tmp_path)
     place = f"of disk in {tmp_path}, " if storage == "disk" else "of memory (saves copy 144 of each), "
     assert place in str(refused.value)
     assert "replay.storage" not in str(refused.value)  # no disk has as much either
     capacity = int(str(refused.value).partition("replay.capacity=")[2].rstrip("."))
     fitting = replace(settings, replay=replace(settings.replay, capacity=capacity))
-    assert f"for {capacity:,} steps;" in replay_size(fitting, streams, tmp_path)
-    per_step = int(replay_size(fitting, streams, tmp_path).split()[1].replace(",", ""))
+    assert f"for {capacity:,} steps;" in replay_size(fitting, envs, tmp_path)
+    per_step = int(replay_size(fitting, envs, tmp_path).split()[1].replace(",", ""))
     memory, disk = free_memory(), shutil.disk_usage(tmp_path).free
     needs = ((disk, per_step), (memory, 144)) if storage == "disk" else ((memory, per_step + 144),)
     assert 0.5 < max(capacity * each / free for free, each in needs) < 1
-    short = replay_size(replace(settings, total_steps=50), streams, tmp_path)
+    short = replay_size(replace(settings, total_steps=50), envs, tmp_path)
     assert "for 50 steps; up to 7 kB of memory more in a save." in short  # a short run fills no more than its steps
 
 
@@ -206,26 +206,26 @@ def test_latents_of_a_replay_on_disk_must_fit_into_memory(
 ) -> None:
     """A save copies them there: all have changed, when it is long after the last one."""
     settings = replace(settings, total_steps=1_000_000, replay=replace(settings.replay, storage="disk"))
-    streams = make_streams(settings, "training", 1)
+    envs = make_envs(settings, "training", 1)
     monkeypatch.setattr(room, "free_memory", partial(int, 144e6))
-    assert "up to 144 MB of memory more in a save." in replay_size(settings, streams, tmp_path)
+    assert "up to 144 MB of memory more in a save." in replay_size(settings, envs, tmp_path)
     monkeypatch.setattr(room, "free_memory", partial(int, 143e6))
     complaint = r"needs 144 MB of memory \(saves copy 144 of each\), 143 MB are free: give replay.capacity=794444\."
     with pytest.raises(ConfigError, match=complaint):
-        replay_size(settings, streams, tmp_path)
+        replay_size(settings, envs, tmp_path)
 
 
 def test_the_disk_is_named_where_it_has_the_room(settings: Settings, tmp_path: Path) -> None:
     """Between what memory and what the disk can hold; most machines have more disk."""
-    streams = make_streams(settings, "training", 1)
+    envs = make_envs(settings, "training", 1)
     memory, disk = free_memory(), shutil.disk_usage(tmp_path).free
     if disk < 1.5 * memory:
         pytest.skip("this machine has more memory than disk")
     middle = replace(settings, total_steps=int(0.8 * memory) // 144)  # the copies of a save fit, the steps do not
     with pytest.raises(ConfigError, match=r"replay\.capacity=\d+ or replay\.storage=disk\."):
-        replay_size(middle, streams, tmp_path)
+        replay_size(middle, envs, tmp_path)
     with pytest.raises(ConfigError, match=r"give a smaller total_steps or replay\.storage=disk\."):
-        replay_size(middle, streams, tmp_path, continued=True)  # its capacity cannot change any more
+        replay_size(middle, envs, tmp_path, continued=True)  # its capacity cannot change any more
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import yaml
 
 from dreamer_torchrl.config.compose import load, settings_from
 from dreamer_torchrl.config.labels import seeds_group, wandb_place
-from dreamer_torchrl.training.build import evaluation_streams, make_agent, make_streams, run_evaluation
+from dreamer_torchrl.training.build import make_agent, make_envs
+from dreamer_torchrl.training.evaluation import Evaluator
 from tests.record.wandb_examples import environment, offline_folders, records, rows
 from tests.training.training_examples import lines, words
 
@@ -74,10 +75,10 @@ def test_the_best_agent_is_there_and_plays_as_it_did(cartpole: Path) -> None:
     assert json.loads(artifact["metadata"]) == {"step": -step, "return": best} and artifact["type"] == "model"
     files = {entry["path"]: Path(entry["local_path"]) for entry in artifact["manifest"]["contents"]}
     settings = settings_from(yaml.safe_load(files["config.yaml"].read_text()))
-    agent = make_agent(settings, make_streams(settings, "specs", 1))
+    agent = make_agent(settings, make_envs(settings, "specs", 1))
     weights = np.load(files["weights.npz"], allow_pickle=False)
     agent.load_state_dict({name: torch.from_numpy(weights[name]) for name in weights.files})
-    assert run_evaluation(settings, agent, evaluation_streams(settings)).mean == best
+    assert Evaluator(settings, agent).run().mean == best
 
 
 GROUPS = [

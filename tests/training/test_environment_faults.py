@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +13,7 @@ from dreamer_torchrl import train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.training.build import make_replay
-from dreamer_torchrl.training.evaluation import Evaluation
-from dreamer_torchrl.training.evaluations import Evaluations
+from dreamer_torchrl.training.evaluation import Evaluation, Evaluator
 from dreamer_torchrl.training.loop import Training
 from tests.training.training_examples import differences, lines, trained, words
 
@@ -61,7 +60,7 @@ def test_an_environment_that_never_works(fault: str, tmp_path: Path, capsys: pyt
     assert "The last checkpoint is 000000000010. Continue with: " in printed
 
 
-@pytest.mark.parametrize("workers", ["serial", "async"])
+@pytest.mark.parametrize("workers", ["serial", "processes"])
 def test_environments_that_break_for_good(
     workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,22 +68,23 @@ def test_environments_that_break_for_good(
     run, broken = tmp_path / "run", tmp_path / "broken"
     options = (*FAULTY, "+env.arguments.fault=raise", "+env.arguments.share=0.3", f"+env.arguments.only_while={broken}")
     options += ("env.num_envs=2", f"env.workers={workers}")
-    remember, carried = Training.remember, []
+    store, carried = Training.store, []
 
     def break_at_30(self: Training, steps: TensorDictBase) -> None:
-        remember(self, steps)
-        carried.append(self.collector.latents)
+        store(self, steps)
+        carried.append(steps[:, -1].select("belief", "state"))
         if self.progress.steps == 30:
             broken.touch()
 
-    monkeypatch.setattr(Training, "remember", break_at_30)
+    monkeypatch.setattr(Training, "store", break_at_30)
     assert train.main(words(run, *options, "total_steps=90")) == 1
     saved = Checkpoints(run / "checkpoints").load()
     step, updates = saved.step, saved.parts["progress"]["updates"]
     assert f"The last checkpoint is {step:012d}. Continue with: " in capsys.readouterr().out
     assert 30 < step < 90 and 0 < updates == lines(run)[-1]["count/updates"]
-    assert all(len(actions["action"]) for actions in saved.parts["collector"]["actions"])
-    assert differences(saved.parts["collector"]["latents"], carried[-1].to_dict()) == []
+    for stream, latents in zip(saved.parts["episodes"]["streams"], carried[-1].unbind(0), strict=True):
+        assert len(stream["actions"]["action"])
+        assert differences({key: stream["step"][key] for key in ("belief", "state")}, latents.to_dict()) == []
 
     broken.unlink()
     trained(run, *options, "total_steps=90")
@@ -182,14 +182,15 @@ def test_an_evaluation_after_one_that_was_left_out(
     run, broken = tmp_path / "run", tmp_path / "broken"
     options = (*FAULTY, *NEVER, f"+eval.arguments.only_while={broken}", "env.workers=processes", "eval.num_envs=2")
     broken.touch()
-    play = Evaluations.play
+    run_it = Evaluator.run
 
-    def and_mend(self: Evaluations, give_up: Callable[[], bool]) -> Evaluation | None:
-        evaluation = play(self, give_up)
-        broken.unlink(missing_ok=True)
-        return evaluation
+    def and_repair(self: Evaluator, **options: Any) -> Evaluation:
+        try:
+            return run_it(self, **options)
+        finally:
+            broken.unlink(missing_ok=True)
 
-    monkeypatch.setattr(Evaluations, "play", and_mend)
+    monkeypatch.setattr(Evaluator, "run", and_repair)
     trained(run, *options, "total_steps=40")
     printed = capsys.readouterr().out
     assert printed.count(LEFT_OUT) == 1 and "is replaced" not in printed

@@ -20,13 +20,13 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.policy import Policy
-from dreamer_torchrl.collectors.collect import Collector
+from dreamer_torchrl.collectors.episodes import steps_of
 from dreamer_torchrl.collectors.stream_env import StreamEnv, episode_seed
-from dreamer_torchrl.collectors.stream_envs import Streams
+from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.envs.gym import Gymnasium
 from dreamer_torchrl.envs.tasks import GridReach
-from dreamer_torchrl.training.evaluation import Evaluation, GivenUp, evaluate
+from dreamer_torchrl.training.evaluation import Cancelled, Evaluation, evaluate
 from tests.agents.acting_examples import TINY
 from tests.collectors.troubles import ENTROPY, walks
 
@@ -35,14 +35,14 @@ def stream(family: str, options: dict[str, Any], place: int) -> StreamEnv:
     return StreamEnv(make_env(family, options), entropy=(place,))
 
 
-def streams_of(count: int, family: str = "gym", **options: Any) -> Streams:
-    return Streams([partial(stream, family, options, place) for place in range(count)])
+def streams_of(count: int, family: str = "gym", **options: Any) -> StreamEnvs:
+    return StreamEnvs([partial(stream, family, options, place) for place in range(count)])
 
 
-def agent_for(streams: Streams) -> Agent:
+def agent_for(streams: StreamEnvs) -> Agent:
     """An agent whose most likely action depends on what it sees and remembers."""
     torch.manual_seed(0)
-    agent = build_agent(streams.observation_spec, streams.action_spec, TINY)
+    agent = build_agent(streams.observation_spec, streams.full_action_spec, TINY)
     for key, parameter in agent.named_parameters():
         if key.startswith("actor.heads"):
             nn.init.normal_(parameter)
@@ -142,11 +142,11 @@ def test_an_episode_that_never_ends_is_cut_off() -> None:
     assert min(whole) < 5 < max(whole)
 
 
-def test_it_can_be_given_up() -> None:
+def test_it_can_be_cancelled() -> None:
     streams = walks({})
     policy = seeded(agent_for(streams))
-    with pytest.raises(GivenUp):
-        evaluate(policy, streams, 100, give_up=iter([False, False, True]).__next__)
+    with pytest.raises(Cancelled):
+        evaluate(policy, streams, 100, cancelled=iter([False, False, True]).__next__)
     expected = evaluate(seeded(agent_for(streams)), walks({}), 3)
     assert evaluate(seeded(agent_for(streams)), streams, 3).returns == expected.returns
 
@@ -194,7 +194,7 @@ def test_a_renderer_that_fails_ends_the_film_alone(pictures: int) -> None:
     def make() -> StreamEnv:
         return StreamEnv(Gymnasium(LosesItsDisplay(GridReach(render_mode="rgb_array"))), entropy=(0,))
 
-    streams = Streams([make])
+    streams = StreamEnvs([make])
     agent = agent_for(streams)
     plain = evaluate(seeded(agent), streams, 3)
     evaluation = evaluate(seeded(agent), streams, 3, film=True)
@@ -219,10 +219,10 @@ def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
     assert {("action", "gear"), ("inside", "kind"), "belief", "terminated"} <= set(steps.keys(True, True))
     first = evaluate(seeded(agent), streams, 4, record=2).steps
     assert first.shape == (2,) and (first == steps[:2]).all()
-    collector = Collector(walks({}, {}, {}), seeded(agent))
-    collector.start()
-    collector.send()
-    assert (collector.receive()[0] == steps[0]).all()
+    envs = walks({}, {}, {})
+    with set_exploration_type(ExplorationType.RANDOM):
+        acted = seeded(agent)(envs.reset())
+    assert (steps_of(envs.step(acted))[0] == steps[0]).all()
 
 
 def test_an_episode_in_which_the_environment_fails_is_not_recorded(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def channels_last() -> StreamEnv:
 
 @pytest.mark.parametrize("make", [channels_first, channels_last])
 def test_films_show_what_the_agent_sees_where_nothing_is_rendered(make: Callable[[], StreamEnv]) -> None:
-    streams = Streams([make])
+    streams = StreamEnvs([make])
     evaluation = evaluate(seeded(agent_for(streams)), streams, 1, film=True)
     assert np.array_equal(evaluation.frames[0], channels_last().begin()["pixels"].numpy())
     assert len(evaluation.frames) == evaluation.lengths[0] + 1
@@ -264,7 +264,7 @@ def test_of_stacked_frames_a_film_shows_the_newest() -> None:
     def make() -> StreamEnv:
         return StreamEnv(Gymnasium(Stack(GridReach())), entropy=(0,))
 
-    streams = Streams([make])
+    streams = StreamEnvs([make])
     evaluation = evaluate(seeded(agent_for(streams)), streams, 1, film=True)
     assert evaluation.frames[0].shape == (64, 64, 1)
     assert evaluation.frames[0].any()

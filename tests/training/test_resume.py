@@ -17,8 +17,8 @@ import pytest
 
 from dreamer_torchrl import train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.learners.learner import Learner
-from dreamer_torchrl.training.evaluation import Collector
 from tests.training.training_examples import assert_same_run, differences, episodes, lines, trained, words
 
 EVALUATED = ("eval.every=20", "train_ratio=32")
@@ -42,6 +42,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, number:
         calls += 1
         if calls == number:
             os.kill(os.getpid(), which)
+            time.sleep(0.2)  # a thread takes note of it
         return result
 
     monkeypatch.setattr(owner, method, counted)
@@ -77,7 +78,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(whole: Path, tmp_path: Path) -
     [
         (Learner, "update", 9, signal.SIGTERM, 0),  # one of the two that a step earned
         (Learner, "update", 17, signal.SIGINT, 130),  # the last step's
-        (Collector, "receive", 25, signal.SIGTERM, 0),  # in the middle of an evaluation: 20 are training's
+        (StreamEnvs, "_step", 25, signal.SIGTERM, 0),  # in the middle of an evaluation: 20 are training's
     ],
 )
 def test_a_signal_is_no_break(

@@ -1,0 +1,176 @@
+"""What a collector yields as steps, and what of the episodes in them is needed to go on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torchrl.data import Composite
+
+from dreamer_torchrl.collectors.stream_envs import StreamState
+from dreamer_torchrl.keys import ENDLESS, LATENTS, STREAM
+
+LONGEST = 50_000
+"""Actions of an episode that are kept; a longer one cannot be repeated."""
+
+
+class Episode(NamedTuple):
+    """A finished episode: in which stream, the sum of its rewards, its number of actions."""
+
+    stream: int
+    total_reward: float
+    length: int
+
+
+def steps_of(batch: TensorDictBase) -> TensorDictBase:
+    """The root part of what a collector yields from `StreamEnvs` (or several `StreamEnv`): steps of any batch shape.
+
+    Where the environment failed, a first step follows one that was not the last: that one ends the episode here
+    (``done`` without ``terminated``).
+    """
+    steps = batch.exclude("next", "collector", "env_index", ENDLESS, "previous_action")
+    return steps.set("done", batch["done"] | batch["next", "is_init"])
+
+
+class Episodes:
+    """The ``postproc`` of a collector: gives `steps_of` its batches and follows the episode of each stream in them.
+
+    `commit` takes note of the last batch, once its steps are stored: `states` are then what brings the streams back to
+    the steps that follow these. Streams may come in any order and number, but each in the order of time.
+
+    Args:
+        streams: how many there are.
+        action_spec: of one stream.
+        longest: actions of an episode that are kept.
+
+    Example:
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl.envs import GymEnv
+        >>> from dreamer_torchrl.collectors.stream_env import StreamEnv
+        >>> from dreamer_torchrl.collectors.stream_envs import StreamEnvs
+        >>> envs = StreamEnvs([lambda: StreamEnv(GymEnv("CartPole-v1"), entropy=[0])] * 2)
+        >>> episodes = Episodes(2, envs.full_action_spec_unbatched)
+        >>> steps = next(iter(Collector(envs, frames_per_batch=200, postproc=episodes)))
+        >>> finished = episodes.commit()
+        >>> len(finished) == int(steps["done"].sum()), len(episodes.states)
+        (True, 2)
+    """
+
+    def __init__(self, streams: int, action_spec: Composite, longest: int = LONGEST):
+        self.longest = longest
+        self.total_reward, self.length = [0.0] * streams, [0] * streams  # of the present episodes
+        self._number = [0] * streams
+        self._actions = [Rows(action_spec) for _ in range(streams)]
+        self._last: list[tuple[TensorDictBase, int] | None] = [None] * streams  # a batch, and the place in it
+        self._loaded: list[StreamState] = [StreamState(0, None, None)] * streams
+        self._batch: TensorDictBase | None = None  # the one that is not committed yet
+
+    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        """See `steps_of`."""
+        self._batch = batch.exclude("collector", "env_index").contiguous()
+        return steps_of(self._batch)
+
+    def commit(self) -> list[Episode]:
+        """Take note of the last batch; the episodes that ended in it by themselves."""
+        batch, self._batch, finished = self._batch, None, []
+        following = batch["next"]
+        columns = [batch[STREAM], batch["is_init"], batch["done"], batch["reward"]]
+        columns += [following["is_init"], following[ENDLESS, "episode"]]
+        actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in self._actions[0].keys}
+        rows = zip(*(column.flatten().tolist() for column in columns), strict=True)
+        for row, (stream, first, done, reward, first_follows, number) in enumerate(rows):
+            self.total_reward[stream] = reward if first else self.total_reward[stream] + reward
+            self.length[stream] = 0 if first else self.length[stream] + 1
+            if done:
+                finished.append(Episode(stream, self.total_reward[stream], self.length[stream]))
+            if first_follows:
+                self._actions[stream].clear()
+            elif self.length[stream] < self.longest:
+                self._actions[stream].append(actions, row)
+            self._number[stream], self._last[stream] = number, (batch, row)
+        return finished
+
+    @property
+    def states(self) -> list[StreamState]:
+        """What it takes to bring each stream back to the step that follows the last one that was committed."""
+        return [self._state(stream) for stream in range(len(self.length))]
+
+    def _state(self, stream: int) -> StreamState:
+        if self._last[stream] is None:
+            return self._loaded[stream]
+        batch, row = self._last[stream]
+        place = np.unravel_index(row, batch.shape)
+        step = batch["next"][place].exclude(STREAM, ENDLESS)
+        step.update(batch.select(*LATENTS, strict=False)[place])
+        kept = self._actions[stream]
+        # The length is that of the last step: so many actions, and the one that was taken there.
+        whole = len(kept) == (0 if step["is_init"] else self.length[stream] + 1)
+        return StreamState(self._number[stream], kept.stacked() if whole else None, step.clone())
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        streams = [
+            {
+                "episode": state.episode,
+                "actions": None if state.actions is None else state.actions.to_dict(retain_none=False),
+                "step": None if state.step is None else state.step.to_dict(retain_none=False),
+            }
+            for state in self.states
+        ]
+        return {"streams": streams, "total_reward": [*self.total_reward], "length": [*self.length]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; `states` are then those."""
+        self.total_reward, self.length = [*state["total_reward"]], [*state["length"]]
+        self._loaded = [
+            StreamState(each["episode"], *map(_read, (each["actions"], each["step"]), (1, 0)))
+            for each in state["streams"]
+        ]
+        self._last, self._batch = [None] * len(self.length), None
+        for kept, stream in zip(self._actions, self._loaded, strict=True):
+            kept.load(stream.actions)
+
+
+class Rows:
+    """The actions of one episode, as arrays that grow."""
+
+    def __init__(self, spec: Composite):
+        none = spec.zero((0,))
+        self.keys: list[NestedKey] = list(none.keys(True, True))
+        self._arrays = {key: none[key].cpu().numpy() for key in self.keys}  # [room, ...] each
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._count = 0
+
+    def append(self, values: Mapping[NestedKey, np.ndarray], row: int) -> None:
+        """Add one row of these arrays."""
+        for key, value in values.items():
+            array = self._arrays[key]
+            if self._count == len(array):
+                array = self._arrays[key] = np.resize(array, (max(16, 2 * len(array)), *array.shape[1:]))
+            array[self._count] = value[row]
+        self._count += 1
+
+    def stacked(self) -> TensorDictBase:
+        """A copy of them, ``[t]``."""
+        return TensorDict(
+            {key: torch.from_numpy(self._arrays[key][: self._count].copy()) for key in self.keys}, [self._count]
+        )
+
+    def load(self, actions: TensorDictBase | None) -> None:
+        """Hold these instead."""
+        self._count = 0 if actions is None else len(actions)
+        for key in self.keys if actions is not None else ():
+            self._arrays[key] = actions[key].numpy().copy()
+
+
+def _read(values: Mapping[str, Any] | None, batch_dims: int) -> TensorDictBase | None:
+    return None if values is None else TensorDict(dict(values)).auto_batch_size_(batch_dims)

@@ -1,0 +1,94 @@
+"""How far a run is, and how fast it goes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from dreamer_torchrl.config.schema import Settings
+
+RECENT = 10
+"""Episodes whose mean return is shown."""
+
+
+@dataclass
+class Progress:
+    """How far a run is: everything that it counts."""
+
+    steps: int = 0
+    updates: int = 0
+    skipped: int = 0  # updates that were not finite
+    episodes: int = 0
+    environment_failures: int = 0
+    credit: float = 0.0  # updates that collected steps have earned and that are not done yet
+    evaluated: int = 0  # step of the last evaluation
+    evaluation: float | None = None  # its mean return
+    best_evaluation: float | None = None  # the highest of all evaluations
+    best: float | None = None  # mean return over RECENT episodes
+    seconds: float = 0.0
+    recent: list[float] = field(default_factory=list)
+
+    def add_episode(self, total_reward: float) -> None:
+        """Count a finished episode."""
+        self.episodes += 1
+        self.recent = [*self.recent, total_reward][-RECENT:]
+        if len(self.recent) == RECENT:
+            mean = fmean(self.recent)
+            self.best = mean if self.best is None else max(mean, self.best)
+
+    def solved(self, settings: Settings) -> bool:
+        """Whether the last evaluation reached the return that was asked for."""
+        wanted = settings.eval.stop_at
+        return wanted is not None and self.evaluation is not None and self.evaluation >= wanted
+
+    def finished(self, settings: Settings) -> bool:
+        """Whether there is nothing left to do."""
+        return self.steps >= settings.total_steps or self.solved(settings)
+
+    def evaluation_is_due(self, settings: Settings) -> bool:
+        """At the first step at or after each multiple of ``eval.every``, and at the end."""
+        every, at_end = settings.eval.every, self.steps >= settings.total_steps
+        due = every > 0 and (at_end or self.steps // every > self.evaluated // every)
+        return due and self.evaluated < self.steps
+
+
+class Clock:
+    """Seconds of training over all processes of a run, and rates since the last record.
+
+    Args:
+        progress: what it measures; ``progress.seconds`` are those of earlier processes.
+    """
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+        self.started = self.saved_at = self.logged_at = time.monotonic()
+        self._before = (progress.steps, progress.updates)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training over all processes of this run."""
+        return self.progress.seconds + time.monotonic() - self.started
+
+    def note_saved(self) -> None:
+        """Put the seconds of this process into ``progress``."""
+        self.progress.seconds = self.elapsed
+        self.started = time.monotonic()
+
+    def rates(self, settings: Settings) -> dict[str, float]:
+        """Rates since this was asked last, the time that has passed and that is left."""
+        progress, now = self.progress, time.monotonic()
+        seconds = max(now - self.logged_at, 1e-9)
+        steps, updates = self._before
+        rate = (progress.steps - steps) / seconds
+        values = {
+            "rate/steps_per_second": rate,
+            "rate/updates_per_second": (progress.updates - updates) / seconds,
+            "rate/frames_per_second": rate * settings.env.frames_per_step,
+            "time/elapsed": self.elapsed,
+        }
+        if progress.steps:
+            left = max(settings.total_steps - progress.steps, 0)
+            values["time/left"] = left * self.elapsed / progress.steps
+        self.logged_at, self._before = now, (progress.steps, progress.updates)
+        return values
