@@ -40,7 +40,7 @@ OFFICIAL_TERMS = {
 UPDATES = 5
 
 
-def learner_of(agent: Agent, hyperparameters: Hyperparameters | None, compiled: bool) -> Learner:
+def learner_of(agent: Agent, hyperparameters: Hyperparameters, compiled: bool) -> Learner:
     """A learner whose loops are compiled, even where kernels in C could take their place, or not compiled at all."""
     return Learner(agent, hyperparameters, compile=compiled, native=False if compiled else None)
 
@@ -72,7 +72,7 @@ def captured(device: torch.device, compiled: bool) -> Iterator[Row]:
     for _ in range(2):
         torch.manual_seed(0)
         agent = build_agent(workload.observation_spec, workload.action_spec, "nano").to(device)
-        learners.append(learner_of(agent, None, compiled))
+        learners.append(learner_of(agent, Hyperparameters.official(), compiled))
     trained, plain = learners
     start = [parameter.detach().clone() for parameter in plain.agent.parameters()]
     for number in range(UPDATES):

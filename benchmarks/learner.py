@@ -28,7 +28,7 @@ from tensordict import TensorDictBase
 from torchrl_peer import torchrl_learner
 from workloads import CONTEXT, HORIZON, WORKLOADS, Workload
 
-from dreamer_torchrl import Agent, Learner, build_agent
+from dreamer_torchrl import Agent, Hyperparameters, Learner, build_agent
 from dreamer_torchrl.kernels import compiling as kernels
 from dreamer_torchrl.learners.learner import example_batch
 
@@ -47,7 +47,7 @@ def our_learner(
             "this is another architecture, and its time would say nothing"
         )
     native = native and steps.device.type == "cpu" and kernels.available()
-    learner = Learner(agent, seed=0, compile=compile, native=native)
+    learner = Learner(agent, Hyperparameters.official(), seed=0, compile=compile, native=native)
     name = f"dreamer_torchrl {'compiled' if compile else 'eager'}{extra}"
     notes = ["our loops ran in kernels in C"] if native else []
     return LocalContestant(name, trained, lambda: learner.update(steps), steps.device, notes)

@@ -31,7 +31,7 @@ from provenance import provenance
 from scaling_plot import save_plot
 from workloads import WORKLOADS
 
-from dreamer_torchrl import Learner, build_agent
+from dreamer_torchrl import Hyperparameters, Learner, build_agent
 from dreamer_torchrl.learners.learner import example_batch
 
 VECTORS = WORKLOADS["proprio_size1m"]
@@ -100,7 +100,12 @@ def update(axis: str, value: int | str, effort: Effort) -> dict[str, Any]:
     torch.manual_seed(0)
     agent = build_agent(VECTORS.observation_spec, VECTORS.action_spec, size=shape["size"], dtype=effort.dtype)
     steps = example_batch(agent, shape["batch"], shape["length"]).to(effort.device)
-    learner = Learner(agent.to(effort.device), compile=effort.compile, native=None if effort.native else False)
+    learner = Learner(
+        agent.to(effort.device),
+        Hyperparameters.official(),
+        compile=effort.compile,
+        native=None if effort.native else False,
+    )
     contestant = LocalContestant("", 0, lambda: learner.update(steps), effort.device)
     (result,) = take_turns([contestant], *((1, 1) if effort.quick else (2, 5)))
     return {"seconds": result.median, "peak_memory": result.peak_memory}

@@ -1,4 +1,4 @@
-"""Write `configuration.md` from `configs/` and the types of the settings.
+"""Write `configuration.md` from `configs/` and the schema of the settings.
 
     python docs/make_configuration.py
 
@@ -11,26 +11,29 @@ import ast
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from textwrap import fill
+from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
-from dreamer_torchrl.config import schema as settings_file
-from dreamer_torchrl.config.checks import ABOVE_ZERO, ENDLESS, LEAST, MOST, as_word, leaves
-from dreamer_torchrl.config.compose import CHANGEABLE, choices
-from dreamer_torchrl.config.schema import EnvironmentSettings, Settings
+from dreamer_torchrl.config.checks import as_word, leaves
+from dreamer_torchrl.config.compose import CHANGEABLE
+from dreamer_torchrl.config.overrides import choices
+from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.learners import hyperparameters
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "configuration.md"
 
 ENTRY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
-SECTIONS = ("replay", "learner", "eval", "checkpoint", "log", "wandb")
-KINDS = {bool: "true, false", int: "whole number", float: "number", str: "word", dict: "entries"}
+SECTIONS = ("agent", "replay", "learner", "eval", "checkpoint", "log", "wandb")
+KINDS = {"boolean": "true, false", "integer": "integer", "number": "number", "string": "text", "object": "entries"}
+PYTHON_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 
 START = """\
 # Configuration
@@ -40,37 +43,45 @@ those.
 
 ## How to set something
 
-`python -m dreamer_torchrl.train` takes words as Hydra does, all of the form `key=value`:
+`python -m dreamer_torchrl.train` takes Hydra overrides, all of the form `key=value`:
 
 - Four groups choose a file: `env`, `size`, `experiment` and `logger`. `python -m dreamer_torchrl.train list` prints
-  what each can be.
+  the choices of each.
 - Everything else is one value: `seed=1`, an inner one with dots as `learner.horizon=100`, a list as
   `learner.betas=[0.9,0.99]`, nothing as `null`.
-- Where several say something, the last wins: `config.yaml`, then `env`, `size`, `logger`, `experiment`, then the words
-  in their order.
-- Where no experiment is named, the one that is called like the environment is taken (`env=pendulum` takes
+- Later values override earlier ones: `config.yaml`, then `env`, `size`, `logger`, `experiment`, then the overrides in
+  their order.
+- Where no experiment is named, the one with the name of the environment is taken (`env=pendulum` takes
   `experiment=pendulum`). `experiment=null` asks for the plain defaults. An Atari game is an environment (`env=pong` is
   `env=atari env.game=pong`).
-- New entries can stand only under `env.arguments`, which goes to the environment as it is:
-  `env=gym env.id=CarRacing-v3 env.arguments.continuous=false`.
-- `--multirun` (or `-m`) starts a run for each combination of values behind commas, one after another, each in a folder
-  of its own: `--multirun seed=0,1,2 env=cartpole,pendulum`. The same words with the `run_dir` it printed continue them.
-- In a shell, words with spaces or brackets want quotes: `'learner.betas=[0.9, 0.99]'`.
+- New entries are possible in `env.arguments` and `eval.arguments`, which go to the environment as they are
+  (`env=gym env.id=CarRacing-v3 env.arguments.continuous=false`), and beside the `_target_` of a part of your own
+  ([parts](parts.md)).
+- In a shell, overrides with spaces or brackets need quotes: `'learner.betas=[0.9, 0.99]'`.
 
-`--help` prints `config.yaml`; `--cfg` behind other words prints what they come to and stops. Words are checked before
-anything is loaded: a mistake ends in exit code 2 and names the nearest right word
-([what it says](faults.md#wrong-words)).
+`--help` prints `config.yaml`; `--cfg` behind other overrides prints the configuration they make and stops. Overrides
+are checked before torch is loaded: a mistake ends in exit code 2 and names the nearest right name
+([messages](faults.md#wrong-words)).
 
-`run_dir=RUN` continues the run that is in that folder, with the settings that it was started with; no others need be
-given. What can be changed then: {changeable}.
-Anything else would make it another run and is refused.
+`run_dir=RUN` continues the run that is in that folder, with its settings. What may change then:
+{changeable}.
+Anything else would make it another run and is refused, on the command line and in `RUN/config.yaml`.
+
+`--multirun` (or `-m`) is Hydra's: `--multirun seed=0,1,2 env=cartpole,pendulum` trains a run for each combination,
+each a process with a folder of its own. Hydra's launchers and sweepers work as in any Hydra application, for instance
+`hydra/launcher=joblib` or `hydra/launcher=submitit_slurm` after `pip install hydra-joblib-launcher` or
+`hydra-submitit-launcher`. The same command with the `run_dir` that it printed continues each run and skips those that
+are finished.
+
+The defaults of `dreamer_torchrl.Hyperparameters` and of the other classes in Python are those of this page;
+`Hyperparameters.official()` and `experiment=official` have the numbers of the official code.
 
 Names that scripts may rely on: `run_dir`, `seed`, `total_steps`, `size`, `device`, `compile`, `train_ratio`,
 `env.num_envs`, `eval.every`, `eval.episodes`, `wandb.mode`.
 
 *Steps* are decisions of the agent, over all environments together. *Frames* count what the environments did in between
-(Atari: four a decision) and are logged beside the steps. `train_ratio` says how many replayed steps each step earns:
-128 with batches of 16 x 16 is half an update a step. Learning starts once a batch is there, or after `prefill` steps.
+(Atari: four a decision) and are logged beside the steps. `train_ratio` is the number of replayed steps per step: 128
+with batches of 16 x 16 is half an update per step. Updates begin once a batch is there, or after `prefill` steps.
 """
 
 
@@ -112,8 +123,8 @@ def sections() -> dict[str, str]:
 
 
 def official_names() -> dict[str, str]:
-    """Comments behind the official numbers in `settings.py`: how the official code calls them."""
-    text = Path(settings_file.__file__).read_text()
+    """Comments behind the hyperparameters: how the official code calls them."""
+    text = Path(hyperparameters.__file__).read_text()
     body = next(node for node in ast.parse(text).body if getattr(node, "name", "") == "Hyperparameters").body
     lines = {node.lineno: node.target.id for node in body if isinstance(node, ast.AnnAssign)}
     tokens = tokenize.generate_tokens(StringIO(text).readline)
@@ -121,37 +132,35 @@ def official_names() -> dict[str, str]:
     return {name: comments[line] for line, name in lines.items() if line in comments}
 
 
-def kinds(kind: type, path: str = "") -> Iterator[tuple[str, str]]:
-    """What each setting can be, in words."""
-    for name, hint in get_type_hints(kind).items():
-        if is_dataclass(hint):
-            yield from kinds(hint, f"{path}{name}.")
+def kinds() -> dict[str, str]:
+    """What each setting can be, from the JSON schema that pydantic makes of the settings."""
+    whole = TypeAdapter(Settings).json_schema()
+
+    def inner(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+        schema = whole["$defs"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        if "properties" in schema:
+            for name, entry in schema["properties"].items():
+                yield from inner(entry, f"{path}.{name}" if path else name)
         else:
-            yield f"{path}{name}", in_words(hint) + limits(f"{path}{name}")
+            yield path, possible(schema)
+
+    return dict(inner(whole, "")) | {"learner._target_": "text"}
 
 
-def in_words(hint: Any) -> str:
-    """A type in words."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return f"{in_words(arguments[0])}, null"
-    if origin is Literal:
-        return ", ".join(arguments)
-    if origin is tuple:
-        return "list of words" if ... in arguments else f"{len(arguments)} numbers"
-    return KINDS.get(hint, "entries")
-
-
-def limits(path: str) -> str:
-    """Least and most that a setting can be, in words."""
-    least, most = LEAST.get(path), MOST.get(path)
-    if least is not None and most is not None:
-        text = f", {least} to {most if most != 2**63 - 1 else '2^63 - 1'}"
-    elif least is not None:
-        text = f", {least} or more"
-    else:
-        text = "" if most is None else f", {most} or less"
-    return text + (", above 0" if path in ABOVE_ZERO else "") + (" (inf: never)" if path in ENDLESS else "")
+def possible(schema: Mapping[str, Any]) -> str:
+    """A type of JSON schema with its limits, for people."""
+    if "anyOf" in schema:
+        first, *_ = (one for one in schema["anyOf"] if one["type"] != "null")
+        return f"{possible(first)}, null"
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if schema["type"] == "array":
+        return f"{schema['maxItems']} numbers" if "maxItems" in schema else "list of texts"
+    least, most = schema.get("minimum"), schema.get("maximum")
+    limits = [f"{least} to {most}" if most is not None else f"{least} or more"] if least is not None else []
+    limits += [f"above {schema['exclusiveMinimum']}"] if "exclusiveMinimum" in schema else []
+    limits += ["below 2^63"] if "exclusiveMaximum" in schema else []
+    return ", ".join([KINDS[schema["type"]], *limits])
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -161,9 +170,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def setting(entry: Entry, possible: Mapping[str, str]) -> list[str]:
+def setting(entry: Entry, allowed: Mapping[str, str]) -> list[str]:
     """A row about a setting; what is nothing by default can be nothing."""
-    kind = possible[entry.path]
+    kind = allowed[entry.path]
     nothing = ", null" if entry.default is None and "null" not in kind else ""
     return [f"`{entry.path}`", code(entry.default), kind + nothing, entry.meaning]
 
@@ -178,14 +187,14 @@ def code(value: Any) -> str:
     return f"`{value if isinstance(value, dict) else as_word(value)}`"
 
 
-def words(values: Mapping[str, Any]) -> str:
-    """Values as the words that would ask for them."""
+def overrides(values: Mapping[str, Any]) -> str:
+    """Values as the overrides that would ask for them."""
     return " ".join(f"`{path}={as_word(value)}`" for path, value in leaves(values).items())
 
 
 def setting_tables() -> str:
     """Everything that all runs have, section by section."""
-    possible = dict(kinds(Settings))
+    allowed = kinds()
     found = entries(CONFIGS / "config.yaml")
     heads = sections()
     official = official_names()
@@ -196,8 +205,8 @@ def setting_tables() -> str:
         rows = []
         for entry in inner:
             name = entry.path.rpartition(".")[2]
-            named = [f"`{official.get(name, name)}`"] if section == "learner" else []
-            rows.append([*setting(entry, possible), *named])
+            named = ["" if name == "_target_" else f"`{official.get(name, name)}`"] if section == "learner" else []
+            rows.append([*setting(entry, allowed), *named])
         title = f"### {section}\n" + (f"\n{sentence(heads[section])}\n" if heads.get(section) else "")
         parts.append((title if section else "### Of the whole run\n") + "\n" + table(head, rows))
     return "## Settings\n\n" + "\n".join(parts)
@@ -207,9 +216,9 @@ def environment_tables() -> str:
     """All environments, and what can be set in them."""
     files = {name: CONFIGS / "env" / f"{name}.yaml" for name in choices("env")}
     common = entries(CONFIGS / "env" / "_common.yaml")
-    possible = dict(kinds(EnvironmentSettings, "env."))
+    allowed = kinds()
     own = {name: own_entries(file) for name, file in files.items()}
-    rows = [setting(Entry(f"env.{entry.path}", entry.default, entry.meaning), possible) for entry in common]
+    rows = [setting(Entry(f"env.{entry.path}", entry.default, entry.meaning), allowed) for entry in common]
     parts = [
         "## Environments\n\n### What every environment has\n",
         table(["setting", "default", "possible", "meaning"], rows),
@@ -221,14 +230,14 @@ def environment_tables() -> str:
             continue
         same = [found[key] for found in own.values() if found["family"].default == family and key in found]
         meaning = next((entry.meaning for entry in same if entry.meaning), "")
-        kind = KINDS[type(same[0].default)] if same[0].default is not None else "word"
+        kind = KINDS[PYTHON_KINDS[type(same[0].default)]] if same[0].default is not None else "text"
         rows.append([family, f"`env.{key}`", kind, meaning])
     parts += ["### What each family has beside it\n", table(["family", "setting", "possible", "meaning"], rows)]
     rows = []
     for name, about in choices("env").items():
         values = {key: entry.default for key, entry in own[name].items() if key != "family" and entry.default}
-        rows.append([f"`env={name}`", own[name]["family"].default, about, words({"env": values}) if values else ""])
-    parts += ["### All of them\n", table(["word", "family", "what it is", "own settings"], rows)]
+        rows.append([f"`env={name}`", own[name]["family"].default, about, overrides({"env": values}) if values else ""])
+    parts += ["### All of them\n", table(["override", "family", "what it is", "own settings"], rows)]
     return "\n".join(parts)
 
 
@@ -249,13 +258,13 @@ def own_entries(file: Path) -> dict[str, Entry]:
 def size_tables() -> str:
     """What a size consists of, and the sizes there are."""
     parts = entries(CONFIGS / "size" / "nano.yaml")
-    possible = dict(kinds(Settings))
-    meanings = [[f"`size.{part.path}`", possible[f"size.{part.path}"], part.meaning] for part in parts]
+    allowed = kinds()
+    meanings = [[f"`size.{part.path}`", allowed[f"size.{part.path}"], part.meaning] for part in parts]
     rows = []
     for name, about in choices("size").items():
         values = {entry.path: entry.default for entry in entries(CONFIGS / "size" / f"{name}.yaml")}
         rows.append([f"`size={name}`", about, *(as_word(values[part.path]) for part in parts)])
-    head = ["word", "what it is", *(part.path for part in parts)]
+    head = ["override", "what it is", *(part.path for part in parts)]
     return "\n".join(
         ["## Sizes\n", table(["setting", "possible", "meaning"], meanings), table(head, rows)],
     )
@@ -272,13 +281,15 @@ def group_table(group: str, title: str) -> str:
         pairs = [pair for base in bases if isinstance(base, dict) for pair in base.items()]
         chosen = [f"`{key.rpartition('/')[2]}={value}`" for key, value in pairs]
         same = [f"all of `experiment={base}`," for base in bases if isinstance(base, str)]
-        rows.append([f"`{group}={name}`", " ".join(lines) or about, " ".join([*same, *chosen, words(values)]).strip()])
-    return f"## {title}\n\n" + table(["word", "what it is", "what it sets"], rows)
+        rows.append(
+            [f"`{group}={name}`", " ".join(lines) or about, " ".join([*same, *chosen, overrides(values)]).strip()]
+        )
+    return f"## {title}\n\n" + table(["override", "what it is", "what it sets"], rows)
 
 
 def page() -> str:
     """The whole page."""
-    changeable = ", ".join(f"`{name}`" for name in CHANGEABLE if name != "run_dir")
+    changeable = fill(", ".join(f"`{name}`" for name in CHANGEABLE if name != "run_dir"), 119)
     parts = [
         START.format(changeable=changeable),
         setting_tables(),

@@ -7,11 +7,12 @@ Usage:
   python -m dreamer_torchrl.train list                   what env, size, experiment and logger can be
   python -m dreamer_torchrl.train env=pong --cfg         print the configuration and stop
   python -m dreamer_torchrl.train -m seed=0,1,2 env=cartpole,pendulum
-                                                         several runs one after another, one for each combination;
-                                                         the same words with run_dir=FOLDER continue them
+                                                         several runs, one for each combination of values;
+                                                         the same command with run_dir=FOLDER continues them
 
-With -m or --multirun a value may be a list (seed=0,1,2), seed=range(3), size=choice(nano,size1m) or env=glob(*cart*).
-Every entry below can be set by key=value, an inner one as learner.horizon=100 or env.num_envs=4.
+With -m or --multirun, Hydra's sweepers and launchers run them: seed=0,1,2, seed=range(3), size=choice(nano,size1m),
+env=glob(*cart*), hydra/launcher=joblib. Every entry below can be set by key=value, an inner one as learner.horizon=100
+or env.num_envs=4.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from importlib import metadata, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.compose import GROUPS, Configuration, choices, experiment_of, load
+from dreamer_torchrl.config import sweep
+from dreamer_torchrl.config.checks import ConfigError, remarks
+from dreamer_torchrl.config.compose import Configuration, load
 from dreamer_torchrl.config.labels import describe, environment_name, wandb_place
-from dreamer_torchrl.config.sweep import Sweep, continue_command, members
+from dreamer_torchrl.config.overrides import GROUPS, choices, experiment_of
 from dreamer_torchrl.envs.registry import atari_games
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, MetricsLogger
@@ -49,67 +52,89 @@ SHOW = {"--cfg", "--cfg=job", "-c"}
 SEVERAL = {"-m", "--multirun"}
 """Hydra's ways to ask for a sweep."""
 
-NOT_TRAINED, BAD_WORDS, NO_CHECKPOINT = 1, 2, 3
+NOT_TRAINED, BAD_OVERRIDES, NO_CHECKPOINT = 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if {"-h", "--help"} & set(words):
-        print(__doc__ + "\n" + resources.files("dreamer_torchrl.configs").joinpath("config.yaml").read_text())
-        return 0
-    if words[:1] == ["list"]:
-        print(listing())
-        return 0
-    only_show = bool(SHOW & set(words))
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    only_show = bool(SHOW & set(arguments))
     try:
-        if SEVERAL & set(words):
-            return train_several(settings_in(words), only_show)
-        configuration = load(settings_in(words))
+        if {"-h", "--help"} & set(arguments):
+            return show(f"{__doc__}\n{resources.files('dreamer_torchrl.configs').joinpath('config.yaml').read_text()}")
+        if arguments[:1] == ["list"]:
+            return show(listing())
+        overrides = overrides_in(arguments)
+        if SEVERAL & set(arguments):
+            return train_several(overrides, only_show)
+        configuration = load(overrides)
+        if only_show:
+            return show(yaml.safe_dump(configuration.values, sort_keys=False).rstrip())
+        check_libraries()
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return BAD_WORDS
-    if only_show:
-        print(yaml.safe_dump(configuration.values, sort_keys=False), end="")
-        return 0
+        return BAD_OVERRIDES
     try:
         return start(configuration)
     except KeyboardInterrupt:  # before there is anything to save
         return 130
 
 
-def settings_in(words: Sequence[str]) -> list[str]:
-    """The words but for the options; one that is not there is refused."""
-    settings = [word for word, before in zip(words, ["", *words], strict=False) if word != "job" or before not in SHOW]
-    settings = [word for word in settings if word not in SHOW | SEVERAL]
-    for word in settings:
-        name = word.lstrip("-")
-        if name.startswith("config-") or word in ("-cn", "-cp", "-cd"):
-            raise ConfigError(f"{word}: there is one configuration; change it by key=value or experiment=NAME.")
-        if word.startswith("-"):
-            mend = f"settings have no dashes, as in {name}" if "=" in name else "there are --help, --cfg and --multirun"
-            raise ConfigError(f"There is no option {word}: {mend}.")
-    return settings
+def overrides_in(arguments: Sequence[str]) -> list[str]:
+    """The arguments but for the options; one that is not there is refused."""
+    pairs = zip(arguments, ["", *arguments], strict=False)
+    kept = [one for one, before in pairs if one not in SHOW | SEVERAL and (one != "job" or before not in SHOW)]
+    for one, after in zip(kept, [*kept, ""][1:], strict=True):
+        name, _, value = one.lstrip("-").partition("=")
+        if name.startswith("config-") or one in ("-cn", "-cp", "-cd"):
+            raise ConfigError(f"{one}: there is one configuration; change it by key=value or experiment=NAME.")
+        if one.startswith("-"):
+            value = value or ("" if after.startswith("-") or "=" in after else after)
+            remedy = (
+                f"settings have no dashes, as in {name}={value}" if value else "there are --help, --cfg, --multirun"
+            )
+            raise ConfigError(f"There is no option --{name}: {remedy}.")
+    return kept
 
 
-def train_several(words: Sequence[str], only_show: bool) -> int:
-    """Check all runs of a sweep, then train them one after another."""
-    folder, runs = members(words)
-    if only_show:
-        for one in runs:
-            print(f"--- # {one.name}\n{yaml.safe_dump(one.configuration.values, sort_keys=False)}", end="")
-        return 0
-    names = {environment_name(one.configuration.settings) for one in runs}
+def show(text: str) -> int:
+    """Print to a reader that may leave, as ``head`` does."""
     try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
+    return 0
+
+
+def check_libraries() -> None:
+    """Say what is missing before anything is made."""
+    missing = [name for name in ("torch", "tensordict", "torchrl") if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} cannot be found: pip install {' '.join(missing)}")
+
+
+def train_several(overrides: Sequence[str], only_show: bool) -> int:
+    """Check all runs of a sweep, then train them."""
+    folder, members = sweep.check(overrides)
+    configurations = [load(one) for one in members] if only_show or folder is None else []
+    if only_show:
+        texts = [
+            f"--- # {' '.join(one.overrides)}\n{yaml.safe_dump(one.values, sort_keys=False)}" for one in configurations
+        ]
+        return show("".join(texts).rstrip())
+    check_libraries()
+    try:
+        names = {environment_name(one.settings) for one in configurations}
         folder = folder or new_folder(names.pop() if len(names) == 1 else "sweep")
     except RunNotWritable as error:
         print(error, file=sys.stderr)
         return NOT_TRAINED
-    print(f"Sweep of {len(runs)} run{'s' * (len(runs) > 1)} in run_dir={folder}", flush=True)
-    sweep = Sweep(folder, runs)
-    code = sweep.run()
-    if code or sweep.stopped:
-        print(f"Continue with: {continue_command(words, folder)}", flush=True)
+    print(f"Sweep of {len(members)} run{'s' * (len(members) > 1)} in run_dir={folder}", flush=True)
+    code = sweep.run(overrides, folder)
+    if code:
+        rest = [one for one in overrides if one.partition("=")[0].lstrip("+") != "run_dir"]
+        again = shlex.join(["python", "-m", "dreamer_torchrl.train", "--multirun", *rest, f"run_dir={folder}"])
+        print(f"Continue with: {again}", flush=True)
     return code
 
 
@@ -122,6 +147,8 @@ def start(configuration: Configuration) -> int:
         try:
             run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
             console.note(f"run_dir={run_dir}")
+            for note in (*configuration.notes, *remarks(settings)):
+                console.note(note)
             with RunLock(run_dir):
                 return train(configuration, run_dir, console, stop)
         except (RunLocked, RunNotWritable) as error:
@@ -152,9 +179,11 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
             return NO_CHECKPOINT
         except ValueError as error:  # too little memory, an environment that cannot be made or read
             console.note(str(error))
-            return BAD_WORDS
+            return BAD_OVERRIDES
         for damage in saved.damaged if saved else ():
             console.note(damage)
+        if saved and saved.step > settings.total_steps:
+            console.note(f"{saved.step:,} steps are done already, more than total_steps={settings.total_steps}.")
         try:
             configuration.save(run_dir)
             metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
@@ -162,7 +191,7 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
             raise RunNotWritable.because(run_dir, error) from error
         except ValueError as error:  # of log.loggers
             console.note(str(error))
-            return BAD_WORDS
+            return BAD_OVERRIDES
         return run(training, metrics, saved, stop)
 
 
@@ -190,7 +219,8 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
         say(f"{done} Continue with: {resume}")
     else:
         evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(training.run_dir)])
-        say(f"Finished and saved at step {steps:,}. Evaluate with: {evaluate}")
+        learned = "" if training.progress.updates else " There were 0 updates: nothing was learned."
+        say(f"Finished and saved at step {steps:,}.{learned} Evaluate with: {evaluate}")
     return stop.exit_code
 
 
@@ -208,7 +238,7 @@ def make_metrics(
     if wandb.mode != "disabled":
         from dreamer_torchrl.checkpoint.manifest import library_versions
 
-        config = {**configuration.values, "experiment": experiment_of(configuration.words)}
+        config = {**configuration.values, "experiment": experiment_of(configuration.overrides)}
         config |= {"environment": environment_name(settings), "versions": library_versions()}
         place = wandb_place(configuration, run_dir)
         loggers.append(WandbThread(run_dir, wandb.mode, place, config, console.note, wandb.artifact, hours))

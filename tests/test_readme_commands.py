@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamer_torchrl.config.compose import choices
+from dreamer_torchrl.config.overrides import choices
 from tests.test_docs import PAGES, README, ROOT, blocks
 from tests.training.training_examples import trained, words
 

@@ -1,4 +1,4 @@
-"""`python -m dreamer_torchrl.train` as a user meets it: real processes, their words, their exit codes, their haste."""
+"""`python -m dreamer_torchrl.train` as a user meets it: real processes, their messages, exit codes and seconds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from dreamer_torchrl import train
-from dreamer_torchrl.config.compose import GROUPS, choices, load
+from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.config.labels import describe, environment_name
+from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs.registry import atari_games
 from tests.checkpoint.checkpoint_examples import read_only
@@ -31,81 +32,99 @@ SECONDS = 20.0
 """The promise is 3; a busy machine is slow, not wrong, and what takes long is torch, which is looked for by itself."""
 
 
-def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
+def run(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
     """Exit code, output and complaint of a real process that came to its end in time and without torch."""
     started = time.monotonic()
     outcome = subprocess.run(
-        [*COMMAND, *words], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120
+        [*COMMAND, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120
     )
-    assert not TORCH.search(outcome.stderr), f"{words} imports torch"
+    assert not TORCH.search(outcome.stderr), f"{arguments} imports torch"
     assert time.monotonic() - started < SECONDS
     said = [line for line in outcome.stderr.splitlines() if not line.startswith("import time:")]
     return outcome.returncode, outcome.stdout, "\n".join(said)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "told"),
     [
         ("sede=1", "Did you mean 'seed'?"),
-        ("env=pendlum", "Did you mean 'pendulum'?"),
-        ("env=gym env.id=LunarLander-v2", "did you mean 'LunarLander-v3'?"),
         ("env=custom env.factory=mine:mkae", "has no 'mkae': did you mean 'make'?"),
         ("env=custom env.factory=broken:make", "broken.py cannot be read, line 1: "),
-        ("env=lunarlander env.arguments.gravty=-9", "takes no argument 'gravty': did you mean 'gravity'?"),
+        ("agent.encoder._target_=mine.mkae", "has no 'mkae': did you mean 'make'?"),
         ("env=lunarlander eval.arguments.gravty=-9", "takes no argument 'gravty': did you mean 'gravity'?"),
-        ("seed=1.5", "seed=1.5 should be a whole number."),
-        ("seed=1,2", "asks for several runs: add --multirun"),
-        ("--multirun seed=1,2,x env=cartpole,pendulum", "seed='x' should be a whole number."),
+        ("--multirun seed=1,2,x env=cartpole,pendulum", "seed=x is impossible: it should be a valid integer"),
     ],
 )
-def test_wrong_words_end_at_once(words: str, told: str, tmp_path: Path) -> None:
+def test_a_mistake_ends_at_once(overrides: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\ndef make(): ...\n")
     (tmp_path / "broken.py").write_text("def make(:\n")
-    code, output, complaint = run(*words.split(), cwd=tmp_path)
+    code, output, complaint = run(*overrides.split(), cwd=tmp_path)
     assert (code, output, complaint.count("\n")) == (2, "", 0)
     assert told in complaint
     assert {path.name for path in tmp_path.iterdir()} == {"mine.py", "broken.py"}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "told"),
     [
         ("--config-name=mine", "--config-name=mine: there is one configuration; change it by key=value or experiment="),
         ("-cn mine", "-cn: there is one configuration"),
-        ("--seed=3", "There is no option --seed=3: settings have no dashes, as in seed=3."),
-        ("--info", "There is no option --info: there are --help, --cfg and --multirun."),
-        ("seed=1 job", "'job' is no setting: write key=value"),
-        ("train", "'train' is no setting: write key=value"),
+        ("--seed=3", "There is no option --seed: settings have no dashes, as in seed=3."),
+        ("--seed 3", "There is no option --seed: settings have no dashes, as in seed=3."),
+        ("--info", "There is no option --info: there are --help, --cfg, --multirun."),
+        ("seed=1 job", "'job' is no override: write key=value"),
     ],
 )
-def test_options_that_are_not_there(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(words.split()) == 2
+def test_options_that_are_not_there(arguments: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(arguments.split()) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert told in said.err
 
 
-def test_a_missing_extra_is_named_with_its_command(tmp_path: Path) -> None:
-    """In a process that cannot find dm_control."""
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("dm_control", "env=dmc_proprio", "pip install 'dreamer_torchrl[dmc]'"),
+        ("torchrl", "env=pendulum", "torchrl cannot be found: pip install torchrl"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_command(missing: tuple[str, str, str], tmp_path: Path) -> None:
+    """In a process that cannot find it."""
+    name, override, told = missing
     (tmp_path / "sitecustomize.py").write_text(
         "from importlib.machinery import PathFinder\n"
         "find = PathFinder.find_spec\n"
-        "PathFinder.find_spec = lambda name, *more: None if name == 'dm_control' else find(name, *more)\n"
+        f"PathFinder.find_spec = lambda name, *more: None if name == '{name}' else find(name, *more)\n"
     )
-    code, output, complaint = run("env=dmc_proprio", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    code, output, complaint = run(override, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert (code, output) == (2, "")
-    assert "needs dm_control" in complaint  # and mujoco, where that is missing too
-    assert "pip install 'dreamer_torchrl[dmc]'" in complaint
+    assert told in complaint
 
 
 def test_help_tells_all_settings(tmp_path: Path) -> None:
     code, output, _ = run("seed=1", "--help", cwd=tmp_path)
     assert code == 0
     assert output.startswith("``python -m dreamer_torchrl.train``: train an agent, or continue a run.\n\nUsage:\n")
-    told = yaml.safe_load(output[output.index("# All that a run needs") :])
-    named = {*told, "env", "size"}
-    assert named >= set(Settings.__dataclass_fields__)
+    told = yaml.safe_load(output[output.index("# Every setting of a run") :])
+    assert {*told, "env", "size", "learner_part"} >= set(Settings.__dataclass_fields__)
     assert train.main(["-h"]) == 0
+
+
+def test_a_reader_of_the_help_may_leave(tmp_path: Path) -> None:
+    """As `head` does."""
+    command = f"{sys.executable} -m dreamer_torchrl.train --help | true"
+    outcome = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert outcome.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["evaluate", "dream"])
+def test_a_folder_without_a_run_is_told_before_torch_is_there(command: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", f"dreamer_torchrl.{command}", "nothere"]
+    outcome = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert outcome.returncode == 2
+    assert "nothere is no run: there is no config.yaml in it." in outcome.stderr
+    assert not TORCH.search(outcome.stderr)
 
 
 def test_list_tells_all_choices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +136,7 @@ def test_list_tells_all_choices(capsys: pytest.CaptureFixture[str]) -> None:
     assert ", ".join(atari_games()) in output
 
 
-@pytest.mark.parametrize("option", ["--cfg", "--cfg job", "--cfg=job", "-c job"])
+@pytest.mark.parametrize("option", ["--cfg", "--cfg job", "-c job"])
 def test_the_configuration_is_printed_as_it_would_be_saved(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main(["env=pendulum", *option.split(), "total_steps=1e6"]) == 0
     values = yaml.safe_load(capsys.readouterr().out)
@@ -167,7 +186,17 @@ def test_the_resume_command_works_as_it_is_printed(tmp_path: Path, capsys: pytes
     assert (again.returncode, again.stderr) == (0, "")
     assert f"Resumed at step 40 from {run_dir}/" in again.stdout
     assert "Finished and saved at step 50." in again.stdout
+    assert train.main([f"run_dir={run_dir}", "total_steps=30"]) == 0
+    assert "50 steps are done already, more than total_steps=30." in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [run_dir.name]
+
+
+def test_a_run_without_updates_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the start and at the end."""
+    assert train.main([*TINY, "replay.batch=1000000", "eval.every=0", f"run_dir={tmp_path / 'run'}"]) == 0
+    output = capsys.readouterr().out
+    assert "Nothing will be learned: updates begin after step 8,000,000" in output
+    assert "Finished and saved at step 40. There were 0 updates: nothing was learned." in output
 
 
 def test_a_replay_that_does_not_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,32 +229,24 @@ def test_a_place_that_cannot_be_written(
     assert re.search(r"The folder .*/runs/cartpole-v1-\d+-\d+ cannot be made: .*\. Give run_dir=\.\.\. a place", told)
 
 
-@pytest.mark.parametrize(
-    ("words", "name"),
-    [
-        ("", "cartpole-v1"),
+def test_a_new_folder_is_new_and_named_after_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that start in the same second do not meet."""
+    monkeypatch.chdir(tmp_path)
+    for overrides, name in (
         ("env=grid_reach", "gridreach-v0"),
         ("env=ms_pacman", "ms-pacman"),
         ("env=custom env.factory=dreamer_torchrl.envs.tasks:Memory", "dreamer-torchrl-envs-tasks-memory"),
-    ],
-)
-def test_a_new_folder_is_new(words: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that start in the same second do not meet."""
-    monkeypatch.chdir(tmp_path)
-    settings = load(words.split()).settings
-    made = [train.new_folder(environment_name(settings)) for _ in range(3)]
-    assert len(set(made)) == 3
-    assert sorted(path.name for path in Path("runs").iterdir()) == sorted(path.name for path in made)
-    assert all(re.fullmatch(name + r"-\d{8}-\d{6}(-\d)?", path.name) for path in made)
+    ):
+        settings = load(overrides.split()).settings
+        made = [train.new_folder(environment_name(settings)) for _ in range(3)]
+        assert len(set(made)) == 3 and all(path.is_dir() for path in made)
+        assert all(re.fullmatch(rf"runs/{name}-\d{{8}}-\d{{6}}(-\d)?", str(path)) for path in made)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
+def test_a_run_in_a_few_words() -> None:
+    for overrides, told in (
         ("", "CartPole-v1, size nano, 5,000 steps, seed 0"),
         ("env=pong experiment=null size=size12m seed=3", "pong, size size12m, 5,000 steps, seed 3"),
         ("env=memory size.units=8 total_steps=1e6", "dreamer_torchrl/Memory-v0, size own, 1,000,000 steps, seed 0"),
-    ],
-)
-def test_a_run_in_a_few_words(words: str, told: str) -> None:
-    assert describe(load(["total_steps=5000", *words.split()]).settings) == told
+    ):
+        assert describe(load(["total_steps=5000", *overrides.split()]).settings) == told

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from importlib import resources
+from typing import Annotated
+
+from dreamer_torchrl.limits import Within
+
+Units = Annotated[int, Within(ge=1)]
 
 
 @dataclass(frozen=True)
@@ -16,13 +22,20 @@ class Size:
         2048
     """
 
-    belief: int
-    hidden: int
-    stochastic: int
-    classes: int
-    blocks: int
-    depth: int
-    units: int
+    belief: Units
+    hidden: Units
+    stochastic: Units
+    classes: Annotated[int, Within(ge=1, le=256)]  # class indices are stored as bytes
+    blocks: Units
+    depth: Units
+    units: Units
+
+    def __post_init__(self) -> None:
+        if self.belief % self.blocks:
+            multiple = math.lcm(self.blocks, 8)
+            raise ValueError(
+                f"belief={self.belief} does not split into {self.blocks} blocks: give a multiple of {multiple}."
+            )
 
     @classmethod
     def named(cls, name: str) -> Size:

@@ -7,11 +7,13 @@ import zlib
 from pathlib import Path
 
 from dreamer_torchrl.agents.size import Size
-from dreamer_torchrl.config.checks import LONGEST_LABEL, LONGEST_TAG
-from dreamer_torchrl.config.compose import CHANGEABLE, Configuration, choices, experiment_of
+from dreamer_torchrl.config.compose import Configuration, changeable
+from dreamer_torchrl.config.overrides import choices, experiment_of, keys
 from dreamer_torchrl.config.schema import Settings
-from dreamer_torchrl.config.words import parse
 from dreamer_torchrl.record.wandb import Place
+
+LONGEST_TAG, LONGEST_LABEL = 64, 128
+"""Characters that W&B takes."""
 
 NAMING = ("id", "game", "task", "factory")
 """Options of an environment by which it is known."""
@@ -43,7 +45,7 @@ def environment_name(settings: Settings) -> str:
 def wandb_place(configuration: Configuration, run_dir: Path) -> Place:
     """Where W&B shows a run: the settings' own words, else the names it has here."""
     settings, wandb = configuration.settings, configuration.settings.wandb
-    names = (experiment_of(configuration.words), environment_name(settings), size_name(settings))
+    names = (experiment_of(configuration.overrides), environment_name(settings), size_name(settings))
     tags = tuple(name[:LONGEST_TAG] for name in dict.fromkeys(filter(None, names)))
     folder = run_dir.absolute()
     name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
@@ -66,10 +68,10 @@ def seeds_group(configuration: Configuration) -> str:
         >>> seeds_group(load(["env=pendulum", "seed=3"])), seeds_group(load(["experiment=official", "unimix=0.1"]))
         ('pendulum', 'official-cartpole-v1 unimix=0.1')
     """
-    experiment, environment = experiment_of(configuration.words), environment_name(configuration.settings)
+    experiment, environment = experiment_of(configuration.overrides), environment_name(configuration.settings)
     same = experiment and letters(environment).startswith(letters(experiment))
     base = experiment if same else "-".join(filter(None, (experiment, environment)))
-    words = {parse([word])[0].key_or_group: word for word in configuration.words}  # the last on a setting counts
+    words = {keys([word])[0]: word for word in configuration.overrides}  # the last on a setting counts
     group = " ".join([base, *(words[key] for key in sorted(words) if makes_another_training(key))])
     return group if len(group) <= LONGEST_LABEL else f"{group[: LONGEST_LABEL - 9]}-{zlib.crc32(group.encode()):08x}"
 
@@ -78,7 +80,7 @@ def makes_another_training(key: str) -> bool:
     """Whether runs that differ in this setting are to be compared, not averaged."""
     if key in ("seed", "env", "experiment", "logger"):
         return False
-    return key == "train_ratio" or not any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+    return key == "train_ratio" or not changeable(key)
 
 
 def letters(name: str) -> str:

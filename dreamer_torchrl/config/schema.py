@@ -1,115 +1,173 @@
-"""Every number and choice of a run, with its type and what is possible; plain values, no torch."""
+"""Every setting of a run with its type, limits and default; pydantic checks them, and torch is not needed.
+
+What each means stands in ``configs/config.yaml``, which has the same defaults.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
+LEARNER = "dreamer_torchrl.learners.learner.Learner"
+IMAGE_BLOCKS = 8
+"""Blocks into which the decoder of images splits the belief."""
 
-@dataclass(frozen=True)
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+Label = Annotated[str, Field(min_length=1, max_length=128)]  # as long as W&B takes
+Tag = Annotated[str, Field(min_length=1, max_length=64)]
+Part = Mapping[str, Any]  # `_target_`, a dotted name of a class or function, and arguments of it
+
+
+@dataclass(frozen=True, config=CHECKED)
 class EnvironmentSettings:
     """Which environment, how many of it, and where they run."""
 
     family: Literal["gym", "atari", "dmc", "custom"]
     options: Mapping[str, Any]  # what the family's own function takes
-    num_envs: int = 1
+    num_envs: Annotated[int, Field(ge=1, le=4096)] = 1
     workers: Literal["serial", "processes"] = "serial"
-    action_repeat: int = 1
-    frames_per_action: int = 1  # what the family skips by itself
-    step_timeout: float = 60.0
+    action_repeat: Count = 1
+    frames_per_action: Count = 1
+    step_timeout: Annotated[float, Field(ge=1)] = 60.0
+
+    def __post_init__(self) -> None:
+        image = self.options.get("image", self.family == "atari") and self.options.get("size")
+        if image and (image % 16 or not 48 <= image <= 256):
+            raise ValueError(f"size={image} is impossible: images have a side of 48, 64, 80 and so on up to 256.")
+        skip = self.options.get("frame_skip")
+        if skip is not None and self.frames_per_action != skip:
+            raise ValueError(
+                f"frames_per_action={self.frames_per_action} is impossible: an action of this game lasts {skip} "
+                "frames. Leave that out, and set env.frame_skip."
+            )
 
     @property
     def frames_per_step(self) -> int:
-        """How many frames one decision lasts."""
+        """Frames that one decision lasts."""
         return self.action_repeat * self.frames_per_action
 
 
-@dataclass(frozen=True)
-class ReplaySettings:
-    """How much is remembered and what a batch looks like."""
+@dataclass(frozen=True, config=CHECKED)
+class AgentSettings:
+    """Parts of the agent that are not the official ones."""
 
-    capacity: int = 1_000_000
-    batch: int = 16
-    length: int = 64
+    encoder: Part | None = None
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ReplaySettings:
+    """What the replay buffer keeps, and what a batch looks like."""
+
+    capacity: Count = 1_000_000
+    batch: Count = 16
+    length: Annotated[int, Field(ge=2)] = 16
     storage: Literal["memory", "disk"] = "memory"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class EvaluationSettings:
-    """How often and how a run is evaluated on environments of its own."""
+    """When and how a run is evaluated, on environments of its own."""
 
-    every: int = 10_000
-    episodes: int = 20
-    num_envs: int = 10
+    every: CountOrNone = 10_000
+    episodes: Count = 20
+    num_envs: Count = 10
     stop_at: float | None = None
     deterministic: bool = False
     video: bool = False
-    keep_videos: int = 20  # of each kind, the newest
-    dream: float = 60.0
-    arguments: Mapping[str, Any] = field(default_factory=dict)  # of the environment, where evaluations differ
+    keep_videos: Count = 20
+    dream: Seconds = 60.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class CheckpointSettings:
-    """How often a run is saved and how many checkpoints stay."""
+    """How often a run is saved, and how many checkpoints are kept."""
 
-    every: float = 60.0
-    keep: int = 2
+    every: Seconds = 60.0
+    keep: Count = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class LogSettings:
     """How often scalars are written, and which loggers get them beside the console and ``metrics.jsonl``."""
 
-    every: float = 5.0
+    every: Seconds = 5.0
     tensorboard: bool = False
     loggers: Mapping[str, Any] = field(default_factory=dict)  # `_target_` and arguments of TorchRL loggers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class WandbSettings:
     """Whether and where Weights & Biases gets the run."""
 
     mode: Literal["disabled", "offline", "online"] = "disabled"
     project: str = "dreamer_torchrl"
     entity: str | None = None
-    name: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] | None = None
+    name: Label | None = None
+    group: Label | None = None
+    tags: tuple[Tag, ...] | None = None
     artifact: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class Settings:
     """A whole run."""
 
     run_dir: str
     env: EnvironmentSettings
     size: Size
-    seed: int = 0
-    total_steps: int = 5_000
-    train_ratio: float = 128.0
-    prefill: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    total_steps: Count = 5_000
+    train_ratio: Annotated[float, Field(ge=0)] = 128.0
+    prefill: CountOrNone = 0
     collector: Literal["sync", "async", "multi_sync"] = "sync"
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool | None = None
     native: bool | None = None
-    threads: int | None = None
-    unimix: float = 0.01
-    actor_unimix: float = 0.0
+    threads: Count | None = None
+    unimix: Share = 0.01
+    actor_unimix: Share = 0.0
+    agent: AgentSettings = field(default_factory=AgentSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     learner: Hyperparameters = field(default_factory=Hyperparameters)
+    learner_part: Part = field(default_factory=lambda: {"_target_": LEARNER})  # class of the learner, own arguments
     eval: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)
     wandb: WandbSettings = field(default_factory=WandbSettings)
 
+    def __post_init__(self) -> None:
+        needed = (self.replay.length + self.learner.context) * self.env.num_envs
+        if self.replay.capacity < needed:
+            raise ValueError(
+                f"replay.capacity={self.replay.capacity} is less than one sequence of each environment: give at "
+                f"least {needed}."
+            )
+        if self.size.belief % IMAGE_BLOCKS:
+            raise ValueError(f"size.belief={self.size.belief} is impossible: give a multiple of {IMAGE_BLOCKS}.")
+        if self.size.depth % 2:
+            raise ValueError(f"size.depth={self.size.depth} is impossible: give an even number.")
+        if self.eval.arguments and "arguments" not in self.env.options:
+            raise ValueError("eval.arguments is impossible: this environment takes no arguments, as env=gym does.")
+
     @property
     def updates_per_step(self) -> float:
         """Updates that one environment step earns."""
         return self.train_ratio / (self.replay.batch * self.replay.length)
+
+    @property
+    def first_update(self) -> int:
+        """The step at which updates begin: a batch is there, or ``prefill`` steps are."""
+        return max(self.prefill, self.replay.batch * self.replay.length)

@@ -1,43 +1,54 @@
-"""Several runs one after another, each a process and a folder of its own."""
+"""Sweeps: `hydra.main` with any sweeper and launcher; each run is a process and has a folder of its own.
+
+Launchers use a process for several runs, and what one leaves behind (threads and memory of torch, CUDA graphs, worker
+processes) would change or end the next. So a job starts ``python -m dreamer_torchrl.train``, which continues the run
+that is in its folder.
+"""
 
 from __future__ import annotations
 
 import json
-import shlex
+import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import FrameType
 
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig
+
 from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.compose import GROUPS, VALUES, Configuration, choices, load
+from dreamer_torchrl.config.compose import CONFIGS, VALUES, load, own_hydra
+from dreamer_torchrl.config.overrides import GROUPS, check_supported, free_section, parse, quoted
 from dreamer_torchrl.config.schema import Settings
-from dreamer_torchrl.config.words import Combination, combinations, parse
-from dreamer_torchrl.record.console import duration
+from dreamer_torchrl.envs.registry import atari_games
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FAILED = 1
 PATIENCE = 0.2
 """Seconds after which a signal is passed on at the latest."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """One run of a sweep: its name, which is that of its folder, its words and what they mean."""
+class RunFailed(CompactHydraException):
+    """A run of a sweep ended with an exit code; Hydra prints the message without a traceback."""
 
-    name: str
-    words: list[str]
-    configuration: Configuration
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended a run of a sweep, and with it the sweep."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What a run's folder tells, without torch.
+    """What the folder of a run tells, without torch.
 
     Args:
         step: of its newest checkpoint; none if there is none.
@@ -49,31 +60,72 @@ class State:
     value: float | None = None
     finished: bool = False
 
-
-def members(words: Sequence[str]) -> tuple[Path | None, list[Member]]:
-    """The folder that the words name, if they do, and every run of the sweep, all of them checked."""
-    folder = named_folder(words)
-    offered = {group: list(choices(group)) for group in GROUPS}
-    found = combinations([word for word in words if not is_run_dir(word)], offered)
-    checked: dict[str, Configuration] = {}
-    for one in in_telling_order(found):
-        place = [] if folder is None else [f"run_dir={folder / one.name}"]
-        try:
-            checked[one.name] = load([*one.words, *place])
-        except ConfigError as error:
-            raise ConfigError(f"{error} (in the run {one.name})" if len(found) > 1 else str(error)) from None
-    return folder, [Member(one.name, one.words, checked[one.name]) for one in found]
+    def __str__(self) -> str:
+        parts = ["not started" if self.step is None else "finished" if self.finished else "not finished"]
+        parts += [] if self.step is None else [f"step {self.step:,}"]
+        parts += [] if self.value is None else [f"eval {self.value:,.1f}"]
+        return ", ".join(parts)
 
 
-def named_folder(words: Sequence[str]) -> Path | None:
-    """Where the runs go: what ``run_dir`` says."""
-    paths = [word.partition("=")[2] for word in words if is_run_dir(word)]
-    if not paths or paths[-1] in ("", "null"):
+def members(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each run, one for each combination of values, as Hydra's basic sweeper has them.
+
+    Example:
+        >>> members(["seed=0,1", "env=pendulum"])
+        [['seed=0', 'env=pendulum'], ['seed=1', 'env=pendulum']]
+    """
+    lists: dict[str, list[str]] = {}
+    try:
+        with own_hydra() as files:
+            parsed = OverridesParser.create(files).parse_overrides(list(overrides))
+            sweeper = {one.key_or_group for one in parsed}
+            for one in parsed:
+                key = one.key_or_group
+                if key.partition("/")[0].partition(".")[0] == "hydra":
+                    continue
+                if one.is_sweep_override() and one.is_discrete_sweep():
+                    lists[key] = [f"{key}={value}" for value in one.sweep_string_iterator()]
+                elif one.is_sweep_override() and "hydra/sweeper" not in sweeper:
+                    raise ConfigError(
+                        f"{one.input_line!r} is for another hydra/sweeper: list values, or give range(3)."
+                    )
+                elif not one.is_sweep_override():  # the values of another sweeper are checked by each run
+                    lists[key] = [one.input_line]
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    return [list(chosen) for chosen in product(*lists.values())]
+
+
+def check(overrides: Sequence[str]) -> tuple[Path | None, list[list[str]]]:
+    """The folder that the overrides name, if they do, and the overrides of each run; every value is checked once."""
+    given = [override for override in overrides if override.partition("=")[0].lstrip("+") == "run_dir"]
+    folder = named_folder(quoted(given[-1])) if given else None
+    rest = [override for override in overrides if override not in given]
+    check_supported(parse(rest), multirun=True)
+    found = members(rest)
+    seen: set[str] = set()
+    for one in found:
+        if not seen.issuperset(one):
+            try:
+                load(one)
+            except ConfigError as error:
+                raise ConfigError(
+                    f"{error} (in the run with {' '.join(one)})" if len(found) > 1 else str(error)
+                ) from None
+        seen.update(one)
+    if not found:
+        raise ConfigError(f"{' '.join(rest)} asks for no run at all: one of the lists of values is empty.")
+    return folder, found
+
+
+def named_folder(override: str) -> Path | None:
+    """The folder of a sweep, which ``run_dir`` names."""
+    (one,) = parse([override])
+    if one.value() is None:
         return None
-    if "${" in paths[-1]:
-        raise ConfigError(f"run_dir={paths[-1]}: a sweep has one folder, and its runs have folders in it.")
-    path = paths[-1]
-    folder = Path(str(parse([f"run_dir={path}"])[0].value()) if path[0] in "'\"" else path).expanduser()
+    folder = Path(str(one.value()))
+    if "${" in str(folder):
+        raise ConfigError(f"run_dir={folder}: a sweep has one folder, and its runs have folders in it.")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir={folder} is a file: give a folder, or a name that is not there yet.")
     if (folder / VALUES).is_file():
@@ -81,19 +133,81 @@ def named_folder(words: Sequence[str]) -> Path | None:
     return folder
 
 
-def is_run_dir(word: str) -> bool:
-    """Whether a word sets ``run_dir``."""
-    return word.partition("=")[0].lstrip("+") == "run_dir"
+def run(overrides: Sequence[str], folder: Path) -> int:
+    """Train all runs of a sweep in a folder; the exit code: 130 after Ctrl-C, 1 if a run failed, else 0."""
+    rest = parse([override for override in overrides if override.partition("=")[0].lstrip("+") != "run_dir"])
+    swept = {one.key_or_group for one in rest if one.is_sweep_override()}
+    same = sorted({one.key_or_group for one in rest} - swept)
+    for game in atari_games():  # what `chosen` takes beside the files
+        ConfigStore.instance().store(name=game, node={"defaults": ["atari", "_self_"], "game": game}, group="env")
+    sys.argv[1:] = [
+        "--multirun",
+        *("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"),
+        f"hydra.sweep.dir='{folder!s}'",
+        "hydra.sweep.subdir=${hydra.job.override_dirname}",
+        f"hydra.job.config.override_dirname.exclude_keys=[{','.join(same)}]",
+        *(_for_hydra(one, rest) for one in rest),
+    ]
+    try:
+        hydra.main(CONFIGS, "config", "1.3")(job)()
+    except KeyboardInterrupt as stopped:  # ours tells of the signal, a launcher's does not
+        return 0 if stopped.args == (signal.SIGTERM,) else 130
+    except SystemExit as error:  # Hydra has printed what failed
+        return int(error.code or 0)
+    return 0
 
 
-def in_telling_order(found: Sequence[Combination]) -> list[Combination]:
-    """First those with a word that none before them has, so that a wrong one is soon found."""
-    seen: set[str] = set()
-    early, late = [], []
-    for one in found:
-        (late if seen.issuperset(one.words) else early).append(one)
-        seen.update(one.words)
-    return early + late
+def _for_hydra(override: Override, others: Sequence[Override]) -> str:
+    line = override.input_line.lstrip("+")
+    if override.key_or_group in GROUPS:
+        return re.sub(r"\bnull\b", "none", line)
+    return "++" * bool(free_section(override.key_or_group, others)) + line
+
+
+def job(config: DictConfig) -> float | None:
+    """Train one run of a sweep unless it is finished; its mean return, for sweepers that optimize."""
+    told = HydraConfig.get()
+    run_dir = Path(told.sweep.dir) / told.sweep.subdir
+    overrides = [override.lstrip("+") for override in told.overrides.task] + [f"run_dir={run_dir}"]
+    settings = load(overrides).settings
+    state = state_of(run_dir, settings)
+    if state.finished:
+        print(f"{run_dir}: finished already", flush=True)
+        return state.value
+    print(f"{run_dir}", flush=True)
+    code, stopped = train(overrides)
+    state = state_of(run_dir, settings)
+    failed = f"failed (exit code {code}), " if code and not stopped else ""
+    print(f"{run_dir}: {failed}{state}", flush=True)
+    if stopped:
+        raise Stopped(stopped)
+    if failed:
+        raise RunFailed(f"{run_dir} failed (exit code {code}).")
+    return state.value
+
+
+def train(overrides: Sequence[str]) -> tuple[int, signal.Signals | None]:
+    """Train in a process, to which signals are passed on; its exit code and the first of these."""
+    received: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+    before = {number: signal.signal(number, note) for number in STOPPING}
+    try:
+        # In a session of its own a terminal's Ctrl-C does not reach it, so that it gets the signal once, from here.
+        process = subprocess.Popen([sys.executable, "-m", "dreamer_torchrl.train", *overrides], start_new_session=True)
+        first = None
+        while True:
+            while received:
+                process.send_signal(received[0])
+                first = first or received[0]
+                del received[0]
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(PATIENCE), first
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def state_of(run_dir: Path, settings: Settings) -> State:
@@ -105,94 +219,6 @@ def state_of(run_dir: Path, settings: Settings) -> State:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
     evaluation = next((json.loads(line) for line in reversed(lines) if '"eval/return": ' in line), {})
     step, value = max(steps), evaluation.get("eval/return")
-    wanted, told = settings.eval.stop_at, evaluation.get("step") == step
-    solved = told and None not in (wanted, value) and value >= wanted
-    return State(step, value, solved or (step >= settings.total_steps and (told or not settings.eval.every)))
-
-
-def say_now(text: str) -> None:
-    """Print a line before the run prints its own."""
-    print(text, flush=True)
-
-
-class Sweep:
-    """Train the members that are not finished, in their order.
-
-    A process that is asked to stop (Ctrl-C, SIGTERM, or its terminal closes) asks the run, which saves itself, and
-    starts no other; a second Ctrl-C reaches the run, too.
-
-    Args:
-        folder: holds a folder for each run.
-        runs: all of them.
-        say: prints a line.
-    """
-
-    def __init__(self, folder: Path, runs: Sequence[Member], say: Callable[[str], None] = say_now):
-        self.folder, self.runs, self.say = folder, list(runs), say
-        self.stopped: signal.Signals | None = None
-        self._to_pass_on: list[signal.Signals] = []
-
-    def run(self) -> int:
-        """Train, and say how each went; the exit code: 130 after Ctrl-C, 1 if a run failed, else 0."""
-        before = {number: signal.signal(number, self._stop) for number in STOPPING}
-        codes: dict[str, int] = {}
-        seconds: dict[str, float] = {}
-        try:
-            for number, one in enumerate(self.runs, 1):
-                left = f"[{number}/{len(self.runs)}] {one.name}"
-                if state_of(self.folder / one.name, one.configuration.settings).finished:
-                    self.say(f"{left}: finished already")
-                elif self.stopped is None:
-                    self.say(left)
-                    started = time.monotonic()
-                    codes[one.name] = self._train(one)
-                    seconds[one.name] = time.monotonic() - started
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return self._tell(codes, seconds)
-
-    def _train(self, one: Member) -> int:
-        command = [sys.executable, "-m", "dreamer_torchrl.train", *one.words, f"run_dir={self.folder / one.name}"]
-        # In a session of its own a terminal's Ctrl-C does not reach it, so that it gets the signal once, from here.
-        process = subprocess.Popen(command, start_new_session=True)
-        while True:
-            while self._to_pass_on:
-                process.send_signal(self._to_pass_on.pop(0))
-            with suppress(subprocess.TimeoutExpired):
-                return process.wait(PATIENCE)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        # A run knows no SIGHUP: it would end without a checkpoint.
-        self.stopped = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
-        self._to_pass_on.append(self.stopped)
-
-    def _tell(self, codes: dict[str, int], seconds: dict[str, float]) -> int:
-        """A line for each run."""
-        width = max(len(one.name) for one in self.runs)
-        failed = False
-        self.say(f"Sweep of {len(self.runs)} run{'s' * (len(self.runs) > 1)} in {self.folder}:")
-        for one in self.runs:
-            state, code = state_of(self.folder / one.name, one.configuration.settings), codes.get(one.name, 0)
-            how = "finished" if state.finished else "not started" if state.step is None else "stopped"
-            if code and not (state.finished or self.stopped):
-                how, failed = f"failed (exit code {code})", True
-            parts = [how]
-            parts += [] if state.step is None else [f"step {state.step:,}"]
-            parts += [] if state.value is None else [f"eval {state.value:,.1f}"]
-            parts += [duration(seconds[one.name])] if one.name in seconds else []
-            self.say(f"  {one.name:<{width}}  {', '.join(parts)}")
-        if self.stopped is signal.SIGINT:
-            return 128 + self.stopped
-        return FAILED if failed else 0
-
-
-def continue_command(words: Sequence[str], folder: Path) -> str:
-    """What to type in a shell to go on with a sweep.
-
-    Example:
-        >>> continue_command(["seed=0,1", "env=choice(cartpole,pendulum)"], Path("runs/first"))
-        "python -m dreamer_torchrl.train --multirun seed=0,1 'env=choice(cartpole,pendulum)' run_dir=runs/first"
-    """
-    kept = [word for word in words if not is_run_dir(word)]
-    return shlex.join(["python", "-m", "dreamer_torchrl.train", "--multirun", *kept, f"run_dir={folder}"])
+    wanted, evaluated = settings.eval.stop_at, evaluation.get("step") == step
+    solved = evaluated and None not in (wanted, value) and value >= wanted
+    return State(step, value, solved or (step >= settings.total_steps and (evaluated or not settings.eval.every)))

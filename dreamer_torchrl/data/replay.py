@@ -135,7 +135,7 @@ class Replay:
         capacity: int,
         streams: int,
         batch: int = 16,
-        length: int = 64,
+        length: int = 16,
         context: int = 1,
         directory: str | Path | None = None,
         seed: int = 0,

@@ -56,7 +56,7 @@ def load_official(
     size = size_from(arrays, stochastic)
     observation_spec = observation_spec or _observation_spec(arrays)
     action_spec = action_spec or _action_spec(arrays)
-    learner = Learner(Agent(observation_spec, action_spec, size), hyperparameters)
+    learner = Learner(Agent(observation_spec, action_spec, size), hyperparameters or Hyperparameters.official())
     load_into(learner, arrays)
     return learner
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.compose import read_saved
 from dreamer_torchrl.envs.registry import UnknownEnvironment
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ FAILED, NO_CHECKPOINT = 1, 3
 
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:
     """The run in a folder, with as many threads of torch as its training had; without one the command ends here."""
+    try:
+        read_saved(folder)
+    except ConfigError as error:
+        parser.error(str(error))
+
     import torch  # this and what needs it takes seconds
     from torchrl import logger
 

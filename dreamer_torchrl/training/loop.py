@@ -63,12 +63,7 @@ class Training:
         self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
         record = recorded_steps(settings)
         self.evaluator = Evaluator(settings, agent, settings.eval.video, record) if settings.eval.every else None
-        self.enough = max(settings.prefill, settings.replay.batch * settings.replay.length)  # steps to learn from
-        if settings.total_steps < self.enough:
-            console.note(
-                f"Nothing will be learned: updates begin at step {self.enough:,} (prefill, or replay.batch times "
-                f"replay.length), and total_steps is {settings.total_steps:,}."
-            )
+        self.enough = settings.first_update  # steps to learn from
         self.progress = Progress()
         self.clock = Clock(self.progress)
         self.metrics = Metrics([])

@@ -27,7 +27,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.slow
 def test_a_small_run(tmp_path: Path) -> None:
     """All kinds of parts, from another folder than the checkout, where nothing is but torch, TorchRL and their own."""
-    absent = ("PIL", "ale_py", "av", "gymnasium", "hydra", "matplotlib", "omegaconf", "wandb", "yaml")
+    absent = ("PIL", "ale_py", "av", "gymnasium", "hydra", "matplotlib", "omegaconf", "pydantic", "wandb", "yaml")
     for name in absent:
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('No module named {name}', name='{name}')")
     words = ["trial", "--device", "cpu", "--quick", "--workload", "proprio_size1m", "--dtype", "float32"]

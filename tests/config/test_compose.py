@@ -1,37 +1,37 @@
-"""Words become settings: every file composes, later words win, and a run goes on as the run that it was."""
+"""Overrides become settings: every file composes, later ones win, and a run goes on as the run that it was."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from dataclasses import fields
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from dreamer_torchrl import Hyperparameters, build_agent
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.config.checks import ConfigError, as_plain, leaves
-from dreamer_torchrl.config.compose import GROUPS, choices, load, read_saved, saved_settings
+from dreamer_torchrl.config.compose import load, read_saved, saved_settings
+from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.config.schema import EnvironmentSettings, Settings
+from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.envs.registry import atari_games
-from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FACTORY = "env.factory=dreamer_torchrl.envs.tasks:Memory"
+OWN = "env=custom env.factory=tests.training.training_toys:Faulty"
 
 
 def chosen(group: str, name: str) -> list[str]:
-    """The words for one choice, alone; skip the test where what it needs is not installed."""
+    """The overrides for one choice, alone; skip the test where what it needs is not installed."""
     if "dmc_" in f"{name} {(CONFIGS / group / f'{name}.yaml').read_text()}" and find_spec("dm_control") is None:
         pytest.skip("dm_control is not installed")
     return [f"{group}={name}", FACTORY] if (group, name) == ("env", "custom") else [f"{group}={name}"]
-
-
-OWN = "env=custom env.factory=tests.training.training_toys:Faulty"
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
@@ -43,55 +43,34 @@ def test_every_file_composes(group: str, name: str) -> None:
         assert settings == load(chosen("experiment", name)).settings  # the experiment follows the environment
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_every_experiment_takes_every_logger(experiment: str) -> None:
-    for logger in choices("logger"):
-        settings = load([*chosen("experiment", experiment), f"logger={logger}"]).settings
-        assert (settings.wandb.mode == "online", settings.log.tensorboard) == (
-            logger == "wandb",
-            logger == "tensorboard",
-        )
-
-
-@pytest.mark.parametrize("game", ["pong", *atari_games()[::12]])
+@pytest.mark.parametrize("game", ["pong", atari_games()[-1]])
 def test_atari_games_by_name(game: str) -> None:
-    assert game not in choices("env")
     env = load([f"env={game}"]).settings.env
     assert (env.family, env.options["game"], env.options["size"], env.frames_per_step) == ("atari", game, 96, 4)
-    if "atari100k" in choices("experiment"):
-        settings = load([f"env={game}", "experiment=atari100k"]).settings
-        assert settings.env.options | {"game": game, "size": 64, "sticky": False} == settings.env.options
-        assert settings.env.num_envs == 1
+    settings = load([f"env={game}", "experiment=atari100k"]).settings
+    assert settings.env.options | {"game": game, "size": 64, "sticky": False} == settings.env.options
+    assert settings.env.num_envs == 1
 
 
-@pytest.mark.parametrize(
-    ("word", "told"),
-    [
-        ("env.frames_per_action=1", "an action of this game lasts 4 frames. Leave that out, and set env.frame_skip."),
-        ("env.frame_skip=0", "env.frame_skip=0 is impossible: give at least 1."),
-    ],
-)
-def test_frames_of_a_game_are_one_number(word: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)):
-        load(["env=pong", word])
-
-
-def test_choices_are_told_in_a_line_each() -> None:
-    assert all(text and not text.startswith(("#", "@")) for group in GROUPS for text in choices(group).values())
+def test_choices_are_described_in_whole_sentences() -> None:
+    texts = {name: text for group in GROUPS for name, text in choices(group).items()}
+    assert all(text.endswith(".") and not text.startswith(("#", "@")) for text in texts.values())
+    assert texts["mountaincar_continuous"].endswith("on two cores.")
     assert [*choices("size")][:3] == ["nano", "size1m", "size12m"]
 
 
-def test_the_file_of_defaults_and_the_classes_agree() -> None:
-    """A default differs from its dataclass only where its line tells of the official number."""
-    text = (CONFIGS / "config.yaml").read_text()
-    assert list(yaml.safe_load(text)["learner"].keys() ^ {field.name for field in fields(Hyperparameters)}) == []
+def test_python_and_the_file_have_the_same_defaults() -> None:
+    """Each setting, and the arguments of what can be made without settings."""
     here = load(["experiment=null"]).settings
     env = EnvironmentSettings(family="gym", options=here.env.options)
-    there = leaves(as_plain(Settings(run_dir="", env=env, size=Size.named("nano"))))
-    for key, value in leaves(as_plain(here)).items():
-        if value != there[key]:
-            told = [line for line in text.splitlines() if line.strip().startswith(key.rpartition(".")[2] + ":")]
-            assert any("official" in line for line in told), f"{key} is {value} here and {there[key]} in settings.py"
+    assert here == Settings(run_dir="", env=env, size=Size.named("nano"))
+    assert here.learner == Hyperparameters()
+    replay, agent = (signature(maker).parameters for maker in (Replay, build_agent))
+    assert {name: replay[name].default for name in ("batch", "length", "context")} == {
+        **{name: getattr(here.replay, name) for name in ("batch", "length")},
+        "context": here.learner.context,
+    }
+    assert all(agent[name].default == getattr(here, name) for name in ("unimix", "actor_unimix"))
 
 
 def test_nothing_asked_for_is_the_preset_of_cartpole() -> None:
@@ -101,14 +80,15 @@ def test_nothing_asked_for_is_the_preset_of_cartpole() -> None:
 
 def test_official_is_official() -> None:
     settings = load(["experiment=official"]).settings
-    assert settings.learner == Hyperparameters()
+    assert settings.learner == Hyperparameters.official()
+    assert settings.learner.learning_rate == 4e-5
     assert (settings.replay.batch, settings.replay.length, settings.replay.capacity) == (16, 64, 5_000_000)
     assert (settings.train_ratio, settings.updates_per_step, settings.env.num_envs) == (32, 1 / 32, 16)
     assert (settings.size, settings.dtype) == (Size.named("size200m"), "bfloat16")
     assert (settings.unimix, settings.actor_unimix) == (0.01, 0)
 
 
-WORDS: list[tuple[str, str, Any]] = [
+OVERRIDES: list[tuple[str, str, Any]] = [
     ("seed=3", "seed", 3),
     ("+seed=3", "seed", 3),
     ("++seed=3", "seed", 3),
@@ -126,6 +106,8 @@ WORDS: list[tuple[str, str, Any]] = [
     ("wandb.name='first,second'", "wandb.name", "first,second"),
     ('wandb.name="a(b)"', "wandb.name", "a(b)"),
     ("wandb.name=2024", "wandb.name", "2024"),
+    ("learner._target_=tests.training.training_toys.Faulty learner.x=1", "learner_part.x", 1),
+    ("agent.encoder._target_=tests.training.training_toys.Faulty agent.encoder.x=1", "agent.encoder.x", 1),
     ("size=size1m experiment=official", "size.belief", 512),
     ("experiment=official total_steps=5", "total_steps", 5),
     ("experiment=official experiment=null", "total_steps", load(["experiment=null"]).settings.total_steps),
@@ -139,7 +121,6 @@ WORDS: list[tuple[str, str, Any]] = [
     ("env.step_timeout=2.5", "env.step_timeout", 2.5),
     ("run_dir=runs/${seed}", "run_dir", "runs/0"),
     ("logger=wandb logger=null", "wandb.mode", "disabled"),
-    ("run_dir=", "run_dir", ""),
     ("run_dir=null", "run_dir", ""),
     ("run_dir=007", "run_dir", "007"),
     ("run_dir=~/x", "run_dir", str(Path.home() / "x")),
@@ -148,9 +129,9 @@ WORDS: list[tuple[str, str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("words", "key", "value"), WORDS, ids=[words for words, _, _ in WORDS])
-def test_overrides(words: str, key: str, value: Any) -> None:
-    found = leaves(as_plain(load(words.split()).settings))[key]
+@pytest.mark.parametrize(("overrides", "key", "value"), OVERRIDES, ids=[one for one, _, _ in OVERRIDES])
+def test_overrides(overrides: str, key: str, value: Any) -> None:
+    found = leaves(as_plain(load(overrides.split()).settings))[key]
     assert found == value
     assert type(found) is type(value) or isinstance(value, int | float)
 
@@ -188,10 +169,12 @@ def run(started: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(started, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("words", ["", "env=pong experiment=null seed=3 size=nano", "env.game=pong replay.batch=2.0"])
-def test_a_run_goes_on(started: Path, words: str) -> None:
-    """By its folder alone, by all of its words and by some."""
-    assert load([*words.split(), f"run_dir={started}"]).settings == saved_settings(started)
+@pytest.mark.parametrize(
+    "overrides", ["", "env=pong experiment=null seed=3 size=nano", "env.game=pong replay.batch=2.0"]
+)
+def test_a_run_goes_on(started: Path, overrides: str) -> None:
+    """By its folder alone, by all of its overrides and by some."""
+    assert load([*overrides.split(), f"run_dir={started}"]).settings == saved_settings(started)
 
 
 def test_a_run_is_found_by_the_last_word_and_through_other_settings(started: Path) -> None:
@@ -206,7 +189,7 @@ def test_what_may_change_is_changed_and_saved(run: Path) -> None:
     changed = {key for key, value in leaves(as_plain(again.settings)).items() if before[key] != value}
     assert changed == {"total_steps", "eval.every", "log.tensorboard", "env.step_timeout"}
     assert (again.settings.total_steps, again.settings.eval.every) == (1000, 5)
-    assert [word for word in again.words if "total_steps" in word] == ["total_steps=1000"]
+    assert [one for one in again.overrides if "total_steps" in one] == ["total_steps=1000"]
 
 
 @pytest.mark.parametrize(
@@ -238,32 +221,53 @@ def test_a_new_argument_makes_another_run(tmp_path: Path) -> None:
         load([f"run_dir={tmp_path}", "env.arguments.x=1"])
 
 
+def older(run: Path, values: dict[str, Any]) -> None:
+    """Write a configuration as a version did that kept no copy of it."""
+    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    (run / "overrides.json").write_text(json.dumps(json.loads((run / "overrides.json").read_text())["overrides"]))
+
+
 def test_new_defaults_leave_a_run_as_it_was(run: Path) -> None:
     """Another version has other numbers, more of them and fewer; the run was made with its own."""
     values = read_saved(run)
     values["learner"] |= {"horizon": 99.0, "gone": 1}
-    del values["unimix"]
-    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    del values["unimix"], values["learner"]["_target_"], values["env"]["frame_skip"]
+    older(run, values)
     settings = load([f"run_dir={run}", "total_steps=999"]).settings
     assert (settings.learner.horizon, settings.unimix, settings.seed) == (99, 0.01, 3)
+    assert settings.env.options["frame_skip"] == settings.env.frames_per_step == 4
     with pytest.raises(ConfigError, match=r"learner\.horizon=99\.0, and now learner\.horizon=333"):
         load([f"run_dir={run}", "learner.horizon=333"])
-
-
-def test_an_atari_run_from_before_frame_skip_goes_on(run: Path) -> None:
-    """Its games skipped 4 frames."""
-    values = read_saved(run)
-    assert values["env"].pop("frame_skip") == values["env"]["frames_per_action"] == 4
-    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
-    assert saved_settings(run).env.frames_per_step == 4
-    assert load([f"run_dir={run}"]).settings.env.options["frame_skip"] == 4
     with pytest.raises(ConfigError, match=r"env\.frame_skip=nothing, and now env\.frame_skip=2"):
         load([f"run_dir={run}", "env.frame_skip=2"])
 
 
+def test_an_edited_configuration_is_refused_or_applied(run: Path) -> None:
+    """By the name of the setting; what may change on the command line may change by hand."""
+    values = read_saved(run)
+    file = run / "config.yaml"
+    file.write_text(yaml.safe_dump(values | {"total_steps": 9, "run_dir": "/moved"}, explicit_end=True))
+    again = load([f"run_dir={run}"])
+    assert (again.settings.total_steps, again.notes) == (9, (f"{file} was edited: total_steps=9.",))
+    again.save(run)
+    assert load([f"run_dir={run}"]).notes == ()
+    for changed, told in (
+        ({"seed": 99}, "seed=99, but the run was made with seed=3"),
+        (
+            {"learner": values["learner"] | {"horizon": 9}},
+            "learner.horizon=9, but the run was made with ",
+        ),
+        ({"env": values["env"] | {"x": 1}}, "env.x=1, but the run was made with env.x=nothing"),
+    ):
+        file.write_text(yaml.safe_dump(values | changed, explicit_end=True))
+        for use in (lambda: load([f"run_dir={run}"]), lambda: saved_settings(run)):
+            with pytest.raises(ConfigError, match=re.escape(f"{file} was edited: {told}")):
+                use()
+
+
 def test_a_run_on_a_cpu_stays_there(run: Path) -> None:
     """Its evaluations draw the same numbers then; a run on a GPU takes what this machine has."""
-    values = yaml.safe_load((run / "config.yaml").read_text())
+    values = read_saved(run)
     for device, expected in (("cpu", "cpu"), ("cuda:1", "auto"), ("auto", "auto")):
         (run / "config.yaml").write_text(yaml.safe_dump(values | {"device": device}, explicit_end=True))
         assert saved_settings(run).device == expected
@@ -298,5 +302,5 @@ def test_checkpoints_without_a_configuration_are_not_trained_over(run: Path) -> 
         saved_settings(run)
 
 
-def test_words_are_kept_as_they_were_read(run: Path) -> None:
-    assert json.loads((run / "overrides.json").read_text())[1:3] == ["env=pong", "experiment=null"]
+def test_overrides_are_kept_as_they_were_read(run: Path) -> None:
+    assert json.loads((run / "overrides.json").read_text())["overrides"][1:3] == ["env=pong", "experiment=null"]

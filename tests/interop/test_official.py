@@ -118,7 +118,7 @@ def test_without_a_slow_critic_and_a_normalizer_they_begin_as_the_official_ones(
 
 
 def test_hyperparameters_are_those_given(sample: Arrays) -> None:
-    assert load_official(sample).hyperparameters == Hyperparameters()
+    assert load_official(sample).hyperparameters == Hyperparameters.official()
     given = Hyperparameters(learning_rate=1e-3, imagination_length=4)
     assert load_official(sample, hyperparameters=given).hyperparameters == given
 

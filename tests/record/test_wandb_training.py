@@ -127,11 +127,11 @@ def test_labels_are_no_longer_than_wandb_takes() -> None:
 
 
 WRONG = [
-    ("wandb.tags=one", "wandb.tags=one should be a list, such as [first, second]."),
-    ("wandb.tags=['']", "a tag has 1 to 64 characters"),
-    (f"wandb.group={'x' * 129}", "give 1 to 128 characters"),
+    ("wandb.tags=one", "wandb.tags=one is impossible: it should be a valid tuple."),
+    ("wandb.tags=['']", "it should have at least 1 character"),
+    (f"wandb.group={'x' * 129}", "it should have at most 128 characters"),
     ("wandb.mode=ofline", "Did you mean 'offline'?"),
-    ("wandb.artifact=best", "should be true or false"),
+    ("wandb.artifact=best", "it should be a valid boolean"),
 ]
 
 
