@@ -21,8 +21,8 @@ from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs import frame
 from dreamer_torchrl.record.video import keep_newest, write_video
 from dreamer_torchrl.training.build import dream_title, make_envs, make_policy, seed_for
-from dreamer_torchrl.views.imagination import STEPS, context_for, dream
-from dreamer_torchrl.views.imagination_pictures import write_dream
+from dreamer_torchrl.views.imagination import STEPS, context_for, open_loop
+from dreamer_torchrl.views.imagination_video import write_open_loop
 
 FILMED = 2_000
 """Steps that a video shows at most: all its frames are in memory at once, 1.4 GB of them at 400 x 600."""
@@ -226,8 +226,8 @@ class Evaluator:
         self.envs.close()
 
     def _imagined(self, path: Path, steps: TensorDictBase, step: int) -> Path:
-        believed = dream(self.agent, steps, context_for(len(steps)), seed=seed_for(self.settings.seed, "dream"))
-        return write_dream(believed, path, dream_title(self.settings, step))[0]
+        prediction = open_loop(self.agent, steps, context_for(len(steps)), seed=seed_for(self.settings.seed, "dream"))
+        return write_open_loop(prediction, path, dream_title(self.settings, step))[0]
 
 
 def recorded_steps(settings: Settings) -> int:

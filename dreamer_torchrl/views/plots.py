@@ -233,14 +233,19 @@ def set_ticks(axes: Axes, panel: Panel, axis: Axis) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.yaxis.set_minor_locator(NullLocator())
-    elif panel.unit != "bytes" and len(panel.metrics) < 3:
-        axes.yaxis.get_major_locator().set_params(nbins=5)
-        low, high = axes.get_ylim()
-        missing = 0.002 * max(abs(low), abs(high)) - (high - low)
-        if missing > 0:  # as good as constant: a flat line rather than noise and labels of many digits
-            axes.set_ylim(low - missing / 2, high + missing / 2)
-    if panel.unit != "bytes" and len(panel.metrics) < 3:
         axes.yaxis.set_major_formatter("{x:g}")
+    elif panel.unit != "bytes" and len(panel.metrics) < 3:
+        fit_y_axis(axes)
+
+
+def fit_y_axis(axes: Axes, labels: int = 5) -> None:
+    """Few short labels; what is as good as constant is a flat line rather than noise and labels of many digits."""
+    axes.yaxis.get_major_locator().set_params(nbins=labels)
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    missing = 0.002 * max(abs(low), abs(high)) - (high - low)
+    if missing > 0:
+        axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def line_style(number: int) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Dreams against the modules' own steps and the objective's own numbers, and by hand."""
+"""Open-loop prediction against the modules' own steps and the objective's own numbers, and by hand."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules import Continuous, Discrete, Image, symlog
-from dreamer_torchrl.modules.rssm import features_of
 from dreamer_torchrl.views.imagination import (
-    Beliefs,
-    Dream,
+    OpenLoop,
+    Predictions,
     deviation,
-    dream,
-    foresee,
-    imagined,
     observe,
+    open_loop,
+    predict,
     prediction_error,
     readable,
     rollout,
@@ -45,7 +44,7 @@ def mixed_agent() -> Agent:
     return build_agent(Composite(inside=inside, picture=picture), actions, TINY)
 
 
-def awake(agent: Agent) -> Agent:
+def trained(agent: Agent) -> Agent:
     """With heads that say something: those of reward and value start at zero."""
     for head in (agent.reward, agent.value):
         nn.init.normal_(head.logits.weight, std=0.1)
@@ -60,143 +59,102 @@ def episode(agent: Agent, length: int = STEPS) -> TensorDict:
     return steps
 
 
-def numbers(beliefs: Beliefs) -> list[Tensor]:
-    return [*beliefs.observation.values(), beliefs.reward, beliefs.continuation, beliefs.value, beliefs.entropy]
+def numbers(outputs: Predictions) -> list[Tensor]:
+    return [*outputs.observation.values(), outputs.reward, outputs.continuation, outputs.value, outputs.entropy]
 
 
-def all_numbers(seen: Dream) -> list[Tensor]:
-    own = [*seen.observation.values(), seen.reward, seen.terminated, seen.kl]
-    return own + numbers(seen.reconstruction) + numbers(seen.open_loop)
+def all_numbers(loop: OpenLoop) -> list[Tensor]:
+    own = [*loop.observation.values(), loop.reward, loop.terminated, loop.kl]
+    return own + numbers(loop.reconstruction) + numbers(loop.prediction)
 
 
-def assert_equal(one: list[Tensor], other: list[Tensor], where: slice = slice(None)) -> None:
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a[where], b[where], rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("make", [vector_agent, mixed_agent])
-def test_with_open_eyes_all_along_the_open_loop_is_the_reconstruction(make: Callable[[], Agent]) -> None:
-    agent = awake(make())
-    steps = episode(agent)
-    seen = dream(agent, steps, context=STEPS)
-    assert_equal(numbers(seen.open_loop), numbers(seen.reconstruction))
-    half = dream(agent, steps, context=5)
-    assert_equal(numbers(half.open_loop), numbers(half.reconstruction), slice(0, 5))
-    assert_equal(numbers(half.reconstruction), numbers(seen.reconstruction))
-    later = zip(numbers(half.open_loop), numbers(half.reconstruction), strict=True)
-    assert sum(not torch.equal(a[5:], b[5:]) for a, b in later) >= 5
+def first(values: list[Tensor], count: int) -> list[Tensor]:
+    return [value[:count] for value in values]
 
 
 @pytest.mark.parametrize("make", [vector_agent, mixed_agent])
-def test_what_is_recorded_is_shown(make: Callable[[], Agent]) -> None:
-    agent = make()
+def test_the_open_loop_is_the_reconstruction_as_long_as_it_sees(make: Callable[[], Agent]) -> None:
+    """What was recorded is given back; a later start shows less of the same posterior."""
+    agent = trained(make())
     steps = episode(agent)
-    seen = dream(agent, steps, context=3)
-    assert len(seen) == STEPS and (seen.start, seen.context, seen.last_seen) == (0, 3, 2)
-    assert torch.equal(seen.reward, steps["reward"].squeeze(1))
-    assert seen.terminated.tolist() == [0.0] * (STEPS - 1) + [1.0]
+    loop, half = open_loop(agent, steps, context=STEPS), open_loop(agent, steps, context=5)
+    assert_close(numbers(loop.prediction), numbers(loop.reconstruction))
+    assert_close(first(numbers(half.prediction), 5), first(numbers(half.reconstruction), 5))
+    later = zip(numbers(half.prediction), numbers(half.reconstruction), strict=True)
+    assert sum(not torch.allclose(a[5:], b[5:]) for a, b in later) >= 5
+    assert torch.equal(half.reward, steps["reward"].squeeze(1)) and half.terminated.tolist() == [0.0] * 11 + [1.0]
     for key, space in agent.spaces.items():
-        assert torch.equal(seen.observation[key], readable(space, steps[key]))
-        expected = deviation(space, seen.open_loop.observation[key], seen.observation[key])
-        assert torch.equal(seen.difference[key], expected) and expected.any()
+        assert torch.equal(half.observation[key], readable(space, steps[key]))
+        assert_close(half.error[key], deviation(space, half.prediction.observation[key], half.observation[key]))
+    part = open_loop(agent, steps, context=5, start=4)
+    assert (len(part), part.start) == (STEPS - 4, 4)
+    assert_close(numbers(part.reconstruction), [value[4:] for value in numbers(half.reconstruction)])
+    assert_close(part.kl, half.kl[4:])
 
 
-def test_dreamt_steps_are_the_prior_steps_of_the_model() -> None:
-    """Along the recorded actions, from the last latent that saw anything."""
-    agent = awake(mixed_agent())
+def test_predicted_steps_are_the_prior_steps_of_the_model() -> None:
+    """Along the recorded actions, or along those that the actor draws at the predicted latent."""
+    agent = trained(mixed_agent())
     steps = episode(agent)
-    latents = observe(agent, steps, torch.Generator().manual_seed(1))
+    posterior = observe(agent, steps, torch.Generator().manual_seed(1))
     noise = state_noise(agent, 1, 4, torch.Generator().manual_seed(2))
-    features = foresee(agent, latents, [5], latents.action[None, 5:9], noise)
-    flat = agent.action_space.flatten({key: steps[key] for key in agent.action_space.keys})
-    belief, state = latents.belief[5:6], latents.state[5:6]
-    with torch.no_grad():
-        for ahead in range(4):
-            belief, state, _ = agent.rssm.imagine(belief, state, flat[5 + ahead : 6 + ahead], noise[:, ahead])
-            torch.testing.assert_close(features[:, ahead + 1], features_of(belief, state))
-    seen = dream(agent, steps, context=6, seed=3)
-    generator = torch.Generator().manual_seed(3)
-    latents = observe(agent, steps, generator)
-    ahead = foresee(agent, latents, [5], latents.action[None, 5:-1], state_noise(agent, 1, STEPS - 6, generator))
-    with torch.no_grad():
-        torch.testing.assert_close(seen.open_loop.reward[6:], agent.reward(ahead[0, 1:])[1].squeeze(1))
-
-
-def test_the_policy_acts_in_the_free_dream() -> None:
-    """Each action is drawn from the actor at the dream's own latent."""
-    agent = awake(mixed_agent())
-    latents = observe(agent, episode(agent), torch.Generator().manual_seed(1))
-    features, actions = rollout(agent, latents.belief[2], latents.state[2], 4, torch.Generator().manual_seed(2))
+    features = predict(agent, posterior, torch.tensor([5]), posterior.action[None, 5:9], noise)
+    free, actions = rollout(agent, posterior.belief[5], posterior.state[5], 4, torch.Generator().manual_seed(2))
     generator = torch.Generator().manual_seed(2)
-    noise = state_noise(agent, 1, 4, generator)
+    state_noise(agent, 1, 4, generator)
     action_noise = agent.action_space.noise(4, generator=generator)
-    belief, state = latents.belief[2:3], latents.state[2:3]
+    flat = agent.action_space.flatten({key: steps[key] for key in agent.action_space.keys})
+    start = posterior.belief[5:6], posterior.state[5:6]
+    given, chosen = start, start
     with torch.no_grad():
         for ahead in range(4):
-            policy = agent.actor.distribution(agent.actor(features_of(belief, state)))
+            given = agent.rssm.imagine(*given, flat[5 + ahead : 6 + ahead], noise[:, ahead])[:2]
+            assert_close(features[:, ahead + 1], agent.rssm.latent.features(*given))
+            policy = agent.actor.distribution(agent.actor(agent.rssm.latent.features(*chosen)))
             action = policy.sample(action_noise[ahead : ahead + 1])
-            torch.testing.assert_close(actions[ahead], action[0])
-            belief, state, _ = agent.rssm.imagine(belief, state, action, noise[:, ahead])
-            torch.testing.assert_close(features[ahead + 1], features_of(belief, state)[0])
+            assert_close(actions[ahead], action[0])
+            chosen = agent.rssm.imagine(*chosen, action, noise[:, ahead])[:2]
+            assert_close(free[ahead + 1], agent.rssm.latent.features(*chosen)[0])
+
+
+@pytest.mark.parametrize("make", [vector_agent, mixed_agent])
+def test_a_free_imagination_knows_no_truth_after_its_context(make: Callable[[], Agent]) -> None:
+    agent = trained(make())
+    steps = episode(agent)
+    free, seen = open_loop(agent, steps, 4, 2, imagine=20), open_loop(agent, steps, 4, 2)
+    assert free.imagined and len(free) == 24 and len(numbers(free.prediction)[0]) == 24
+    assert_close(first(all_numbers(free), 4), first(all_numbers(seen), 4), rtol=1e-4, atol=1e-5)
+    recorded = [*all_numbers(free)[: -len(numbers(free.prediction))], *free.error.values()]
+    assert {len(value) for value in recorded} == {4}
 
 
 def test_numbers_are_those_of_the_objective() -> None:
     """KL and errors of the reconstruction, for the same steps and the same noise."""
-    agent = awake(vector_agent())
+    agent = trained(vector_agent())
     steps = episode(agent)
     learner = Learner(agent, Hyperparameters(context=0, free_nats=0.0, imagination_length=2))
     noise = learner.draw_noise(1, STEPS)
     noise["posterior"] = state_noise(agent, 1, STEPS, torch.Generator().manual_seed(4))
     losses, data = learner.losses(steps.unsqueeze(0), noise)
-    seen = dream(agent, steps, seed=4)
-    torch.testing.assert_close(seen.kl.mean(), losses["loss_dynamics"])
-    squashed = symlog(seen.reconstruction.observation["observation"]) - symlog(steps["observation"])
-    torch.testing.assert_close(squashed.square().sum(1).mean(), losses["loss_reconstruction"])
+    loop = open_loop(agent, steps, seed=4)
+    assert_close(loop.kl.mean(), losses["loss_dynamics"])
+    squashed = symlog(loop.reconstruction.observation["observation"]) - symlog(steps["observation"])
+    assert_close(squashed.square().sum(1).mean(), losses["loss_reconstruction"])
     for own, key in (("reward", "predicted_reward"), ("continuation", "continuation")):
-        torch.testing.assert_close(
-            getattr(seen.reconstruction, own), data[key].detach().flatten(), rtol=1e-4, atol=1e-5
-        )
-    value = data["imagination", "state_value"][0, :, 0, 0]  # of the starts of the dreams
-    torch.testing.assert_close(seen.reconstruction.value, value.detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_what_came_before_the_start_is_known() -> None:
-    """A later start shows less of the same posterior."""
-    agent = awake(vector_agent())
-    steps = episode(agent)
-    whole, part = dream(agent, steps), dream(agent, steps, context=5, start=4)
-    assert (len(part), part.start, part.last_seen) == (STEPS - 4, 4, 8)
-    assert_equal(numbers(part.reconstruction), [value[4:] for value in numbers(whole.reconstruction)])
-    assert torch.equal(part.kl, whole.kl[4:]) and torch.equal(part.reward, whole.reward[4:])
-
-
-@pytest.mark.parametrize("make", [vector_agent, mixed_agent])
-def test_where_there_is_no_environment_nothing_is_known_of_one(make: Callable[[], Agent]) -> None:
-    agent = awake(make())
-    steps = episode(agent)
-    free, seen = imagined(agent, steps, 20, context=4, start=2), dream(agent, steps, context=4, start=2)
-    assert free.imagined and len(free) == 24
-    assert_equal(all_numbers(free), all_numbers(seen), slice(0, 4))
-    assert all(value[4:].isfinite().all() for value in numbers(free.open_loop))
-    unknown = [*all_numbers(free)[: -len(numbers(free.open_loop))], *free.difference.values()]
-    assert all(value[4:].isnan().all() for value in unknown)
+        assert_close(getattr(loop.reconstruction, own), data[key].detach().flatten(), rtol=1e-4, atol=1e-5)
 
 
 def test_it_draws_from_a_source_of_its_own_and_changes_nothing() -> None:
-    agent = awake(vector_agent())
+    agent = trained(vector_agent())
     steps = episode(agent)
     before, weights = torch.get_rng_state(), [parameter.clone() for parameter in agent.parameters()]
-    recorded = steps.clone()
-    runs = [all_numbers(dream(agent, steps, seed=seed)) for seed in (1, 1, 2)]
-    free = [all_numbers(imagined(agent, steps, 5, seed=seed)) for seed in (1, 1)]
-    errors = [prediction_error(agent, steps, seed=seed) for seed in (1, 1)]
-    assert_equal(runs[0], runs[1])
-    assert_equal(free[0], free[1])
-    assert errors[0] == errors[1]
+    runs = [all_numbers(open_loop(agent, steps, seed=seed)) for seed in (1, 1, 2)]
+    free = [all_numbers(open_loop(agent, steps, seed=1, imagine=5)) for _ in range(2)]
+    for one, other in (runs[:2], free):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(now, then) for now, then in zip(agent.parameters(), weights, strict=True))
-    assert (steps == recorded).all() and all(parameter.grad is None for parameter in agent.parameters())
 
 
 def test_errors_by_hand() -> None:
@@ -212,49 +170,33 @@ def test_errors_by_hand() -> None:
     spread = (6 / 5) ** 0.5  # of the first number; the others never change
     assert error.unchanged["observation"] == pytest.approx([2 / spread / 3, 2 / spread / 3])
     assert prediction_error(agent, steps, context=5, horizons=(2,)).horizons == ()
-
-
-def test_a_model_that_knows_makes_no_error() -> None:
-    """One step ahead of the truth, teacher and dream agree: with a decoder that says 0 of an observation that is 0."""
-    agent = vector_agent()
-    for head in agent.decoder.vector_heads:
+    for head in agent.decoder.vector_heads:  # a decoder that says 0 of an observation that is 0
         nn.init.zeros_(head.weight)
-    steps = episode(agent)
-    steps["observation"] = torch.zeros(STEPS, 3)
-    steps["reward"] = torch.zeros(STEPS, 1)
-    error = prediction_error(agent, steps)
-    assert error.model == {"reward": [0.0, 0.0], "observation": [0.0, 0.0]} and error.horizons == (1, 5)
+    steps["observation"], steps["reward"] = torch.zeros(6, 3), torch.zeros(6, 1)
+    assert prediction_error(agent, steps, context=2).model == {"reward": [0.0], "observation": [0.0]}
 
 
-def test_numbers_as_a_reader_wants_them() -> None:
+def test_observations_in_their_own_units() -> None:
     assert readable(Image(1, 2, 1), torch.tensor([[[0], [255]]], dtype=torch.uint8)).flatten().tolist() == [0, 1]
-    first = readable(Image(1, 2, 3, channels_first=True), torch.zeros(5, 3, 1, 2, dtype=torch.uint8))
-    assert first.shape == (5, 1, 2, 3)
+    pixels = readable(Image(1, 2, 3, channels_first=True), torch.zeros(5, 3, 1, 2, dtype=torch.uint8))
+    assert pixels.shape == (5, 1, 2, 3)
     assert readable(Continuous((2, 2)), torch.eye(2)).tolist() == [1, 0, 0, 1]
     assert readable(Discrete((3,), (), low=4), torch.tensor([4, 6])).tolist() == [[4], [6]]
     one_hot = Discrete((3, 2), (5,), torch.bool, one_hot=True)
     assert readable(one_hot, torch.tensor([0, 0, 1, 1, 0]).bool()).tolist() == [2, 0]
+    predicted, seen = torch.tensor([[0.0, 2]]), torch.tensor([[2.0, 2]])
+    assert deviation(Discrete((3, 3), (2,)), predicted, seen).tolist() == [[1, 0]]  # classes have no distance
+    assert deviation(Continuous((2,)), predicted, seen).tolist() == [[-2, 0]]
 
 
-def test_classes_have_no_distance() -> None:
-    predicted, seen = torch.tensor([[0.0, 2], [1, torch.nan]]), torch.tensor([[2.0, 2], [0, 1]])
-    assert deviation(Discrete((3, 3), (2,)), predicted, seen).nan_to_num(-1).tolist() == [[1, 0], [1, -1]]
-    assert deviation(Continuous((2,)), predicted, seen).nan_to_num(-9).tolist() == [[-2, 0], [1, -9]]
-
-
-@pytest.mark.parametrize(("context", "start"), [(0, 0), (13, 0), (5, 8), (5, -1)])
-def test_a_part_that_is_not_there(context: int, start: int) -> None:
-    agent = vector_agent()
-    for work in (dream, lambda *given: imagined(given[0], given[1], 3, *given[2:])):
-        with pytest.raises(ValueError, match=f"The episode has 12 steps: start {start} and context {context} need"):
-            work(agent, episode(agent), context, start)
-
-
-def test_steps_that_are_no_episode() -> None:
+def test_steps_that_cannot_be_predicted_are_refused() -> None:
     agent = vector_agent()
     steps = episode(agent)
+    for context, start in ((0, 0), (13, 0), (5, 8), (5, -1)):
+        with pytest.raises(ValueError, match=f"The episode has 12 steps: start {start} and context {context} need"):
+            open_loop(agent, steps, context, start)
     for wrong in (steps[1:], torch.cat([steps, steps]), steps.unsqueeze(0)):
         with pytest.raises(ValueError, match="the first steps"):
-            dream(agent, wrong, context=1)
-    with pytest.raises(KeyError, match="A dream needs observation"):
-        dream(agent, steps.exclude("observation"))
+            open_loop(agent, wrong, context=1)
+    with pytest.raises(KeyError, match="prediction needs observation"):
+        open_loop(agent, steps.exclude("observation"))
