@@ -1,44 +1,13 @@
-"""A policy in one file that torch alone can load: ``python -m dreamer_torchrl.export RUN``.
-
-What the policy remembers goes in and comes out, so the caller carries it from step to step:
-
-    words = {"policy.json": ""}
-    policy = torch.export.load("policy.pt2", extra_files=words).module()
-    actions, belief, state, previous_action = policy(observations, is_init, belief, state, previous_action)
-
-``observations`` and ``actions`` are dicts of tensors ``[N, ...]``. What goes in and comes out has the names, shapes and
-dtypes that ``words["policy.json"]`` lists. Where ``is_init`` ``[N, 1]`` is set the latents are forgotten, so an episode
-may start with zeros. A policy that draws takes two more arguments, ``noise`` and ``action_noise``.
-"""
+"""``python -m dreamer_torchrl.export RUN``: write the policy of a run to one file that torch alone can load."""
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import platform
 import sys
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
-from torch.utils import _pytree
-from torchrl.envs.utils import ExplorationType, set_exploration_type
-
-from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.agents.player import ActionForm, Bounds, as_indices, encodable
-from dreamer_torchrl.agents.policy import Policy
-from dreamer_torchrl.checkpoint.tree_files import DamagedFile
-from dreamer_torchrl.keys import LATENTS
-from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
 from dreamer_torchrl.training.loading import NO_CHECKPOINT, open_run
-
-DESCRIPTION = "policy.json"
-"""Name, inside the file, of the description of what goes in and comes out."""
 
 TOLERANCE = 1e-5
 """Differences above it are no rounding."""
@@ -47,201 +16,9 @@ STEPS = 64
 """Recorded steps of each environment on which a file is compared with its original."""
 
 
-class ExportedPolicy(nn.Module):
-    """The acting part of an agent with plain tensors in and out; a copy on the CPU, without gradients."""
-
-    def __init__(self, agent: Agent, bounds: Bounds | None = None):
-        super().__init__()
-        self.policy = on_cpu(agent.policy).requires_grad_(False)
-        del self.policy.rssm.prior, self.policy.rssm.prior_logits  # acting never dreams
-        self.actions = ActionForm(agent.action_space, bounds)
-
-    def forward(
-        self,
-        observations: dict[str, Tensor],
-        is_init: Tensor,
-        belief: Tensor,
-        state: Tensor,
-        previous_action: Tensor,
-        noise: Tensor | None = None,
-        action_noise: Tensor | None = None,
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """One step of N environments: actions by name, belief, state and flat action."""
-        encoder = self.policy.encoder
-        seen = [encodable(space, observations[key_name(key)]) for key, space in encoder.spaces.items()]
-        with set_exploration_type(ExplorationType.DETERMINISTIC):  # noise that is given is used all the same
-            belief, state, flat = self.policy.step(
-                encoder(*seen), previous_action, is_init, belief, state, noise, action_noise
-            )
-        actions = {key_name(key): value for key, value in self.actions(flat).items()}
-        return actions, belief.float(), state.float(), flat
-
-
-def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: Bounds | None = None) -> Path:
-    """Write the policy to one file for any number of environments at a time.
-
-    Args:
-        agent: whose policy it is.
-        path: where to, ending in ``.pt2``.
-        sample: whether the policy draws, from noise that is given to it, rather than takes modes.
-        bounds: those of the environment, for actions that the agent sees as -1 to 1.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> from dreamer_torchrl.agents.agent import build_agent
-        >>> agent = build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano")
-        >>> with TemporaryDirectory() as folder:
-        ...     policy = torch.export.load(export_policy(agent, f"{folder}/policy.pt2")).module()
-        >>> latents = [torch.zeros(1, *spec.shape) for spec in agent.latent_spec.values()]
-        >>> start = torch.ones(1, 1, dtype=torch.bool)
-        >>> actions, *latents = policy({"observation": torch.ones(1, 4)}, start, *latents)
-        >>> actions["action"].shape
-        torch.Size([1])
-    """
-    path = Path(path)
-    if path.suffix != ".pt2":
-        raise ValueError(f"{path} does not end in .pt2, by which torch knows such files: name it {path.stem}.pt2.")
-    inputs = tuple(_example(agent, 2, sample).values())  # 2, because torch would take a 1 for a constant
-    shapes = _pytree.tree_map(lambda _: {0: torch.export.Dim("N", min=1)}, inputs)
-    program = torch.export.export(ExportedPolicy(agent, bounds), inputs, dynamic_shapes=shapes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    words = json.dumps(describe(agent, sample, bounds), indent=1)
-    torch.export.save(program, path, extra_files={DESCRIPTION: words})
-    return path
-
-
-def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -> dict[str, Any]:
-    """What goes into an exported policy and what comes out, by name: shape, dtype, classes or bounds."""
-    form = ActionForm(agent.action_space, bounds)
-    inputs = {name: _tensor(value) for name, value in _example(agent, 1, sample).items() if name != "observations"}
-    if sample:
-        parts = agent.action_space.parts
-        inputs["noise"]["draw"] = [["uniform", agent.rssm.stochastic]]
-        inputs["action_noise"]["draw"] = [["uniform" if classes else "normal", count] for count, classes in parts]
-    actions = {key_name(key): _space(space) for key, space in form.spaces.items()}
-    for key, (low, high) in form.bounds.items():
-        actions[key_name(key)].update(low=low.tolist(), high=high.tolist())
-    observations = {key_name(key): _space(as_indices(space)) for key, space in agent.spaces.items()}
-    return {
-        "inputs": {"observations": observations, **inputs},
-        "outputs": {"actions": actions, **{name: inputs[name] for name in LATENTS}},
-        "sample": sample,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "dreamer_torchrl": version("dreamer_torchrl"),
-        },
-    }
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far an exported policy is from the original."""
-
-    largest: float
-    """Of all numbers that come out; where an action reaches further than 1, in units of that reach."""
-    choices: int
-    """Discrete choices that were made: classes of the latents and of the actions."""
-    other: int
-    """Those that are not the same; what the two remember differs from there on."""
-
-    def __str__(self) -> str:
-        choices = f"{self.choices:,} discrete choices"
-        equal = f"{self.other:,} of {choices} differ" if self.other else f"all {choices} are equal"
-        return f"{self.largest:.1e}, and {equal}"
-
-
-def largest_difference(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bounds | None = None) -> float:
-    """The largest difference between agent and file, see `compare`."""
-    return compare(agent, path, steps, bounds).largest
-
-
-@torch.no_grad()
-def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bounds | None = None) -> Difference:
-    """Let agent and file act side by side on recorded steps ``[T, N]``, each with what it remembers itself.
-
-    Of the steps, observations and ``is_init`` are read. The bounds are those that the file was made with. A file that
-    draws does so from the same noise as the agent.
-    """
-    words = {DESCRIPTION: ""}
-    exported = torch.export.load(Path(path), extra_files=words).module()
-    sample = json.loads(words[DESCRIPTION])["sample"]
-    policy, form, twin = on_cpu(agent.policy), ActionForm(agent.action_space, bounds), torch.Generator().manual_seed(0)
-    policy.generator = torch.Generator().manual_seed(0)
-    steps, count = steps.cpu(), steps.shape[1]
-    latents = [_example(agent, count)[name] for name in LATENTS]
-    original = TensorDict(dict(zip(LATENTS, latents, strict=True)), batch_size=[count])
-    found: list[tuple[Tensor, Tensor]] = []
-    for step in steps.unbind(0):
-        with set_exploration_type(ExplorationType.RANDOM if sample else ExplorationType.DETERMINISTIC):
-            original = policy(step.clone().update(original)).select(*LATENTS)
-        seen = {key_name(key): _own(space, step[key]) for key, space in agent.spaces.items()}
-        actions, *latents = exported(seen, step["is_init"], *latents, *(_noise(agent, count, twin) if sample else ()))
-        belief, state, flat = (original[name] for name in LATENTS)
-        found += [(latents[0], belief), (latents[1].argmax(-1), state.argmax(-1)), (latents[2], flat)]
-        found += [(actions[key_name(key)], value) for key, value in form(flat).items()]
-    chosen = [ours != theirs for ours, theirs in found if not theirs.is_floating_point()]
-    return Difference(
-        largest=torch.stack([_distance(*pair) for pair in found]).max().item(),
-        choices=sum(wrong.numel() for wrong in chosen),
-        other=sum(int(wrong.sum()) for wrong in chosen),
-    )
-
-
-def on_cpu(policy: Policy) -> Policy:
-    """A copy with weights of its own."""
-    return copy.deepcopy(policy).cpu()
-
-
-def _distance(found: Tensor, expected: Tensor) -> Tensor:
-    found, expected = found.double(), expected.double()
-    return (found - expected).abs().max() / expected.abs().max().clamp_min(1.0)
-
-
-def _own(space: Space, value: Tensor) -> Tensor:
-    """An observation as the file takes it: class indices for one-hot vectors."""
-    own = as_indices(space)
-    return value if own is space else own.restore(space.flatten(value))
-
-
-def _example(agent: Agent, count: int, sample: bool = False) -> dict[str, Any]:
-    """Inputs of a first step of ``count`` environments, in the order in which the policy takes them."""
-    generator = torch.Generator().manual_seed(0)
-    seen = {key_name(key): as_indices(space).random((count,), generator) for key, space in agent.spaces.items()}
-    latents = {name: torch.zeros(count, *agent.latent_spec[name].shape) for name in LATENTS}
-    noise = dict(zip(("noise", "action_noise"), _noise(agent, count, generator), strict=True)) if sample else {}
-    return {"observations": seen, "is_init": torch.ones(count, 1, dtype=torch.bool), **latents, **noise}
-
-
-def _noise(agent: Agent, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """For latents and action, in the order in which the policy draws it."""
-    noise = torch.rand(count, agent.rssm.stochastic, generator=generator)
-    return noise, agent.action_space.noise(count, generator=generator)
-
-
-def _tensor(value: Tensor) -> dict[str, Any]:
-    return _described(tuple(value.shape[1:]), value.dtype)
-
-
-def _described(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
-    return {"shape": ["N", *shape], "dtype": str(dtype).removeprefix("torch.")}
-
-
-def _space(space: Space) -> dict[str, Any]:
-    if isinstance(space, Image):
-        return {**_described(space.shape, torch.uint8), "low": 0, "high": 255}
-    words = _described(space.shape, space.dtype)
-    if isinstance(space, Discrete):
-        return {**words, "low": space.low, "classes": list(space.classes)}
-    if len(space.bounds) == 1:
-        words |= {"low": space.bounds[0][0], "high": space.bounds[0][1]}
-    return words
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Export the policy of a run; 0 if it does the same as the original on the run's own observations."""
-    parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.export", description="Write a policy to one file.")
+    parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.export", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--checkpoint", help="which one, rather than the latest")
     parser.add_argument("--output", type=Path, help="the file, RUN/policy.pt2 if left out")
@@ -251,6 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     output = options.output or options.run / "policy.pt2"
     run = open_run(parser, options.run, options.checkpoint)
+
+    from dreamer_torchrl.agents.exporting import compare, export_policy  # need torch, which takes seconds
+    from dreamer_torchrl.checkpoint.tree_files import DamagedFile
+
     try:
         steps = run.recorded(STEPS)
         path = export_policy(run.agent, output, options.sample, run.action_bounds)

@@ -204,11 +204,15 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
     try:
         with metrics:
             training.run(metrics, saved, stop)
-    except (Diverged, TooManyFailures) as error:
+    except Exception as error:
         training.checkpoints.wait()
         names = training.checkpoints.names()
         last = f"The last checkpoint is {names[-1]}." if names else "There is no checkpoint yet."
-        say(f"Stopped: {error}\n{last} Continue with: {resume}")
+        known = isinstance(error, (Diverged, TooManyFailures))
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        say(f"Stopped: {reason}\n{last} Continue with: {resume}")
+        if not known:
+            raise
         return NOT_TRAINED
     steps = training.progress.steps
     if training.checkpoints.failure:  # the console has told why

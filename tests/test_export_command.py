@@ -1,99 +1,17 @@
-"""What the export command says of its file: how far it is from the original, or what is wrong."""
+"""The export command: where its file goes, how far it is from the original, or what is wrong."""
 
 from __future__ import annotations
 
-import copy
 import json
-import math
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.export import Difference, compare, export_policy, largest_difference, main
-from tests.agents.acting_examples import agent_for, recorded
+from dreamer_torchrl.export import main
 from tests.checkpoint.checkpoint_examples import flip_a_bit
 from tests.training.training_examples import trained_twice
-
-
-@pytest.fixture(scope="module")
-def buttons(tmp_path_factory: pytest.TempPathFactory) -> tuple[Agent, Path]:
-    """An agent that makes two choices at each step, and its policy in a file."""
-    torch.manual_seed(1)
-    agent = agent_for("multi_discrete")
-    return agent, export_policy(agent, tmp_path_factory.mktemp("buttons") / "policy.pt2")
-
-
-@pytest.fixture(scope="module")
-def pendulum(tmp_path_factory: pytest.TempPathFactory) -> tuple[Agent, Path]:
-    """An agent that draws floats, and its policy in a file."""
-    torch.manual_seed(1)
-    agent = agent_for("Pendulum-v1")
-    path = tmp_path_factory.mktemp("pendulum") / "policy.pt2"
-    return agent, export_policy(agent, path, sample=True, bounds={"action": (-2, 2)})
-
-
-# The comparison
-
-
-def test_a_file_is_its_original(buttons: tuple[Agent, Path]) -> None:
-    """Numbers to rounding and choices exactly: 4 classes of the state and 2 of the action at each step."""
-    steps = recorded(buttons[0], 16, 3)
-    difference = compare(*buttons, steps)
-    assert difference.largest < 1e-5 and difference.other == 0
-    assert difference.choices == 16 * 3 * (4 + 2)
-    assert largest_difference(*buttons, steps) == difference.largest
-
-
-def test_a_file_that_draws_is_compared_under_the_same_noise(pendulum: tuple[Agent, Path]) -> None:
-    """Recorded latents are not read: they are older than the weights, and their states are class indices."""
-    steps = recorded(pendulum[0], 16, 1)
-    steps["state"] = torch.zeros(16, 1, 4, dtype=torch.uint8)
-    steps["belief"] = torch.full((16, 1, 16), torch.nan)
-    difference = compare(*pendulum, steps, {"action": (-2, 2)})
-    assert difference.largest < 1e-5 and difference.other == 0
-
-
-def test_other_bounds_are_noticed(pendulum: tuple[Agent, Path]) -> None:
-    assert largest_difference(*pendulum, recorded(pendulum[0], 4, 2), {"action": (-2, 3)}) > 1e-2
-
-
-def changed(agent: Agent, name: str, number: float) -> Agent:
-    """A copy with other numbers in a part of one parameter."""
-    other = copy.deepcopy(agent)
-    nn.init.constant_(other.get_parameter(name)[:2], number)
-    return other
-
-
-def test_other_weights_are_noticed(buttons: tuple[Agent, Path]) -> None:
-    agent, path = buttons
-    other = changed(agent, "rssm.core.gates.bias", 1.0)
-    assert largest_difference(other, path, recorded(agent, 4, 2)) > 1e-2
-
-
-def test_another_choice_counts_as_a_whole(buttons: tuple[Agent, Path]) -> None:
-    agent, path = buttons
-    always_third = changed(agent, "actor.heads.0.logits.bias", -1e3)
-    difference = compare(always_third, path, recorded(agent, 8, 2))
-    assert difference.other > 0 and difference.largest >= 1
-
-
-def test_what_is_not_a_number_is_no_small_difference(pendulum: tuple[Agent, Path]) -> None:
-    agent, path = pendulum
-    broken = changed(agent, "actor.heads.0.mean.bias", torch.nan)
-    assert math.isnan(largest_difference(broken, path, recorded(agent, 1, 2), {"action": (-2, 2)}))
-
-
-def test_the_verdict_in_words() -> None:
-    assert str(Difference(0.0, 1200, 0)) == "0.0e+00, and all 1,200 discrete choices are equal"
-    assert str(Difference(1.0, 1200, 3)) == "1.0e+00, and 3 of 1,200 discrete choices differ"
-
-
-# The command
 
 
 @pytest.fixture(scope="module")
