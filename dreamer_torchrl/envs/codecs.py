@@ -114,7 +114,7 @@ class Fields:
     """Several spaces by name; those of a tuple are named 0, 1 and so on. Fields that hold nothing are left out."""
 
     def __init__(self, space: spaces.Dict | spaces.Tuple, name: str):
-        self.is_tuple = isinstance(space, spaces.Tuple)
+        self.is_tuple, self.name = isinstance(space, spaces.Tuple), name
         inner = list(enumerate(space.spaces)) if self.is_tuple else list(space.spaces.items())
         self.fields: dict[Any, Codec] = {
             key: codec_of(leaf, f"{name}/{key}") for key, leaf in inner if leaf.shape is None or prod(leaf.shape)
@@ -131,7 +131,20 @@ class Fields:
 
     def read(self, value: Any) -> dict[str, Tensor | TensorDictBase]:
         """Read all fields into a plain dictionary."""
-        return {self.names[key]: field.to_tensor(value[key]) for key, field in self.fields.items()}
+        return {self.names[key]: self._read(key, field, value) for key, field in self.fields.items()}
+
+    def _read(self, key: Any, field: Codec, value: Any) -> Tensor | TensorDictBase:
+        try:
+            return field.to_tensor(value[key])
+        except (ValueError, TypeError, KeyError) as error:
+            if isinstance(field, Fields) and key in value:  # the message names the part
+                raise
+            there = f"{np.asarray(value[key]).dtype} {list(np.shape(value[key]))}" if key in value else "missing"
+            place = f"{self.name}/{key}".removeprefix("observation/")
+            raise ValueError(
+                f"Observation {place!r} is {there}, its space says {list(field.spec.shape)} ({error}): let the "
+                "environment give what its space says."
+            ) from error
 
     def to_tensor(self, value: Any) -> TensorDictBase:
         return TensorDict(self.read(value))

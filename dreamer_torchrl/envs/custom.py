@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium
 from torchrl.envs import EnvBase
 
-from dreamer_torchrl.envs.gym import Gymnasium
+from dreamer_torchrl.envs.gym import wrapped
 from dreamer_torchrl.envs.registry import check_factory
 
 
@@ -25,7 +25,7 @@ def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvB
     if isinstance(env, EnvBase):
         return env
     if isinstance(env, gymnasium.Env):
-        return Gymnasium(env)
+        return wrapped(env)
     raise TypeError(
         f"The factory {factory!r} gave a {type(env).__name__}: it must give a torchrl.envs.EnvBase or a gymnasium.Env."
     )

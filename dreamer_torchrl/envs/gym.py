@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from inspect import Parameter, signature
 from typing import Any
 
 import gymnasium
@@ -35,6 +37,7 @@ class Gymnasium(GymWrapper):
     """
 
     _next_seed: int | None = None
+    _unchecked = 200  # observations that are still compared with their space
 
     def _make_specs(self, env: gymnasium.Env, batch_size: torch.Size | None = None) -> None:
         space, self._single = env.observation_space, None  # key of an observation that is one array
@@ -70,7 +73,35 @@ class Gymnasium(GymWrapper):
 
     def read_obs(self, observations: Any) -> dict[str, Tensor | TensorDictBase]:
         """Turn an observation into tensors of their own."""
-        return self._observation.read({self._single: observations} if self._single else observations)
+        read = self._observation.read({self._single: observations} if self._single else observations)
+        if self._unchecked:
+            self._unchecked -= 1
+            outside = [key for key, spec in self._observation.spec.items() if not spec.is_in(read[key])]
+            if outside:
+                self._unchecked = 0
+                warnings.warn(
+                    f"Observation {outside[0]!r} of {type(self._env.unwrapped).__name__} has left its declared space. "
+                    "Correct the bounds of its observation_space; training itself does not use them.",
+                    stacklevel=2,
+                )
+        return read
+
+    def _output_transform(self, step_outputs_tuple: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(step_outputs_tuple) != 5:
+            raise TypeError(
+                f"{type(self._env.unwrapped).__name__}.step returned {len(step_outputs_tuple)} values, as old versions "
+                "of Gym did: return observation, reward, terminated, truncated, info."
+            )
+        observation, reward, terminated, truncated, info = step_outputs_tuple
+        return observation, reward, terminated, truncated, terminated or truncated, info
+
+    def _reset_output_transform(self, reset_data: Any) -> tuple[Any, dict[str, Any]]:
+        if not (isinstance(reset_data, tuple) and len(reset_data) == 2 and isinstance(reset_data[1], dict)):
+            raise TypeError(
+                f"{type(self._env.unwrapped).__name__}.reset returned no info, as old versions of Gym did: return "
+                "observation, info, where info may be {}."
+            )
+        return reset_data
 
     def read_reward(self, reward: Any) -> Tensor:
         """Turn a number, or an array that holds one, into a tensor ``[1]``."""
@@ -82,6 +113,21 @@ class Gymnasium(GymWrapper):
         """Turn the two ways to end into tensors ``[1]``, with their union."""
         ended = bool(terminated or truncated)
         return torch.tensor([bool(terminated)]), torch.tensor([bool(truncated)]), torch.tensor([ended]), ended
+
+
+def wrapped(env: gymnasium.Env) -> Gymnasium:
+    """The environment for TorchRL; `TypeError` with the remedy where it lacks what gymnasium asks of it."""
+    own, name = env.unwrapped, type(env.unwrapped).__name__
+    for space in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, space, None), gymnasium.Space):
+            raise TypeError(f"{name} has no {space}: set self.{space} to a gymnasium.spaces.Space in its __init__.")
+    parameters = signature(own.reset).parameters
+    if "seed" not in parameters and not any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
+        raise TypeError(
+            f"{name}.reset takes no seed, as in old versions of Gym: write `def reset(self, *, seed=None, "
+            "options=None)` and call `super().reset(seed=seed)` in it."
+        )
+    return Gymnasium(env)
 
 
 class FreshWorld(gymnasium.Wrapper):
@@ -113,4 +159,4 @@ def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = 
     # The doctor checks an environment on request. Gymnasium's own checks at each start are left out.
     options = {"render_mode": "rgb_array"} if render and draws else {}
     env = gymnasium.make(id, disable_env_checker=True, **options, **(arguments or {}))
-    return Gymnasium(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env)
+    return wrapped(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env)

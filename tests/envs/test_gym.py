@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box, Discrete
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 from torchrl.envs.utils import check_env_specs
@@ -14,6 +17,7 @@ from torchrl.envs.utils import check_env_specs
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.envs import make_env
+from dreamer_torchrl.envs.gym import wrapped
 
 IDS = [
     *("CartPole-v1", "Pendulum-v1", "Acrobot-v1", "MountainCarContinuous-v0", "LunarLander-v3"),
@@ -86,3 +90,67 @@ def test_a_factory_in_the_present_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert env.rollout(2)["observation"].shape == (2, 4)
     with pytest.raises(TypeError, match=r"'of_mine.maze_of_mine:nothing' gave a int"):
         make_env("custom", {"factory": "of_mine.maze_of_mine:nothing"})
+
+
+class Sound(gymnasium.Env):
+    """Three zeros, whatever is done."""
+
+    observation_space, action_space = Box(-1, 1, (3,), np.float32), Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros(3), {}
+
+    def step(self, action: int) -> tuple[Any, ...]:
+        return np.zeros(3), 1.0, False, False, {}
+
+
+class OldStep(Sound):
+    def step(self, action: int) -> tuple[Any, ...]:
+        return np.zeros(3), 1.0, False, {}
+
+
+class NoInfo(Sound):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return np.zeros(3)
+
+
+class NoSeed(Sound):
+    def reset(self) -> Any:
+        return np.zeros(3), {}
+
+
+class NoSpace(Sound):
+    action_space = None
+
+
+class WrongShape(Sound):
+    def step(self, action: int) -> tuple[Any, ...]:
+        return np.zeros(4), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            OldStep,
+            r"OldStep.step returned 4 values, as old .*: return observation, reward, terminated",
+        ),
+        (NoInfo, r"NoInfo.reset returned no info"),
+        (NoSeed, r"NoSeed.reset takes no seed.*call `super\(\).reset\(seed=seed\)`"),
+        (NoSpace, r"NoSpace has no action_space: set self.action_space"),
+        (WrongShape, r"Observation 'observation' is float64 \[4\], its space says \[3\]"),
+    ],
+)
+def test_common_mistakes_are_named_with_the_remedy(kind: type[Sound], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        wrapped(kind()).rollout(2)
+
+
+def test_an_observation_outside_its_space_is_noticed_once() -> None:
+    class Outside(Sound):
+        def step(self, action: int) -> tuple[Any, ...]:
+            return np.full(3, 5.0), 1.0, False, False, {}
+
+    with pytest.warns(UserWarning, match="'observation' of Outside has left its declared space") as noticed:
+        wrapped(Outside()).rollout(5)
+    assert len(noticed) == 1
