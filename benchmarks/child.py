@@ -1,4 +1,4 @@
-"""A contestant in a process of its own: another interpreter, other versions, its own memory."""
+"""A learner in another process: another interpreter, other package versions, its own memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import torch
 from tensordict import TensorDictBase
 
 SHEEPRL_PEER = Path(__file__).with_name("sheeprl_peer.py")
-SHEEPRL_MEND = (
-    "sheeprl wants an environment of its own: python3 -m venv FOLDER; FOLDER/bin/pip install "
+SHEEPRL_SETUP = (
+    "sheeprl needs an environment of its own: python3 -m venv FOLDER; FOLDER/bin/pip install "
     f"torch=={torch.__version__.partition('+')[0]} sheeprl==0.8.4; then --peer-python FOLDER/bin/python."
 )
 
 
 class ChildError(RuntimeError):
-    """The other process could not start, or ended before its time."""
+    """The other process could not start, or ended early."""
 
 
-def start_sheeprl(python: Path, size_name: str, steps: TensorDictBase, *words: str) -> ChildContestant:
+def start_sheeprl(python: Path, size_name: str, steps: TensorDictBase, *arguments: str) -> ChildContestant:
     """Starts sheeprl in its own environment, for the same ``steps`` and as many threads as ours.
 
     Example:
@@ -35,36 +35,36 @@ def start_sheeprl(python: Path, size_name: str, steps: TensorDictBase, *words: s
         torch.save(dict(steps.items()), file)
         size = size_name.removeprefix("size").upper()
         options = ("--steps", file, "--size", size, "--threads", torch.get_num_threads())
-        return ChildContestant([python, SHEEPRL_PEER, *options, *words], SHEEPRL_MEND)
+        return ChildContestant([python, SHEEPRL_PEER, *options, *arguments], SHEEPRL_SETUP)
 
 
 class ChildContestant:
-    """A learner behind two pipes: it makes one update for each line it reads, and answers with a line of JSON.
+    """A learner behind two pipes: it makes one update per line read and answers with a line of JSON.
 
     Its first line comes unasked, ``{"name", "parameters", "notes"}``; each answer is ``{"seconds", "peak_memory"}``,
     the latter in bytes. It ends where its input does. Use it in a ``with`` statement, or call `close`.
 
     Args:
-        command: the program and its words.
-        mend: what to do where it fails, for the message of the `ChildError`.
+        command: the program and its arguments.
+        remedy: what to do if it fails, for the message of the `ChildError`.
     """
 
-    def __init__(self, command: Sequence[str | Path], mend: str):
-        self.mend = mend
+    def __init__(self, command: Sequence[str | Path], remedy: str):
+        self.remedy = remedy
         self._open = ExitStack()
-        # A pipe for complaints could fill up and stop the child.
-        self._complaints = self._open.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (closed with the child)
+        # stderr goes to a file: an unread pipe could fill up and block the child.
+        self._stderr = self._open.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115 (closed with the child)
         try:
             self._process = subprocess.Popen(
                 list(map(str, command)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=self._complaints,
+                stderr=self._stderr,
                 text=True,
             )
         except OSError as error:
             self.close()
-            raise ChildError(f"{command[0]} cannot be started: {error.strerror}. {mend}") from error
+            raise ChildError(f"{command[0]} cannot be started: {error.strerror}. {remedy}") from error
         self._open.callback(self._process.communicate)
         self._open.callback(self._process.kill)
         self._peak = 0
@@ -106,11 +106,13 @@ class ChildContestant:
         try:
             return json.loads(line)
         except json.JSONDecodeError:
-            raise ChildError(f"The other process does not answer in JSON: {line.strip()[:200]}. {self.mend}") from None
+            raise ChildError(
+                f"The other process does not answer in JSON: {line.strip()[:200]}. {self.remedy}"
+            ) from None
 
     def _failure(self) -> ChildError:
         code = self._process.wait()
-        self._complaints.seek(0)
-        said = self._complaints.read().strip().splitlines()
+        self._stderr.seek(0)
+        last = (self._stderr.read().strip() or "without output").splitlines()[-1]
         end = f"by signal {-code}" if code < 0 else f"with code {code}"
-        return ChildError(f"The other process ended {end}: {said[-1] if said else 'it said nothing'}. {self.mend}")
+        return ChildError(f"The other process ended {end}: {last}. {self.remedy}")

@@ -1,4 +1,4 @@
-"""Times learners against one another in turn, so that whatever slows the machine slows them all."""
+"""Time learners in alternation, so that load on the machine affects all alike."""
 
 import re
 import resource
@@ -15,7 +15,7 @@ import torch
 
 
 class Contestant(Protocol):
-    """A learner that can be asked for one update at a time.
+    """A learner that makes one update per call.
 
     It keeps its own clock and its own account of memory, so it may as well live in another process.
     """
@@ -62,7 +62,7 @@ class LocalContestant:
 
 @dataclass
 class Result:
-    """What one contestant showed, every time measured included."""
+    """All measurements of one contestant."""
 
     contestant: str
     parameters: int
@@ -78,7 +78,7 @@ class Result:
 
     @classmethod
     def of(cls, contestant: Contestant, warmup_seconds: list[float], seconds: list[float]) -> "Result":
-        # The quartiles of a single time are that time; `statistics.quantiles` asks for two.
+        # `statistics.quantiles` needs two values; the quartiles of a single one are that value.
         lower, median, upper = statistics.quantiles(seconds * 2 if len(seconds) == 1 else seconds, method="inclusive")
         return cls(
             contestant=contestant.name,
@@ -98,7 +98,7 @@ class Result:
 def take_turns(
     contestants: Sequence[Contestant], warmup: int, updates: int, before_timing: Callable[[], None] | None = None
 ) -> list[Result]:
-    """Lets each contestant make one update, then each the next, and so on. The first `warmup` rounds do not count.
+    """Alternate single updates of all contestants. The first `warmup` rounds are not timed.
 
     `before_timing` is called after those.
     """
@@ -113,13 +113,13 @@ def take_turns(
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until `device` has done all that it was asked for."""
+    """Wait until `device` has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Forgets what was held before now."""
+    """Reset the peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -128,7 +128,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held since `reset_peak_memory`: by the whole process on a CPU, by torch on a GPU."""
+    """Peak bytes since `reset_peak_memory`: of the process on a CPU, of torch's allocator on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,10 +1,10 @@
-"""Where the time of a real training goes: environment, acting, replay, learner, and the rest.
+"""Shares of the wall-clock time of a training: environment, acting, replay, learner, other.
 
     python benchmarks/end_to_end.py
-    python benchmarks/end_to_end.py --words size=size12m --only grid_reach
+    python benchmarks/end_to_end.py --overrides size=size12m --only grid_reach
 
-Each is one `python -m dreamer_torchrl.train` with the official batch of 16 x 64 and an official train ratio; shares are
-means over the records that it writes, the first left out, which holds the start. Results go to
+Each is one `python -m dreamer_torchrl.train` with the official batch of 16 x 64 and an official train ratio. Shares are
+means over its records without the first, which contains the start. Results go to
 `benchmarks/results/end-to-end-<device>.json`.
 """
 
@@ -27,7 +27,7 @@ TARGET = 0.85
 
 @dataclass(frozen=True)
 class Training:
-    """An environment, its train ratio, and as many steps as take about a minute on two cores."""
+    """An environment, its train ratio, and steps for about a minute on two cores."""
 
     env: str
     train_ratio: int
@@ -49,11 +49,11 @@ def shares(records: list[dict]) -> dict[str, float]:
     return {part: statistics.fmean(record[f"share/{part}"] for record in counted) for part in PARTS}
 
 
-def train(training: Training, words: list[str], folder: Path, steps: int | None) -> dict:
-    """One run, and where its time went."""
+def train(training: Training, overrides: list[str], folder: Path, steps: int | None) -> dict:
+    """One run and its time shares."""
     run_dir = folder / training.env
     settings = [f"env={training.env}", "experiment=null", *OFFICIAL, f"train_ratio={training.train_ratio}"]
-    settings += [f"total_steps={steps or training.steps}", "eval.every=0", "log.every=2", *words]
+    settings += [f"total_steps={steps or training.steps}", "eval.every=0", "log.every=2", *overrides]
     command = ["-m", "dreamer_torchrl.train", *settings]
     subprocess.run([sys.executable, *command, f"run_dir={run_dir}"], check=True)
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -70,7 +70,7 @@ def train(training: Training, words: list[str], folder: Path, steps: int | None)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[training.env for training in TRAININGS])
-    parser.add_argument("--words", nargs="*", default=[], help="further settings")
+    parser.add_argument("--overrides", nargs="*", default=[], help="further overrides")
     parser.add_argument("--steps", type=int, help="of each run")
     parser.add_argument("--folder", type=Path, default=Path("runs/end-to-end"), help="where the runs are kept")
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -81,7 +81,7 @@ def main() -> None:
     for training in TRAININGS:
         if arguments.only and training.env not in arguments.only:
             continue
-        run = train(training, arguments.words, arguments.folder, arguments.steps)
+        run = train(training, arguments.overrides, arguments.folder, arguments.steps)
         record["runs"].append(run)
         text = ", ".join(f"{part} {share:.1%}" for part, share in run["shares"].items())
         met = "met" if run["shares"]["learner"] >= TARGET else "MISSED"

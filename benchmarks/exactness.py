@@ -1,4 +1,4 @@
-"""Losses and gradients on any device against the recordings of the official agent, and captured updates against plain.
+"""Losses and gradients on any device against the official recordings; captured updates against eager ones.
 
     python benchmarks/exactness.py tests/golden --device cuda
     python benchmarks/exactness.py tests/golden --device cuda --compile
@@ -41,7 +41,7 @@ UPDATES = 5
 
 
 def learner_of(agent: Agent, hyperparameters: Hyperparameters, compiled: bool) -> Learner:
-    """A learner whose loops are compiled, even where kernels in C could take their place, or not compiled at all."""
+    """A learner with compiled loops instead of C kernels, or without compiling."""
     return Learner(agent, hyperparameters, compile=compiled, native=False if compiled else None)
 
 
@@ -66,7 +66,7 @@ def recorded(recording: Recording, device: torch.device, compiled: bool) -> Iter
 
 
 def captured(device: torch.device, compiled: bool) -> Iterator[Row]:
-    """Objective and weights after some updates, as training runs them and step by step."""
+    """Objective and weights after some updates, of `Learner.update` and of `Learner.step`."""
     workload = WORKLOADS["proprio_size1m"]
     learners = []
     for _ in range(2):
@@ -117,7 +117,7 @@ def _arguments() -> argparse.Namespace:
         "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
     )
     parser.add_argument("--compile", action="store_true", help="networks and loops compiled")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the worst of each kind")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the largest error of each kind")
     return parser.parse_args()
 
 

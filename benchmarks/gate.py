@@ -1,4 +1,4 @@
-"""A file that a measurement waits for, so that others can be done with theirs first."""
+"""A file-based barrier: a measurement waits until the others are done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Gate:
-    """One side `wait`s, which says that it is ready; the other looks whether it `is_ready`, and then opens.
+    """One process signals readiness and waits; the other polls `is_ready`, then opens.
 
     Args:
         file: its presence is the open gate; beside it lies ``<file>.ready``.
@@ -22,7 +22,7 @@ class Gate:
         return self._ready.exists()
 
     def wait(self) -> None:
-        """Say that all is prepared, and return once the gate is open."""
+        """Signal readiness, and return once the gate is open."""
         self._ready.touch()
         while not self.file.exists():
             time.sleep(0.05)

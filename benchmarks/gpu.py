@@ -1,8 +1,8 @@
 """What `gpu.sh` runs: imports, exactness, and learners against TorchRL's, each part with a time limit of its own.
 
-Compiling takes minutes and would spoil the times of others. So all learners are made and warmed up at once, in a
-process each, while exactness is checked, uncompiled and compiled; then they are timed one after another, with nothing
-else running. What fails or takes too long is written down as that, and costs nothing but its own numbers.
+Compiling takes minutes. So all learners are built and warmed up at once, in a process each, while exactness is
+checked, uncompiled and compiled; then they are timed one after another, with nothing else running. A part that fails or
+takes too long is recorded as such and does not affect the others.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ print("imported from", dreamer_torchrl.agents.agent.__file__)
 """
 
 ALL_SECONDS, WARM_UP_SECONDS = 450.0, 300.0
-"""Until everything has ended, and until what is not warm by then is given up."""
+"""Time limits in seconds: of everything, and of the warm-up."""
 
 MODES = {
     "default": ["--compile", "--peer-mode", "graph"],
@@ -51,10 +51,10 @@ TorchRL's CUDA graph; both only captured, should compiling fail; TorchRL's compi
 
 @dataclass
 class Part:
-    """One process: what it is called, its words after the interpreter, and how long it may take."""
+    """One process: name, arguments after the interpreter, and time limit in seconds."""
 
     name: str
-    words: Sequence[str | Path]
+    arguments: Sequence[str | Path]
     limit: float
     folder: Path
     gate: Gate | None = None
@@ -69,18 +69,18 @@ class Part:
 
     @property
     def record(self) -> Path:
-        """Where it writes its own JSON, if it has any."""
+        """The file of its own JSON, if any."""
         return self.folder / f"{self.name}.json"
 
     def start(self) -> None:
         """Run it away from the checkout, whose package folder lacks the configurations."""
         self.began = time.monotonic()
         with self.log.open("w") as log:
-            command = ["nice", "-n", str(self.nice), sys.executable, *map(str, self.words)]
+            command = ["nice", "-n", str(self.nice), sys.executable, *map(str, self.arguments)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
 
     def finish(self, seconds: float) -> None:
-        """Wait so long; then end it, with all processes that it started."""
+        """Wait up to a time limit, then end it with all its child processes."""
         try:
             self.process.wait(max(seconds, 0.0))
         except subprocess.TimeoutExpired:
@@ -92,15 +92,15 @@ class Part:
         self.process.wait()
 
     def outcome(self) -> dict[str, Any]:
-        """How it ended, the end of what it printed, and its own record."""
+        """Exit status, last lines of output, and its own record."""
         code = self.process.returncode
-        said = self.log.read_text(errors="replace").splitlines()
+        printed = self.log.read_text(errors="replace").splitlines()
         return {
             "part": self.name,
             "status": self.stopped or ("ok" if code == 0 else f"failed with code {code}"),
-            "command": " ".join(["python", *(str(word).removeprefix(f"{ROOT}/") for word in self.words)]),
+            "command": " ".join(["python", *(str(argument).removeprefix(f"{ROOT}/") for argument in self.arguments)]),
             "seconds": round(time.monotonic() - self.began, 1),
-            "printed": said[-25:],
+            "printed": printed[-25:],
             "record": _json(self.record),
         }
 
@@ -113,7 +113,7 @@ def _json(file: Path) -> Any:
 
 
 def checks(folder: Path, options: argparse.Namespace) -> list[Part]:
-    """What is not timed and takes seconds."""
+    """Untimed parts that take seconds."""
     verify = ["-m", "dreamer_torchrl.interop.verify", GOLDEN]
     return [
         Part("imports", ["-c", IMPORTS], 60, folder),
@@ -123,19 +123,19 @@ def checks(folder: Path, options: argparse.Namespace) -> list[Part]:
 
 
 def compiled_checks(folder: Path, options: argparse.Namespace) -> list[Part]:
-    """What is not timed and takes as long as the learners' warm-up. Without a GPU nothing is compiled."""
+    """Untimed parts that run during the learners' warm-up. Without a GPU nothing is compiled."""
     if not options.device.startswith("cuda"):
         return []
     return [_exactness("exactness-compiled", options.warm_up, folder, options, "--compile")]
 
 
 def _exactness(name: str, limit: float, folder: Path, options: argparse.Namespace, *more: str) -> Part:
-    words = [EXACTNESS, GOLDEN, "--case", *options.recording, "--device", options.device, *more]
-    return Part(name, [*words, "--json", folder / f"{name}.json"], limit, folder)
+    arguments = [EXACTNESS, GOLDEN, "--case", *options.recording, "--device", options.device, *more]
+    return Part(name, [*arguments, "--json", folder / f"{name}.json"], limit, folder)
 
 
 def learners(folder: Path, options: argparse.Namespace) -> list[Part]:
-    """Ours and TorchRL's in turn; each mode, workload and precision.
+    """Ours and TorchRL's in alternation, for each mode, workload and precision.
 
     In the order of what matters, should the time run out. Without a GPU there is one mode, and neither is compiled.
     """
@@ -144,13 +144,13 @@ def learners(folder: Path, options: argparse.Namespace) -> list[Part]:
         ["--batch", "2", "--length", "4", "--updates", "2", "--warmup", "1"] if options.quick else ["--updates", "30"]
     )
     modes = MODES if options.device.startswith("cuda") else {"eager": ["--peer-mode", "eager"]}
-    for (mode, words_of_mode), workload, dtype in product(modes.items(), options.workload, options.dtype):
+    for (mode, options_of_mode), workload, dtype in product(modes.items(), options.workload, options.dtype):
         name = f"{mode}-{workload}-{dtype}"
         gate = folder / f"{name}.gate"
-        words = [LEARNER, "--workload", workload, "--dtype", dtype, "--device", options.device, *size]
-        words += ["--against", "torchrl", *words_of_mode, "--gate", gate, "--json", folder / f"{name}.json"]
+        arguments = [LEARNER, "--workload", workload, "--dtype", dtype, "--device", options.device, *size]
+        arguments += ["--against", "torchrl", *options_of_mode, "--gate", gate, "--json", folder / f"{name}.json"]
         nice = 10 if mode == "full" else 0  # its compiling gives way to those that should be warm in time
-        parts.append(Part(name, words, 60, folder, Gate(gate), nice))
+        parts.append(Part(name, arguments, 60, folder, Gate(gate), nice))
     return parts
 
 
@@ -193,7 +193,7 @@ def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def _headline(outcome: dict[str, Any]) -> str:
-    """How a part ended, and what it found in a line."""
+    """Status and result of a part in one line."""
     found = [outcome["status"]]
     for workload in (outcome["record"] or {}).get("workloads", []):
         found += [f"{result['contestant']} {1e3 * result['median']:.1f} ms" for result in workload["results"]]
@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["bfloat16", "float32"])
     parser.add_argument("--quick", action="store_true", help="two updates of two sequences: to see that it runs")
     parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="for everything")
-    parser.add_argument("--warm-up", type=float, default=WARM_UP_SECONDS, help="seconds of that for getting warm")
+    parser.add_argument("--warm-up", type=float, default=WARM_UP_SECONDS, help="seconds of that for the warm-up")
     options = parser.parse_args()
     options.output = (options.output or ROOT / "benchmarks" / "results" / f"gpu-{options.name}.json").absolute()
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "2")  # many processes compile at once

@@ -1,4 +1,4 @@
-"""Kill a training with signal 9 again and again; it must end as one that was never touched.
+"""Kill a training with SIGKILL repeatedly; its result must equal that of an uninterrupted run.
 
     python benchmarks/kills.py --kills 50
     python benchmarks/kills.py --kills 50 --json benchmarks/results/kills.json
@@ -42,14 +42,14 @@ SETTINGS = (
 )
 ENDLESS = 1_000_000
 LAST_STEPS = 50
-"""Steps after the last kill."""
+"""Steps trained after the last kill."""
 
 PATIENCE = 120.0
-"""Seconds until a process that shows nothing new is taken for a hanging one."""
+"""Seconds without progress after which a process counts as hanging."""
 
 
 def live(words: list[str], log: Path) -> None:
-    """The life of a process: what it prints goes into a file."""
+    """Body of a training process; its output goes to a file."""
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -57,7 +57,7 @@ def live(words: list[str], log: Path) -> None:
 
 
 class Watch:
-    """One run under fire, and what is known of it."""
+    """The run that is killed, and what was observed of it."""
 
     def __init__(self, folder: Path):
         self.run, self.log = folder / "run", folder / "log.txt"
@@ -123,7 +123,7 @@ class Watch:
 
 
 def check_lines(lines: list[dict[str, Any]]) -> None:
-    """In order, and nothing told twice."""
+    """Lines are in order and none is repeated."""
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps)
     told = Counter((line["step"], line.get("episode/environment"), "eval/return" in line) for line in events(lines))
@@ -155,7 +155,7 @@ def final_state(run: Path) -> dict[str, Any]:
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
-    """Names of the leaves of two trees that are not the same in all bits."""
+    """Names of the leaves of two trees that differ in any bit."""
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return [name for key in one for name in differences(one[key], other[key], f"{path}.{key}")]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
@@ -167,7 +167,7 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
 
 
 def torture(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill that often, and compare the end; what came of it."""
+    """Kill `kills` times, then compare the end with an uninterrupted run."""
     watch, moment, start = Watch(folder), random.Random(seed), time.monotonic()
     for number in range(kills):
         watch.kill_once(moment, wait_for_checkpoint=number % 2 == 0)

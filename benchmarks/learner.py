@@ -1,14 +1,13 @@
-"""Seconds per full learner update on synthetic data, alone or in turn with another implementation.
+"""Seconds per learner update on synthetic data, alone or in alternation with another implementation.
 
     python benchmarks/learner.py
     python benchmarks/learner.py --workload all --against torchrl --json results.json
     python benchmarks/learner.py --against sheeprl --peer-python ~/sheeprl/bin/python
     python benchmarks/learner.py --dtype bfloat16 --against float32
 
-One update is all of it: losses, gradients, clipping, optimizer, slow critic, return normalizer, new latents.
-Peak memory is the most held during an update: the whole process on a CPU, torch's allocations on a GPU. TorchRL's
-learner shares our process, so beside it, for the memory of one take a run of one. sheeprl has a process of its own,
-with an environment of its own: ours needs other versions of some packages.
+One update is losses, gradients, clipping, optimizer, target critic, return normalization and new latents. Peak memory
+is that of the process on a CPU, of torch's allocator on a GPU. TorchRL's learner shares our process: for the memory of
+one learner, run it alone. sheeprl has its own process and virtual environment, since it needs other package versions.
 """
 
 import argparse
@@ -20,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from child import SHEEPRL_MEND, ChildError, start_sheeprl
+from child import SHEEPRL_SETUP, ChildError, start_sheeprl
 from contest import Contestant, LocalContestant, Result, take_turns
 from gate import Gate
 from provenance import provenance
@@ -39,22 +38,22 @@ PEER_MODES = {"torchrl": ("eager", "step", "full", "graph"), "sheeprl": ("eager"
 def our_learner(
     workload: Workload, agent: Agent, steps: TensorDictBase, compile: bool, native: bool = True, extra: str = ""
 ) -> LocalContestant:
-    """Makes our learner a contestant; refuses to where its agent is not the official one in size."""
+    """Our learner as a contestant; an agent without the official parameter count is refused."""
     trained = sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad)
     if trained != workload.parameters:
         raise RuntimeError(
             f"{workload.name} trains {trained:,} parameters where the official agent has {workload.parameters:,}: "
-            "this is another architecture, and its time would say nothing"
+            "this is another architecture and not comparable"
         )
     native = native and steps.device.type == "cpu" and kernels.available()
     learner = Learner(agent, Hyperparameters.official(), seed=0, compile=compile, native=native)
     name = f"dreamer_torchrl {'compiled' if compile else 'eager'}{extra}"
-    notes = ["our loops ran in kernels in C"] if native else []
+    notes = ["our C kernels are used"] if native else []
     return LocalContestant(name, trained, lambda: learner.update(steps), steps.device, notes)
 
 
 def contestants(workload: Workload, arguments: argparse.Namespace, processes: ExitStack) -> list[Contestant]:
-    """Ours first, then the one to beat, if any; all on the same steps. What runs elsewhere ends with `processes`."""
+    """Ours first, then the peer, if any, on the same steps. Child processes end with `processes`."""
     torch.manual_seed(0)
     device, dtype = arguments.device, DTYPES[arguments.dtype]
     specs = workload.observation_spec, workload.action_spec, workload.size_name
@@ -67,8 +66,8 @@ def contestants(workload: Workload, arguments: argparse.Namespace, processes: Ex
     if arguments.against == "torchrl":
         rivals.append(torchrl_learner(workload, steps, dtype, arguments.peer_mode))
     if arguments.against == "sheeprl":
-        words = ("--mode", arguments.peer_mode, "--dtype", arguments.dtype)
-        sheeprl = start_sheeprl(arguments.peer_python, workload.size_name, steps, *words)
+        mode = ("--mode", arguments.peer_mode, "--dtype", arguments.dtype)
+        sheeprl = start_sheeprl(arguments.peer_python, workload.size_name, steps, *mode)
         rivals.append(processes.enter_context(sheeprl))
     return rivals
 
@@ -124,12 +123,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation")
     parser.add_argument("--compile", action="store_true", help="our side compiled")
-    parser.add_argument("--no-native", action="store_true", help="our side without its kernels in C")
-    parser.add_argument("--threads", type=_positive, help="torch threads; torch's own choice where not given")
+    parser.add_argument("--no-native", action="store_true", help="our side without C kernels")
+    parser.add_argument("--threads", type=_positive, help="torch threads (default: torch's choice)")
     parser.add_argument(
         "--against",
         choices=list(PEER_MODES),
-        help="who is timed in turn with ours: another implementation, or ours in float32",
+        help="timed in alternation with ours: another implementation, or ours in float32",
     )
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="the interpreter that has sheeprl")
     parser.add_argument(
@@ -143,9 +142,9 @@ def _arguments() -> argparse.Namespace:
         "--gate",
         type=Gate,
         metavar="FILE",
-        help="makes FILE.ready when warm, and waits until FILE is there: many can compile at once and be timed in turn",
+        help="write FILE.ready after the warm-up, then wait for FILE: several compile at once and are timed one by one",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes every time measured, and where it comes from")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements and their provenance")
     arguments = parser.parse_args()
     if arguments.against and arguments.peer_mode not in PEER_MODES[arguments.against]:
         modes = ", ".join(PEER_MODES[arguments.against])
@@ -153,7 +152,7 @@ def _arguments() -> argparse.Namespace:
     if arguments.peer_mode == "graph" and arguments.device.type != "cuda":
         parser.error(f"--peer-mode graph: {arguments.device} captures no graphs")
     if arguments.against == "sheeprl" and not arguments.peer_python:
-        parser.error(f"--against sheeprl needs --peer-python. {SHEEPRL_MEND}")
+        parser.error(f"--against sheeprl needs --peer-python. {SHEEPRL_SETUP}")
     if arguments.against == "sheeprl" and arguments.device.type != "cpu":
         parser.error(f"--against sheeprl: that peer runs on the CPU, not on {arguments.device}")
     return arguments

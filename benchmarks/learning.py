@@ -1,11 +1,11 @@
-"""Train a preset over several seeds as a user would, and compare with its target and the official curve.
+"""Train a preset over several seeds with the command and compare with its target and the official curve.
 
     python benchmarks/learning.py --experiment cartpole --seeds 0 1 2
-    python benchmarks/learning.py --experiment dmc_proprio --words env.task=walker_walk size=size1m --seeds 0
+    python benchmarks/learning.py --experiment dmc_proprio --overrides env.task=walker_walk size=size1m --seeds 0
 
 Each seed is one `python -m dreamer_torchrl.train experiment=...` followed by `python -m dreamer_torchrl.evaluate` on
-episodes that training never saw, not even to decide when to stop. The time is that of the whole training command, start
-and evaluations included. Results, with every episode, go to
+episodes that training did not use, not even to decide when to stop. The time is that of the
+whole training command. Results, with every episode, go to
 `benchmarks/results/learning-<experiment>.json`.
 """
 
@@ -48,10 +48,17 @@ TARGETS = {
 }
 
 
-def train(experiment: str, words: list[str], seed: int, folder: Path, limit: float) -> dict:
+def train(experiment: str, overrides: list[str], seed: int, folder: Path, limit: float) -> dict:
     """One run of the training command and one of the evaluation."""
     run_dir = folder / f"{experiment}-{seed}"
-    command = ["-m", "dreamer_torchrl.train", f"experiment={experiment}", *words, f"seed={seed}", f"run_dir={run_dir}"]
+    command = [
+        "-m",
+        "dreamer_torchrl.train",
+        f"experiment={experiment}",
+        *overrides,
+        f"seed={seed}",
+        f"run_dir={run_dir}",
+    ]
     start = time.perf_counter()
     subprocess.run([sys.executable, *command], check=True, timeout=limit)
     seconds = time.perf_counter() - start
@@ -82,12 +89,12 @@ def train(experiment: str, words: list[str], seed: int, folder: Path, limit: flo
 
 
 def digits(value: float) -> float:
-    """As many as a float32 has, which is what rewards are added up in."""
+    """Round to the digits of a float32, in which rewards are summed."""
     return float(f"{value:.7g}")
 
 
 def official(task: str) -> list[tuple[int, float]]:
-    """Frames and median return of the official code on a DeepMind Control task; empty where there is no curve."""
+    """Frames and median return of the official code on a DeepMind Control task; empty if there is no curve."""
     path = HERE / f"references/dmc_proprio/{task}.csv"
     if not path.exists():
         return []
@@ -123,21 +130,24 @@ def _on_one_line(numbers: re.Match[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="cartpole")
-    parser.add_argument("--words", nargs="*", default=[], help="further overrides")
+    parser.add_argument("--overrides", nargs="*", default=[], help="further overrides")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"), help="where the runs are kept")
-    parser.add_argument("--task", help="DeepMind Control task whose official curve is laid beside")
-    parser.add_argument("--limit", type=float, default=4 * 3600, help="seconds after which a seed is given up")
+    parser.add_argument("--task", help="DeepMind Control task whose official curve is compared")
+    parser.add_argument("--limit", type=float, default=4 * 3600, help="time limit of a seed in seconds")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="benchmarks/results/learning-<experiment and words>.json if left out"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="default: benchmarks/results/learning-<experiment>-<overrides>.json",
     )
     arguments = parser.parse_args()
     record = provenance(torch.device("cpu")) | {"experiment": arguments.experiment, "runs": []}
     target = TARGETS.get(arguments.experiment)
-    name = "-".join([arguments.experiment, *(word.replace("/", "_") for word in arguments.words)])
+    name = "-".join([arguments.experiment, *(override.replace("/", "_") for override in arguments.overrides)])
     output = arguments.json or HERE / "results" / f"learning-{name}.json"
     for seed in arguments.seeds:
-        run = train(arguments.experiment, arguments.words, seed, arguments.folder, arguments.limit)
+        run = train(arguments.experiment, arguments.overrides, seed, arguments.folder, arguments.limit)
         record["runs"].append(run)
         mean, minutes = run["evaluation"]["mean"], run["seconds"] / 60
         met = "" if target is None else "met" if mean >= target.mean and minutes <= target.minutes else "MISSED"

@@ -1,4 +1,4 @@
-"""Milliseconds per step of acting, for one environment and for several, alone or in turn with sheeprl.
+"""Milliseconds per policy step, for one and for several environments, alone or in alternation with sheeprl.
 
     python benchmarks/policy.py
     python benchmarks/policy.py --workload proprio_size1m --environments 1 16 --json benchmarks/results/policy-cpu.json
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from child import SHEEPRL_MEND, ChildError, start_sheeprl
+from child import SHEEPRL_SETUP, ChildError, start_sheeprl
 from contest import LocalContestant, take_turns
 from provenance import provenance
 from tensordict import TensorDictBase
@@ -35,17 +35,17 @@ from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.learners.learner import example_batch
 
 TARGETS = {("proprio_size1m", 1): 1.0, ("proprio_size1m", 16): 1.4}
-"""Milliseconds that the policy is meant to take."""
+"""Target milliseconds of the policy."""
 
 PREPARED = 8
-"""Different observations; more would only measure the memory."""
+"""Number of different observations."""
 
 TURN = 50
-"""Steps that a side makes before the other does."""
+"""Steps of one side before the other."""
 
 
 def observations(agent: Agent, environments: int) -> list[TensorDictBase]:
-    """What environments show at some steps, `[N]` each."""
+    """Observations of some steps, `[N]` each."""
     steps = example_batch(agent, environments, PREPARED)
     acted = agent.action_space.spaces
     return list(steps.exclude(*LATENTS, *acted).unbind(1))
@@ -60,7 +60,7 @@ def agent_for(workload: Workload, device: torch.device) -> Agent:
 
 
 def measure(workload: Workload, environments: int, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
-    """Act in so many environments; medians, quartiles and minima in milliseconds."""
+    """Act in `environments` environments; medians, quartiles and minima in milliseconds."""
     agent = agent_for(workload, device)
     policy, seen = agent.policy, observations(agent, environments)
     latents = agent.latent_spec.expand(environments).zero()
@@ -81,7 +81,7 @@ def measure(workload: Workload, environments: int, steps: int, warmup: int, devi
 
 
 def in_turn(workload: Workload, environments: int, steps: int, warmup: int, python: Path) -> dict[str, Any]:
-    """Act in turn with sheeprl; medians in milliseconds per step, and ours over theirs."""
+    """Act in alternation with sheeprl; medians in milliseconds per step, and ours over theirs."""
     agent = agent_for(workload, torch.device("cpu"))
     policy = agent.policy
     seen = observations(agent, environments)
@@ -152,13 +152,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=500, help="timed steps")
     parser.add_argument("--warmup", type=int, default=100, help="steps before the timed ones")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="torch threads; torch's own choice where not given")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the table, and where it comes from")
-    parser.add_argument("--against", choices=["sheeprl"], help="who acts in turn with ours")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table and its provenance")
+    parser.add_argument("--against", choices=["sheeprl"], help="acts in alternation with ours")
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="the interpreter that has sheeprl")
     arguments = parser.parse_args()
     if arguments.against and not arguments.peer_python:
-        parser.error(f"--against {arguments.against} needs --peer-python. {SHEEPRL_MEND}")
+        parser.error(f"--against {arguments.against} needs --peer-python. {SHEEPRL_SETUP}")
     if arguments.against and arguments.device.type != "cpu":
         parser.error(f"--against {arguments.against}: that peer runs on the CPU, not on {arguments.device}")
     return arguments

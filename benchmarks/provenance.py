@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 VARIABLES = ("THP_MEM_ALLOC_ENABLE", "OMP_NUM_THREADS")
-"""What outside the command's words changes its times."""
+"""Environment variables that affect timings."""
 
 PACKAGES = ("dreamer_torchrl", "torch", "tensordict", "torchrl", "numpy")
 
 
 def provenance(device: torch.device) -> dict:
-    """Returns all that someone would need to repeat, or to doubt, what this process measures."""
+    """What is needed to repeat a measurement of this process."""
     return {
         "command": " ".join([*_variables(), shlex.join(["python", *sys.argv])]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

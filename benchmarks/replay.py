@@ -1,4 +1,4 @@
-"""Milliseconds to draw 16 x 65 steps from the replay and to refresh their latents, against how full it is.
+"""Milliseconds to sample 16 x 65 steps from the replay and to refresh their latents, by replay fill.
 
     python benchmarks/replay.py
     python benchmarks/replay.py --steps 1000000 --json benchmarks/results/replay-cpu.json
@@ -26,7 +26,7 @@ STREAMS, CHUNK = 4, 1000
 
 
 def measure(workload: str, capacity: int, fills: list[int], draws: int) -> list[dict]:
-    """Fill one replay step by step; at each fill, time draws right after a write, and refreshes."""
+    """Fill one replay; at each fill, time samples right after a write, and refreshes."""
     chosen = WORKLOADS[workload]
     agent = build_agent(chosen.observation_spec, chosen.action_spec, size=chosen.size_name)
     replay = Replay(capacity, STREAMS)
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", choices=list(WORKLOADS), default=["proprio_size1m", "vision_size1m"])
     parser.add_argument("--steps", type=int, default=1_000_000, help="capacity, and the largest fill")
     parser.add_argument("--draws", type=int, default=100, help="timed draws at each fill")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes the table, and where it comes from")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table and its provenance")
     arguments = parser.parse_args()
     print(f"{'':16}{'fill':>10}{'sample ms':>12}{'slowest':>12}{'refresh ms':>12}")
     fills = [10**power for power in range(4, 12) if 10**power < arguments.steps] + [arguments.steps]

@@ -1,11 +1,10 @@
-"""How cost grows: time and memory against batch, length, size, environments and replay fill.
+"""Time and memory against batch, length, size, environments and replay fill.
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --axis batch length --compile --folder /tmp/scaling
 
-Each point is measured in a process of its own, so that its peak memory is its own. Writes `scaling.json`, the table
-`scaling.md` and the plot `scaling.png` after every point anew: a stop loses nothing that was measured. The plot needs
-matplotlib (`pip install matplotlib`). A point that fails is written down with its reason.
+Each point is measured in a process of its own, so that its peak memory is its own. Rewrites `scaling.json`, the table
+`scaling.md` and the plot `scaling.png` after every point. A point that fails is recorded with its reason.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ IMPORTED = [
 
 @dataclass(frozen=True)
 class Axis:
-    """What grows, what is timed, and the values: all else stays at batch 16, length 64, size1m."""
+    """What is timed, and the values; all else is batch 16, length 64, size1m."""
 
     timed: str
     values: Sequence[int | str]
@@ -63,7 +62,7 @@ AXES = {
 
 @dataclass(frozen=True)
 class Effort:
-    """How it is measured, on every axis alike."""
+    """Settings of the measurement, for every axis."""
 
     device: torch.device
     dtype: torch.dtype
@@ -74,7 +73,7 @@ class Effort:
 
 
 def point(axis: str, value: int | str, effort: Effort) -> dict[str, Any]:
-    """Measures one point in this process: median seconds, and the most bytes held."""
+    """Measure one point in this process: median seconds and peak bytes."""
     if effort.threads:
         torch.set_num_threads(effort.threads)
     if AXES[axis].timed == "update":
@@ -112,7 +111,7 @@ def update(axis: str, value: int | str, effort: Effort) -> dict[str, Any]:
 
 
 def in_own_process(axis: str, value: int | str, effort: Effort) -> dict[str, Any]:
-    """The point as a fresh process measures it, or the reason why there is none."""
+    """Measure the point in a fresh process; the error if that fails."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     with ProcessPoolExecutor(1, mp_context=context) as process:
@@ -138,11 +137,11 @@ def table(points: Sequence[dict[str, Any]]) -> str:
 
 
 def write(folder: Path, record: dict[str, Any]) -> bool:
-    """Writes all that is known; False where there is no matplotlib to plot it."""
+    """Write all results; False without matplotlib."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "scaling.json").write_text(json.dumps(record, indent=2) + "\n")
     machine = f"{record['machine']['cpu']}, {record['settings']['device']}, {record['settings']['dtype']}"
-    heading = f"How cost grows ({machine}; all else: batch 16, length 64, size1m, 24 floats and 6 actions).\n\n"
+    heading = f"Time and memory ({machine}; all else: batch 16, length 64, size1m, 24 floats and 6 actions).\n\n"
     (folder / "scaling.md").write_text(heading + table(record["points"]) + "\n")
     return save_plot(record["points"], folder / "scaling.png")
 
@@ -175,10 +174,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the updates")
     parser.add_argument("--compile", action="store_true", help="updates compiled")
-    parser.add_argument("--no-native", action="store_true", help="updates without kernels in C")
-    parser.add_argument("--threads", type=int, help="torch threads; torch's own choice where not given")
+    parser.add_argument("--no-native", action="store_true", help="updates without C kernels")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
     parser.add_argument("--folder", type=Path, default=Path(__file__).with_name("results"), help="of what is written")
-    parser.add_argument("--quick", action="store_true", help="a tiny point of each axis: to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one tiny point per axis, as a smoke test")
     return parser.parse_args()
 
 

@@ -10,11 +10,11 @@ from typing import Any
 TIME, MEMORY = "#2a6f97", "#b5651d"
 
 LEAST_RANGE = 10
-"""Of a panel, from bottom to top: what hardly grows must look flat."""
+"""Minimum ratio of a panel's axis limits, so that small growth looks flat."""
 
 
 def save_plot(points: Sequence[dict[str, Any]], file: Path) -> bool:
-    """Draws the points that were measured; False where matplotlib is not installed."""
+    """Plot the measured points; False without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -99,7 +99,7 @@ def sheeprl_acting(
 
 
 def agent_for(data: dict[str, Tensor], settings: Any) -> tuple[Any, Any]:
-    """Lightning's fabric, and sheeprl's world model, actor, critic, slow critic and player for a batch `[1 + T, B]`."""
+    """Lightning's fabric, and sheeprl's networks, target critic and player for a batch `[1 + T, B]`."""
     from lightning.fabric import Fabric
     from sheeprl.algos.dreamer_v3_5.agent import build_agent
 
@@ -132,17 +132,17 @@ def compose_settings(data: dict[str, Tensor], size: str, mode: str, dtype: str) 
 
     length, batch = data["rewards"].shape[:2]
     pixels, vectors = ("[rgb]", "[]") if "rgb" in data else ("[]", "[state]")
-    words = [
+    overrides = [
         *("exp=dreamer_v3_5", f"algo=dreamer_v3_5_{size}", "env=dummy", f"env.num_envs={batch}"),
         *("fabric.accelerator=cpu", f"fabric.precision={PRECISION[dtype]}"),
         *(f"algo.per_rank_batch_size={batch}", f"algo.per_rank_sequence_length={length - 1}"),
         *(f"algo.compile.enabled={mode == 'compiled'}", "algo.compile.mode=default", "algo.compile.player=False"),
     ]
     for side in ("encoder", "decoder"):
-        words += [f"algo.cnn_keys.{side}={pixels}", f"algo.mlp_keys.{side}={vectors}"]
+        overrides += [f"algo.cnn_keys.{side}={pixels}", f"algo.mlp_keys.{side}={vectors}"]
     folder = Path(sheeprl.__file__).parent / "configs"
     with initialize_config_dir(str(folder), version_base="1.3"):
-        whole = compose("config", overrides=words)
+        whole = compose("config", overrides=overrides)
     rooms = ("algo", "env", "fabric", "distribution")  # the others ask for the names of a run
     return dotdict({room: OmegaConf.to_container(whole[room], resolve=True) for room in rooms})
 
@@ -183,7 +183,7 @@ def measured(update: Callable[[], None]) -> dict[str, float]:
 
 
 def answers(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What this process says: first about itself, then after each line that it reads."""
+    """Protocol of this process: describe itself once, then answer each line read."""
     torch.manual_seed(0)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=["eager", "compiled"], default="eager")
     parser.add_argument("--dtype", choices=PRECISION, default="float32")
     parser.add_argument("--act", type=int, metavar="N", help="chooses actions N times instead of making an update")
-    parser.add_argument("--threads", type=int, help="torch threads; torch's own choice where not given")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's choice)")
     arguments = parser.parse_args()
     with os.fdopen(os.dup(1), "w") as answer_stream:
         os.dup2(2, 1)  # what sheeprl or its libraries print is no answer

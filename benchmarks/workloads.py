@@ -1,4 +1,4 @@
-"""What the learner is timed on: the three workloads, by their specs and official sizes."""
+"""The three workloads of the learner benchmarks: specs and official sizes."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ HORIZON = 15  # imagined steps
 
 @dataclass(frozen=True)
 class Workload:
-    """One learning problem: what is observed, what is done, and how large the agent is.
+    """Observation spec, action spec and agent size.
 
     `parameters` is what the official agent trains there (slow critic left out): an agent of ours with another count
     is not the one that was meant to be timed.
