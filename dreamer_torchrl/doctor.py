@@ -1,11 +1,10 @@
-"""What is installed here and does it work; and whether an environment keeps the rules that training counts on."""
+"""Whether what is installed works, and whether an environment keeps the rules that training relies on."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -16,31 +15,37 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from tensordict import TensorDictBase
     from torchrl.envs import EnvBase
 
-PACKAGES = (
-    *("torch", "torchrl", "tensordict", "gymnasium", "ale_py", "pillow", "dm_control", "mujoco", "wandb"),
-    *("tensorboard", "dreamer_torchrl"),
-)
+PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "ale_py", "pillow", "wandb", "dreamer_torchrl")
 EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
-"""Packages that an extra of ours brings."""
+"""Packages that an extra of ours brings; the rest works without."""
 
-Level = Literal["ok", "warning", "problem"]
+OLD_STEP = "step() is of the old Gym API: return observation, reward, terminated, truncated, info"
+OLD_RESET = "reset() is of the old Gym API: return observation, info"
+NO_SPACES = "set self.observation_space and self.action_space in __init__"
+HINTS = {
+    "expected 5, got 4": OLD_STEP,
+    "keyword argument 'seed'": "write reset(self, *, seed=None, options=None) and call super().reset(seed=seed) in it",
+    "to unpack (expected 2": OLD_RESET,
+    "observation_space": NO_SPACES,
+    "action_space": NO_SPACES,
+    "cannot reshape": "an observation has another shape than its observation_space says",
+}
+"""What a part of an error's text means."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: how it stands, what was looked at, what was found and how to mend it."""
+    """One line: how it stands, what was looked at, what was found and the remedy."""
 
-    level: Level
+    level: Literal["ok", "warning", "problem"]
     subject: str
     text: str
-    mend: str = ""
+    remedy: str = ""
 
     def __str__(self) -> str:
-        mend = f" -> {self.mend}" if self.mend else ""
-        return f"{self.level:8} {self.subject}: {self.text}{mend}"
+        return f"{self.level:8} {self.subject}: {self.text}" + (f" -> {self.remedy}" if self.remedy else "")
 
 
 @dataclass
@@ -49,18 +54,31 @@ class Report:
 
     Example:
         >>> report = Report()
-        >>> report.add("problem", "disk", "no space left", "delete old runs")
-        >>> print(report)
-        problem  disk: no space left -> delete old runs
-        >>> report.exit_code
-        1
+        >>> report.problem("disk", "no space left", "delete old runs")
+        >>> print(report, report.exit_code)
+        problem  disk: no space left -> delete old runs 1
     """
 
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, level: Level, subject: str, text: str, mend: str = "") -> None:
-        """Note one thing."""
-        self.findings.append(Finding(level, subject, text, mend))
+    def ok(self, subject: str, text: str) -> None:
+        """Note what works."""
+        self.findings.append(Finding("ok", subject, text))
+
+    def warning(self, subject: str, text: str, remedy: str = "") -> None:
+        """Note what training can do without."""
+        self.findings.append(Finding("warning", subject, text, remedy))
+
+    def problem(self, subject: str, text: str, remedy: str = "") -> None:
+        """Note what training cannot do without."""
+        self.findings.append(Finding("problem", subject, text, remedy))
+
+    def look(self, subject: str, check: Callable[[], str], remedy: str) -> None:
+        """Note what a check returns; where it raises, a warning."""
+        try:
+            self.ok(subject, check())
+        except Exception as error:  # a library of which a part is missing may raise anything
+            self.warning(subject, f"none ({error})", remedy)
 
     @property
     def exit_code(self) -> int:
@@ -72,42 +90,41 @@ class Report:
 
 
 def machine() -> Report:
-    """Look at versions, devices, rendering, films and the compiler."""
+    """Look at versions, devices, kernels, compilation, samplers, rendering and videos."""
     import torch
+    from torchrl.data import PrioritizedSampler
+
+    from dreamer_torchrl.agents import backend
 
     report = Report()
-    report.add("ok", "python", f"{platform.python_version()} on {platform.platform()}")
-    for package in PACKAGES:
+    report.ok("python", f"{platform.python_version()} on {platform.platform()}")
+    for package in (*PACKAGES, *EXTRAS):
         try:
-            report.add("ok", package, metadata.version(package))
+            report.ok(package, metadata.version(package))
         except metadata.PackageNotFoundError:
-            extra = EXTRAS.get(package)
-            mend = f"pip install 'dreamer_torchrl[{extra}]' if you need it" if extra else f"pip install {package}"
-            report.add("warning" if extra else "problem", package, "not installed", mend)
+            if package in EXTRAS:
+                remedy = f"pip install 'dreamer_torchrl[{EXTRAS[package]}]' if you need it"
+                report.warning(package, "not installed", remedy)
+            else:
+                report.problem(package, "not installed", f"pip install {package}")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    report.add("ok", "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory")
+    report.ok("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    report.add("ok", "GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
-    _look(report, "gymnasium pictures", _gymnasium_draws, "pip install 'gymnasium[classic-control]'")
+    report.ok("GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
+    if names and not find_spec("triton"):
+        report.warning("Triton", "not installed, so networks are not compiled", "pip install triton")
+    status = backend.status()
+    (report.ok if status == "Kernels in C run." else report.warning)("kernels", status)
+    remedy = "use replay.sampler=prioritized, which does not need it; its C++ extension takes torch 2.14 or later"
+    report.look("TorchRL's prioritized samplers", lambda: f"{PrioritizedSampler(8, 0.7, 0.5)} loads", remedy)
+    report.look("gymnasium pictures", _gymnasium_draws, "pip install 'gymnasium[classic-control]'")
     if find_spec("dm_control") and find_spec("mujoco"):
-        mend = "set MUJOCO_GL to egl or osmesa and install its library (apt install libegl1, or libosmesa6)"
-        _look(report, "MuJoCo pictures", _mujoco_draws, mend)
-    _look(report, "Box2D", _box2d_loads, "pip install 'gymnasium[box2d]'")
-    mend = "pip install --force-reinstall --no-deps --only-binary=av av; until then films are GIFs"
-    _look(report, "H.264 films", _av_encodes, mend)
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
-    if compiler:
-        report.add("ok", "compiler", f"{compiler}, for compile=true")
-    else:
-        report.add("warning", "compiler", "none found", "leave compile=false, or install g++ (apt install g++)")
+        remedy = "set MUJOCO_GL to egl or osmesa and install its library (apt install libegl1, or libosmesa6)"
+        report.look("MuJoCo pictures", _mujoco_draws, remedy)
+    report.look("Box2D", _box2d_loads, "pip install 'gymnasium[box2d]'")
+    remedy = "pip install --force-reinstall --no-deps --only-binary=av av; until then videos are GIFs"
+    report.look("H.264 videos", _av_encodes, remedy)
     return report
-
-
-def _look(report: Report, subject: str, check: Callable[[], str], mend: str) -> None:
-    try:
-        report.add("ok", subject, check())
-    except Exception as error:  # a library of which a part is missing may raise anything
-        report.add("warning", subject, f"none ({error})", mend)
 
 
 def _gymnasium_draws() -> str:
@@ -115,9 +132,9 @@ def _gymnasium_draws() -> str:
 
     env = make_env("gym", {"id": "CartPole-v1", "render": True})
     env.reset()
-    shape = frame(env).shape
+    height, width, _ = frame(env).shape
     env.close()
-    return f"CartPole gives one of {shape[0]} x {shape[1]}"
+    return f"CartPole gives one of {height} x {width}"
 
 
 def _mujoco_draws() -> str:
@@ -162,47 +179,63 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report
     try:
         env = make_env(family, options)
     except Exception as error:  # whatever the environment's own code raises
-        report.add("problem", "making it", f"{type(error).__name__}: {error}")
+        report.problem("making it", *_told(error))
         return report
-    for key, spec in env.observation_spec.items(True, True):
-        report.add("ok", "observation", f"{_name(key)} {list(spec.shape)} {_dtype(spec)}")
-    for key, spec in env.full_action_spec.items(True, True):
-        report.add("ok", "action", f"{_name(key)} {type(spec).__name__} {list(spec.shape)} {_dtype(spec)}")
-    checks = (
-        ("specs", _check_specs, "what it returns must agree with its observation_space or observation_spec"),
-        ("agent", _check_agent, ""),
-        ("episodes", lambda env, report: _check_episodes(env, report, steps), ""),
-        ("same seed", _check_seed, ""),
-    )
-    for subject, check, mend in checks:
+    for kind, specs in (("observation", env.observation_spec), ("action", env.full_action_spec)):
+        for key, spec in specs.items(True, True):
+            dtype = str(spec.dtype).removeprefix("torch.")
+            report.ok(kind, f"{_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
+    checks = {
+        "specs": _check_specs,
+        "agent": _check_agent,
+        "episodes": lambda env, report: _check_episodes(env, report, steps),
+        "same seed": _check_seed,
+    }
+    for subject, check in checks.items():
         try:
             check(env, report)
         except Exception as error:  # an environment may raise anything, and the other checks still tell something
-            text = str(error).strip().splitlines()
-            report.add("problem", subject, f"{type(error).__name__}: {text[0] if text else 'no message'}", mend)
+            report.problem(subject, *_told(error))
     env.close()
     return report
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """First line of an error, and what it means."""
+    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+    return text, next((hint for part, hint in HINTS.items() if part in str(error)), "")
 
 
 def _check_specs(env: EnvBase, report: Report) -> None:
     from torchrl.envs.utils import check_env_specs
 
-    check_env_specs(env)
-    report.add("ok", "specs", "check_env_specs passes")
+    try:
+        check_env_specs(env)
+    except AssertionError as error:
+        text, hint = _told(error)
+        remedy = "what it returns must agree with its observation_space or observation_spec"
+        report.problem("specs", text, hint or remedy)
+    else:
+        report.ok("specs", "check_env_specs passes")
 
 
 def _check_agent(env: EnvBase, report: Report) -> None:
     from dreamer_torchrl.agents.agent import build_agent
     from dreamer_torchrl.collectors.stream_env import StreamEnv
     from dreamer_torchrl.data.replay import bytes_per_step
+    from dreamer_torchrl.training.startup import float_images
 
     stream = StreamEnv(env)
     agent = build_agent(stream.observation_spec, stream.full_action_spec, "nano")
     per_step = bytes_per_step(agent)
     total = per_step * 1_000_000 / 2**30
-    report.add("ok", "replay", f"{per_step:,} bytes per step with size=nano, {total:.1f} GiB for a million steps")
-    for key, (low, high) in stream.bounds.items():
-        report.add("ok", "action", f"{_name(key)} from {_short(low)} to {_short(high)}, seen by the agent as -1 to 1")
+    report.ok("replay", f"{per_step:,} bytes per step with size=nano, {total:.1f} GiB for a million steps")
+    for sentence in float_images(agent):
+        report.warning("image", sentence)
+    for key, bounds in stream.bounds.items():
+        low, high = ({f"{number:g}" for number in bound.flatten().tolist()} for bound in bounds)
+        text = f"from {'..'.join(sorted(low, key=float))} to {'..'.join(sorted(high, key=float))}"
+        report.ok("action", f"{_name(key)} {text}, seen by the agent as -1 to 1")
 
 
 def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
@@ -219,8 +252,10 @@ def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
         arrived = env.step(arrived)["next"]
         seconds += time.perf_counter() - start
         lengths[-1], returns[-1] = lengths[-1] + 1, returns[-1] + float(arrived["reward"])
-        outside |= _outside(env, arrived)
-        not_finite |= _not_finite(arrived)
+        specs = env.observation_spec.items(True, True)
+        outside |= {_name(key) for key, spec in specs if not spec.is_in(arrived[key])}
+        floats = {_name(key): value for key, value in arrived.items(True, True) if value.is_floating_point()}
+        not_finite |= {name for name, value in floats.items() if not value.isfinite().all()}
         if arrived["done"].any():
             arrived = env.reset()
             lengths.append(0)
@@ -229,49 +264,34 @@ def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
     ended = len(lengths) - 1
     if ended:
         text = f"{ended} in {steps} random steps, length {_spread(lengths[:-1])}, return {_spread(returns[:-1])}"
-        report.add("ok", "episodes", text)
+        report.ok("episodes", text)
     else:
-        report.add(
-            "warning",
-            "episodes",
-            f"none ended in {steps} random steps",
-            "fine if its limit is longer, else give it one",
-        )
-    report.add("ok", "speed", f"{steps / seconds:,.0f} steps per second in one process")
+        text = f"none ended in {steps} random steps, return so far {returns[0]:.4g}"
+        report.warning("episodes", text, "fine if its limit is longer, else give it one")
+    report.ok("speed", f"{steps / seconds:,.0f} steps per second in one process")
     if outside:
-        mend = "correct the bounds of its observation space; training itself does not use them"
-        report.add("warning", "bounds", f"{', '.join(sorted(outside))} left the declared bounds", mend)
+        remedy = "correct the bounds of its observation space; training itself does not use them"
+        report.warning("bounds", f"{', '.join(sorted(outside))} left the declared bounds", remedy)
     if not_finite:
-        mend = "find the division by zero or the overflow in it: training stops such an episode"
-        report.add("problem", "numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", mend)
+        remedy = "find the division by zero or the overflow in it: training stops such an episode"
+        report.problem("numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", remedy)
 
 
 def _check_seed(env: EnvBase, report: Report) -> None:
     import torch
 
-    runs = []
+    runs, generator = [], torch.get_rng_state()
     for _ in range(2):
         env.set_seed(1)
-        generator = torch.get_rng_state()
         torch.manual_seed(1)
         runs.append(env.rollout(100))
         torch.set_rng_state(generator)
     first, second = runs
-    same = first.shape == second.shape and bool((first == second).all())
-    if same:
-        report.add("ok", "same seed", "the same episode, to the last bit")
+    if first.shape == second.shape and bool((first == second).all()):
+        report.ok("same seed", "the same episode, to the last bit")
         return
-    mend = "draw all its random numbers from what reset(seed=...) seeds; until then a resumed run starts new episodes"
-    report.add("warning", "same seed", "two episodes of the same seed and actions differ", mend)
-
-
-def _outside(env: EnvBase, arrived: TensorDictBase) -> set[str]:
-    return {_name(key) for key, spec in env.observation_spec.items(True, True) if not spec.is_in(arrived[key])}
-
-
-def _not_finite(arrived: TensorDictBase) -> set[str]:
-    floats = {_name(key): value for key, value in arrived.items(True, True) if value.is_floating_point()}
-    return {name for name, value in floats.items() if not value.isfinite().all()}
+    remedy = "draw all its random numbers from what reset(seed=...) seeds; until then a resumed run starts new episodes"
+    report.warning("same seed", "two episodes of the same seed and actions differ", remedy)
 
 
 def _name(key: str | tuple[str, ...]) -> str:
@@ -280,36 +300,21 @@ def _name(key: str | tuple[str, ...]) -> str:
     return key_name(key)
 
 
-def _dtype(spec: Any) -> str:
-    return str(spec.dtype).removeprefix("torch.")
-
-
-def _short(bound: Any) -> str:
-    values = sorted(set(bound.flatten().tolist()))
-    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g}..{values[-1]:g}"
-
-
 def _spread(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.4g} ({min(values):.4g} to {max(values):.4g})"
-
-
-def _environment(words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-    """Family and options that configuration words such as ``env=pendulum`` ask for."""
-    from dreamer_torchrl.config.compose import load
-
-    settings = load(list(words)).settings
-    return settings.env.family, settings.env.options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command ``python -m dreamer_torchrl.doctor``; its exit code is 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.doctor", description=__doc__)
-    parser.add_argument(
-        "--env", nargs="+", metavar="WORD", help="try an environment instead, such as env=gym env.id=Taxi-v4"
-    )
-    words = parser.parse_args(arguments).env
+    text = "try an environment instead, such as env=gym env.id=Taxi-v4"
+    parser.add_argument("--env", nargs="+", metavar="KEY=VALUE", help=text)
+    overrides = parser.parse_args(arguments).env
     try:
-        chosen = None if words is None else _environment(words)
+        if overrides is not None:
+            from dreamer_torchrl.config.compose import load
+
+            env = load(overrides).settings.env
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -317,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from torchrl import logger  # takes seconds
 
     logger.setLevel("WARNING")  # its lines would stand before what is found
-    report = machine() if chosen is None else examine(*chosen)
+    report = machine() if overrides is None else examine(env.family, env.options)
     print(report)
     return report.exit_code
 

@@ -1,15 +1,21 @@
-"""The doctor finds what is wrong, says how to mend it, and leaves sound environments alone."""
+"""The doctor finds what is wrong, names the remedy, and leaves sound environments alone."""
 
 from __future__ import annotations
 
 import sys
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from dreamer_torchrl import doctor
 from dreamer_torchrl.doctor import Report, examine, machine, main
 from dreamer_torchrl.record import video
+from tests.training.training_examples import trained
 
 
 def levels(report: Report) -> dict[str, str]:
@@ -24,7 +30,7 @@ def levels(report: Report) -> dict[str, str]:
 def test_the_machine() -> None:
     report = machine()
     assert {"python", "torch", "torchrl", "gymnasium", "processor", "GPU", "gymnasium pictures"} <= set(levels(report))
-    sound = ("torch", "tensorboard", "gymnasium pictures", "Box2D", "H.264 films")
+    sound = ("torch", "tensorboard", "kernels", "gymnasium pictures", "Box2D", "H.264 videos")
     assert {levels(report)[subject] for subject in sound} == {"ok"}
 
 
@@ -42,18 +48,18 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(metadata, "version", version)
     report = machine()
-    mends = {finding.subject: finding.mend for finding in report.findings if finding.level == "warning"}
-    assert mends["tensorboard"] == "pip install 'dreamer_torchrl[tensorboard]' if you need it"
-    assert mends["Box2D"] == "pip install 'gymnasium[box2d]'"
-    assert mends["gymnasium pictures"] == "pip install 'gymnasium[classic-control]'"
-    assert mends["H.264 films"].startswith("pip install --force-reinstall --no-deps --only-binary=av av; ")
+    remedies = {finding.subject: finding.remedy for finding in report.findings if finding.level == "warning"}
+    assert remedies["tensorboard"] == "pip install 'dreamer_torchrl[tensorboard]' if you need it"
+    assert remedies["Box2D"] == "pip install 'gymnasium[box2d]'"
+    assert remedies["gymnasium pictures"] == "pip install 'gymnasium[classic-control]'"
+    assert remedies["H.264 videos"].startswith("pip install --force-reinstall --no-deps --only-binary=av av; ")
     assert report.exit_code == 0
 
 
 def test_an_av_without_the_encoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video, "ENCODER", "no_such_encoder")
     monkeypatch.setattr(doctor, "_mujoco_draws", str)
-    (finding,) = (finding for finding in machine().findings if finding.subject == "H.264 films")
+    (finding,) = (finding for finding in machine().findings if finding.subject == "H.264 videos")
     assert (finding.level, finding.text) == ("warning", f"none (av {metadata.version('av')} has no no_such_encoder)")
 
 
@@ -73,7 +79,51 @@ def test_a_broken_environment() -> None:
     assert levels(report)["numbers"] == "problem"
     assert levels(report)["same seed"] == "warning"
     assert report.exit_code == 1
-    assert all(finding.mend for finding in report.findings if finding.subject in ("numbers", "same seed"))
+    assert all(finding.remedy for finding in report.findings if finding.subject in ("numbers", "same seed"))
+
+
+class Camera(gymnasium.Env):
+    """Shows pictures as floats, and leaves its bounds."""
+
+    observation_space, action_space = spaces.Box(0, 1, (16, 16, 3), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros((16, 16, 3), np.float32), {}
+
+    def step(self, action: int) -> tuple[Any, ...]:
+        return np.full((16, 16, 3), 2, np.float32), 1.0, False, False, {}
+
+
+class OldStep(Camera):
+    """Of the time before gymnasium."""
+
+    def step(self, action: int) -> tuple[Any, ...]:
+        return np.zeros((16, 16, 3), np.float32), 0.0, False, {}
+
+
+class OldReset(Camera):
+    """Of the time before seeds."""
+
+    def reset(self) -> np.ndarray:
+        return np.zeros((16, 16, 3), np.float32)
+
+
+def test_pictures_of_floats_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the doctor, and once when a training starts."""
+    report = examine("custom", {"factory": "tests.test_doctor:Camera"}, steps=20)
+    assert {levels(report)[subject] for subject in ("image", "bounds", "episodes")} == {"warning"}
+    told = "Observation 'observation' [16, 16, 3] of float32 is a vector of 768 numbers here"
+    assert told in str(report) and "return so far 20" in str(report)
+    trained(tmp_path / "run", "env=custom", "env.factory=tests.test_doctor:Camera", "total_steps=4", "eval.every=0")
+    printed = capsys.readouterr().out
+    assert printed.count(told) == 1 and printed.count("Kernels in C") == 1
+
+
+@pytest.mark.parametrize(("factory", "hint"), [("OldStep", "step() is of the old"), ("OldReset", "super().reset(seed")])
+def test_the_old_gym_interface_is_recognized(factory: str, hint: str) -> None:
+    report = examine("custom", {"factory": f"tests.test_doctor:{factory}"}, steps=5)
+    assert report.exit_code == 1 and hint in str(report)
 
 
 def test_an_environment_that_cannot_be_made() -> None:

@@ -26,6 +26,7 @@ from dreamer_torchrl.training.evaluation import Cancelled, Evaluator, recorded_s
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.progress import Clock, Progress
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
+from dreamer_torchrl.training.startup import notes_at_start
 from dreamer_torchrl.training.stopwatch import Stopwatch
 from dreamer_torchrl.views.report_page import Reports
 
@@ -57,6 +58,8 @@ class Training:
         console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
         self.replay = make_replay(settings, run_dir)
         agent = make_agent(settings, self.envs).to(self.device)
+        for note in notes_at_start(settings, agent, self.device):
+            console.note(note)
         self.learner = Learner(agent, settings.learner, seed_for(seed, "learner"), settings.compile, settings.native)
         self.policy = make_policy(agent, seed_for(seed, "policy"))
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored

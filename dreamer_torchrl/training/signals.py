@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Thread, Timer, current_thread, main_thread
+from threading import Lock, Thread, Timer, current_thread, main_thread
 from types import TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,6 +54,7 @@ class StopSignals:
         self._interruptible = False
         self._handlers: dict[signal.Signals, object] = {}
         self._timer: Timer | None = None
+        self._lock = Lock()  # so that no reminder comes when its handler is gone, which would end the process
 
     def __enter__(self) -> StopSignals:
         if current_thread() is main_thread():
@@ -70,7 +71,8 @@ class StopSignals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handlers:
-            self._restore()
+            with self._lock:
+                self._restore()
             self._writer.close()  # ends the thread
         if self._timer:
             self._timer.cancel()
@@ -122,8 +124,11 @@ class StopSignals:
     def _remind(self) -> None:
         """Interrupt the main thread again and again: once, it may be where it cannot be interrupted."""
         time.sleep(INTERRUPTED_SECONDS)
-        while self._handlers:
-            signal.pthread_kill(main_thread().ident, signal.SIGALRM)
+        while True:
+            with self._lock:
+                if not self._handlers:
+                    return
+                signal.pthread_kill(main_thread().ident, signal.SIGALRM)
             time.sleep(0.5)
 
     def _interrupt(self, *_: object) -> None:

@@ -1,0 +1,43 @@
+"""What a training says once at its start: which optional backends run, and what looks like a mistake."""
+
+from __future__ import annotations
+
+import torch
+
+from dreamer_torchrl.agents import backend
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.learners.losses import can_compile
+from dreamer_torchrl.modules.spaces import Continuous, key_name
+from dreamer_torchrl.record.video import can_encode
+
+
+def notes_at_start(settings: Settings, agent: Agent, device: torch.device) -> list[str]:
+    """Lines for the console: kernels, compilation and video encoder as far as they matter to this run."""
+    notes = [backend.status(settings.native, device)] if device.type == "cpu" else []
+    if device.type == "cuda" and settings.compile is None and not can_compile(device):
+        notes.append("Networks are not compiled, updates are slower: that takes Triton, a C compiler and Python.h.")
+    if settings.eval.every and (settings.eval.video or settings.eval.dream) and not can_encode():
+        notes.append("There is no H.264 encoder: videos are GIFs. `python -m dreamer_torchrl.doctor` says what to do.")
+    return [*notes, *float_images(agent)]
+
+
+def float_images(agent: Agent) -> list[str]:
+    """A sentence about each observation that has the shape of an image and is a vector of floats to the agent.
+
+    Example:
+        >>> from torchrl.data import Composite, OneHot, Unbounded
+        >>> from dreamer_torchrl.agents.agent import build_agent
+        >>> agent = build_agent(Composite(camera=Unbounded((16, 16, 3))), OneHot(2), "nano")
+        >>> print(*float_images(agent))
+        Observation 'camera' [16, 16, 3] of float32 is a vector of 768 numbers here: for an image give uint8, 0 to 255.
+    """
+    found = []
+    for key, space in agent.spaces.items():
+        shape = space.shape
+        if isinstance(space, Continuous) and len(shape) == 3 and sorted(shape)[1] >= 8 and min(shape[0], shape[2]) <= 4:
+            found.append(
+                f"Observation {key_name(key)!r} {list(shape)} of {str(space.dtype).removeprefix('torch.')} is a vector "
+                f"of {space.size:,} numbers here: for an image give uint8, 0 to 255."
+            )
+    return found
