@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from recording import Recording, part_of, uniform_for
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -112,11 +112,11 @@ def _heads(learner: Learner, features: Tensor, step: dict[str, np.ndarray], pref
     suffix = "[first_rows]" if prefix == "img" else ""
     reward_logits, reward = agent.reward(features)
     value_logits, value = agent.value(features)
-    slow_logits, slow = learner.value_loss.slow_logits(features), learner.value_loss.predict_slow(features)
+    slow = learner.value_loss.slow_value()(TensorDict({"features": features}, features.shape[:-1]))
     for name, logits, prediction in (
         ("rew", reward_logits, reward),
         ("val", value_logits, value),
-        ("slowval", slow_logits, slow),
+        ("slowval", slow["state_value_logits"], slow["state_value"]),
     ):
         yield compare(f"{prefix} {name} logits", logits[rows], step[f"{prefix}/{name}_logits{suffix}"], FEATURE)
         yield compare(f"{prefix} {name} prediction", prediction, step[f"{prefix}/{name}_pred"], PREDICTION)

@@ -341,31 +341,3 @@ def test_init_key_erases_the_start_latent(options: dict[str, Any], remembers: bo
     ]
     assert (beliefs[0] != beliefs[1]).any(-1)[:, 0].all() == remembers
     assert beliefs[0].equal(beliefs[1]) != remembers
-
-
-@pytest.mark.parametrize("options", [{}, {"init_key": None}], ids=["default", "None"])
-def test_learner_starts_from_the_stored_latent(options: dict[str, Any]) -> None:
-    """The first trained step follows on the latent and the action that replay holds for the step before it.
-
-    With one step of context this is so even under the sampler's own marks: they fall on the context, which is dropped.
-    """
-    agent = tiny_agent()
-    learner = Learner(agent, Hyperparameters(imagination_length=2))
-    batch = sampled(stream(agent), **options).exclude("index")
-    noise = learner.draw_noise(*batch.shape)
-    _, data = learner.losses(batch, noise)
-    now, before = batch[:, 1], batch[:, 0]
-    belief, _, logits = agent.rssm(
-        agent.encoder(now["observation"]),
-        before["action"].float(),
-        now["is_init"],
-        before["belief"],
-        nn.functional.one_hot(before["state"].long(), 3).float(),
-        noise["posterior"][:, 1],
-    )
-    assert_close(data["belief"][:, 0], belief)
-    assert_close(data["posterior_logits"][:, 0], logits)
-    batch["belief"][:, 0] *= -1
-    other = learner.losses(batch, noise)[1]["belief"][:, 0]
-    forgets = now["is_init"].squeeze(-1)
-    assert (other != data["belief"][:, 0]).any(-1).equal(~forgets)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch.testing import assert_close
-from torchrl.collectors import Collector
-from torchrl.data import Composite, LazyTensorStorage, ReplayBuffer, SliceSampler, Unbounded
+from torchrl.data import Composite, Unbounded
 from torchrl.envs import ActionScaling, Compose, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.model_based import DreamerEnv
 from torchrl.envs.utils import ExplorationType, set_exploration_type
@@ -265,111 +262,3 @@ def test_torchrls_model_loss_trains_our_modules(name: str) -> None:
 
 
 # Our losses in a plain TorchRL loop
-
-
-def steps_of(pairs: TensorDictBase) -> TensorDictBase:
-    """TorchRL's root/next pairs ``[T]`` of one environment to steps: what was seen on arrival, what was done then.
-
-    An episode of n pairs has n + 1 steps; nothing is done at the last one.
-    """
-    no = torch.zeros(1, dtype=torch.bool)
-    steps, arrival = [], {}
-    for pair in pairs.unbind(0):
-        if pair["is_init"]:
-            arrival = {"reward": torch.zeros(1), "terminated": no, "done": no}
-        steps.append(pair.select("observation", "action", "is_init", *LATENTS).update(arrival))
-        arrival = pair["next"].select("reward", "terminated", "done").to_dict()
-        if arrival["done"]:
-            steps.append(
-                steps[-1].clone().update({**arrival, "observation": pair["next", "observation"], "is_init": no})
-            )
-    return torch.stack(steps)
-
-
-def replay_of(collected: TensorDictBase, slice_length: int) -> ReplayBuffer:
-    """Pairs ``[environment, time]`` to a replay buffer of steps, which `ReplayBuffer` stores ``[time, environment]``.
-
-    Its slices may cross episodes, since the RSSM forgets at ``is_init``: ``cut`` is never true. Named None, or else
-    the sampler would mark each slice's start as ``is_init`` and so erase the stored context.
-    """
-    rows = [steps_of(row) for row in collected.unbind(0)]
-    steps = torch.stack([row[: min(map(len, rows))] for row in rows])
-    steps["state"] = steps["state"].argmax(-1).to(torch.uint8)
-    steps["cut"] = torch.zeros_like(steps["done"])
-    sampler = SliceSampler(slice_len=slice_length, end_key="cut", init_key=None, truncated_key=None)
-    buffer = ReplayBuffer(storage=LazyTensorStorage(1000, ndim=2), sampler=sampler, batch_size=4 * slice_length)
-    buffer.extend(steps)
-    return buffer
-
-
-def batches(buffer: ReplayBuffer, count: int, slice_length: int) -> Iterable[TensorDictBase]:
-    for _ in range(count):
-        yield buffer.sample().reshape(-1, slice_length)
-
-
-def collect(env: TransformedEnv, agent: Agent, frames: int) -> TensorDictBase:
-    collector = Collector(env, agent.policy, frames_per_batch=frames, total_frames=frames)
-    collector.set_seed(0)
-    (collected,) = [batch.clone() for batch in collector]
-    collector.shutdown()
-    return collected
-
-
-def test_steps_hold_each_observation_of_an_episode() -> None:
-    env = environment("CartPole-v1", 1)
-    pairs = collect(env, agent_for(env), 60)[0]
-    steps = steps_of(pairs)
-    assert len(steps) == len(pairs) + pairs["next", "done"].sum()
-    assert steps["is_init"].sum() == pairs["is_init"].sum()
-    after_end = steps["done"].roll(1, 0)
-    after_end[0] = True
-    assert (steps["is_init"] == after_end).all()
-    assert (steps["reward"] == (~steps["is_init"]).float()).all()  # CartPole pays 1 for each arrival
-    ends = steps[steps["done"].squeeze(-1)]
-    assert (ends["observation"] == pairs[pairs["next", "done"].squeeze(-1)]["next", "observation"]).all()
-
-
-def test_slices_keep_the_stored_context() -> None:
-    """The sampler's defaults would mark slice starts as ``is_init`` and ends as truncated."""
-    env = environment("CartPole-v1", 2)
-    collected = collect(env, agent_for(env), 120)
-    buffer = replay_of(collected, slice_length=8)
-    share = steps_of(collected[0])["is_init"].float().mean()
-    sampled = torch.cat(list(batches(buffer, 50, 8)))
-    assert {"next"}.isdisjoint(sampled.keys())
-    assert sampled["is_init"][:, 0].float().mean() < 3 * share + 0.05
-    inner = sampled["done"][:, :-1] == sampled["is_init"][:, 1:]
-    assert inner.all()  # neighbours in time, across episodes too
-    assert sampled["done"][:, :-1].any()
-
-
-@pytest.mark.parametrize("context", [0, 1])
-@every_task
-def test_our_losses_in_a_plain_torchrl_loop(name: str, context: int) -> None:
-    """Collector, replay buffer, Adam and soft update of TorchRL and torch; no `Learner`."""
-    env = environment(name, 2)
-    agent = agent_for(env)
-    model_loss, (actor_loss, value_loss) = world_model_loss(agent, context=context), our_losses(agent)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-3)
-    slow_critic = SoftUpdate(value_loss, tau=0.02)
-    length = context + 6
-    before = {key: value.clone() for key, value in agent.state_dict().items()}
-    critic = value_loss.target_value_params.data.clone()
-
-    for batch in batches(replay_of(collect(env, agent, 120), length), 3, length):
-        losses, data = model_loss(batch if context else batch.exclude(*LATENTS))
-        assert data.shape == (4, 6)
-        for loss in (actor_loss, value_loss):
-            more, data = loss(data)
-            losses.update(more)
-        assert all(value.isfinite() for value in losses.values())
-        total(losses).backward()
-        assert reached(agent) == {name for name, _ in agent.named_children()}
-        optimizer.step()
-        optimizer.zero_grad()
-        slow_critic.step()
-
-    after = agent.state_dict()
-    assert not [key for key, value in before.items() if (value == after[key]).all()]
-    assert not (value_loss.target_value_params.data == critic).all()
-    collect(env, agent, 20)  # the policy acts on with the new weights

@@ -139,7 +139,7 @@ class Player:
                 f"The state is of {len(state.belief)} environments and the observation of {count}: "
                 "give the state that act returned for these environments, or None to start."
             )
-        return state
+        return Latents(*[value.to(self.device) for value in state])
 
 
 class ActionForm:

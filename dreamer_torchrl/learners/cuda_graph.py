@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -24,33 +24,6 @@ class Outcome(NamedTuple):
     metrics: TensorDict
     latents: TensorDict
     gradient_norms: Tensor
-
-
-class Steppable(Protocol):
-    """What can be captured, such as a `Learner`: all that an update changes is in its state, and changes in place."""
-
-    generator: torch.Generator
-    optimizer: torch.optim.Optimizer
-
-    def step(self, batch: TensorDictBase) -> Outcome:
-        """Update from a batch on the device. No value may be read back, nothing copied from the host."""
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, the noise included."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Copy a state into the same tensors."""
-
-
-class Event(Protocol):
-    """A point in the work of a device that the host can wait for."""
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
 
 
 class CudaGraphs:
@@ -87,7 +60,7 @@ class CudaGraphs:
         """Memory of the host from which the GPU copies while the host goes on."""
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
-    def event(self) -> Event:
+    def event(self) -> torch.cuda.Event:
         """An event that the current stream can record."""
         return torch.cuda.Event()
 
@@ -127,12 +100,14 @@ class CapturedUpdate:
     in the graph's own memory only while it runs, since `step` forgets them at its end.
 
     Args:
-        learner: what learns. Capturing changes nothing of its state.
+        learner: a `Learner`, or what has its ``step``, ``zero_grad``, ``state_dict``, ``generator`` and ``optimizer``.
+            A step may read no value back, copy nothing from the host, and change its state in place. Capturing changes
+            nothing of the state.
         batch: an example, with values that an update can digest.
         graphs: how to capture.
     """
 
-    def __init__(self, learner: Steppable, batch: TensorDictBase, graphs: CudaGraphs):
+    def __init__(self, learner: Any, batch: TensorDictBase, graphs: CudaGraphs):
         self.form = self._form(learner, batch)  # the learner is not kept: it keeps this
         self.batch = StaticBatch(batch, learner.generator.device, graphs)
         self.names: list[str] = []
@@ -143,7 +118,7 @@ class CapturedUpdate:
             learner.load_state_dict(before)
             learner.zero_grad()  # a step that failed left some
 
-    def fits(self, learner: Steppable, batch: TensorDictBase) -> bool:
+    def fits(self, learner: Any, batch: TensorDictBase) -> bool:
         """Whether a batch has the form, and the learner's optimizer the options, of the capture."""
         return self._form(learner, batch) == self.form
 
@@ -154,14 +129,14 @@ class CapturedUpdate:
         numbers, latents, norms = (output.clone() for output in self.outputs)  # the next replay overwrites its own
         return Outcome(TensorDict(dict(zip(self.names, numbers.unbind(), strict=True))), latents, norms)
 
-    def _step(self, learner: Steppable) -> tuple[Tensor, TensorDict, Tensor]:
+    def _step(self, learner: Any) -> tuple[Tensor, TensorDict, Tensor]:
         """The body of the graph; metrics leave it as one tensor ``[M]``, for one copy instead of many."""
         metrics, latents, norms = learner.step(self.batch.steps)
         self.names = list(metrics.keys())
         return torch.stack(list(metrics.values())), latents, norms
 
     @staticmethod
-    def _form(learner: Steppable, batch: TensorDictBase) -> tuple[Any, ...]:
+    def _form(learner: Any, batch: TensorDictBase) -> tuple[Any, ...]:
         entries = {key: (value.shape, value.dtype, value.device.type) for key, value in batch.items(True, True)}
         fixed = [
             {name: value for name, value in group.items() if not (name == "params" or isinstance(value, Tensor))}

@@ -1,4 +1,4 @@
-"""A batch of recorded steps: what it must hold, and where its context ends."""
+"""A batch of recorded steps: checks, and the split into context and trained steps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_keys(data: TensorDictBase, needed: Iterable[NestedKey], reader: str) -
 
 
 FLAG = Discrete((2,), (1,), torch.bool)
-"""The space of an entry that says yes or no."""
+"""The space of a boolean entry."""
 
 
 def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> None:
@@ -55,36 +55,36 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
         if shape != space.shape:
             raise ValueError(
                 f"{key_name(key)!r} has shape {list(shape)} per step, but the agent was built for "
-                f"{list(space.shape)}: build the agent from this environment's spec, or mend the data."
+                f"{list(space.shape)}: build the agent from this environment's spec, or convert the data."
             )
         if space is FLAG and value.dtype is not torch.bool:  # "not" of a byte is another byte
-            raise ValueError(f"{key_name(key)!r} has dtype {value.dtype}, but says yes or no: turn it into a bool.")
+            raise ValueError(f"{key_name(key)!r} has dtype {value.dtype}, but is a flag: convert it to bool.")
         if value.device.type != "cpu":
             continue
         if value.is_floating_point():
-            wrong, words = ~value.isfinite(), "not finite"
+            wrong, fault = ~value.isfinite(), "not finite"
         elif isinstance(space, Discrete) and not space.one_hot and space is not FLAG:
             classes = torch.tensor(space.classes).reshape(space.shape)
             wrong = (value.long() < space.low) | (value.long() >= space.low + classes)
-            words = f"outside its classes, of which it has {max(space.classes)},"
+            fault = f"outside its classes, of which it has {max(space.classes)},"
         else:
             continue
         if wrong.any():
             row, step = wrong.flatten(2).any(-1).nonzero()[0].tolist()
             raise ValueError(
-                f"{key_name(key)!r} is {words} at row {row}, step {step} of the batch: "
-                "find what gave it, one such value would spoil all weights."
+                f"{key_name(key)!r} is {fault} at row {row}, step {step} of the batch: "
+                "find where it comes from, one such value would spoil all weights."
             )
 
 
 def split_context(
     batch: TensorDictBase, context: int, action_space: ActionSpace, belief: NestedKey, state: NestedKey
 ) -> TensorDictBase:
-    """Drop the context and note what was known and done one step before each step that is left.
+    """Drop the context, and give each remaining step the latents and the action of the step before.
 
     Args:
         batch: steps ``[B, context + T]``.
-        context: how many leading steps only lend their latents; with 0 the first step starts from nothing.
+        context: how many leading steps only give their latents; with 0 the first step starts from zeros.
         action_space: flattens the action.
         belief, state: keys of the stored latents, unused if ``context`` is 0.
 

@@ -170,30 +170,22 @@ class ValueLoss(StepLoss):
         """The target critic's value: ``[..., F]`` to ``[..., 1]``."""
         return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value)
 
-    @torch.no_grad()
-    def slow_logits(self, features: Tensor) -> Tensor:
-        """The target critic's distribution: ``[..., F]`` to ``[..., bins]``."""
-        return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value_logits)
-
 
 class SlowValue(TensorDictModuleBase):
     """The target critic of a `ValueLoss` as a module."""
 
     def __init__(self, value_loss: ValueLoss):
         super().__init__()
-        self.__dict__["value_loss"] = value_loss  # its parameters stay the loss's
+        self.value_loss = (value_loss,)  # in a tuple, its parameters stay the loss's
+        keys = value_loss.tensor_keys
+        self.in_keys, self.out_keys = [keys.features], [keys.state_value_logits, keys.state_value]
 
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        return [self.value_loss.tensor_keys.features]
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        return [self.value_loss.tensor_keys.state_value]
-
+    @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write the target critic's value next to the features."""
-        return tensordict.set(self.out_keys[0], self.value_loss.predict_slow(tensordict.get(self.in_keys[0])))
+        """Write logits and value of the target critic next to the features."""
+        (loss,) = self.value_loss
+        found = loss._predict(loss.target_value_params, tensordict.get(self.in_keys[0]))
+        return tensordict.update(found.select(*self.out_keys))
 
 
 def replay_return(

@@ -20,11 +20,11 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.agents.agent import Agent, Size
 from dreamer_torchrl.agents.exporting import Difference, compare, describe, export_policy
-from dreamer_torchrl.agents.player import Player, as_indices
+from dreamer_torchrl.agents.player import as_indices
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.spaces import key_name
-from tests.agents.acting_examples import agent_for, environment, leaves, recorded, stream
+from tests.agents.acting_examples import agent_for, recorded, stream
 
 MODES = {False: ExplorationType.DETERMINISTIC, True: ExplorationType.RANDOM}
 NANO = Size.named("nano")
@@ -103,37 +103,6 @@ def test_does_what_the_agent_does(folder: Path, name: str, sample: bool) -> None
             else:
                 parts = expected.split(list(space.classes), -1)
                 assert found.equal(torch.stack([part.argmax(-1) for part in parts], -1))
-
-
-def test_does_what_a_player_does_in_the_environment(folder: Path) -> None:
-    name = "crane"
-    agent, path = exported(folder, name, False)
-    policy, description = loaded(path)
-    env = environment(name)
-    player, state = Player(agent, bounds=stream(name).bounds), None
-    observation = env.reset(seed=0)[0]
-    latents = [torch.zeros(1, *agent.latent_spec[key].shape) for key in LATENTS]
-    for moment in range(5):
-        action, state = player.act(observation, state)
-        flat = leaves(observation)  # both sorted by name
-        names = sorted(description["inputs"]["observations"])
-        dtypes = [getattr(torch, description["inputs"]["observations"][key]["dtype"]) for key in names]
-        seen = {key: torch.as_tensor(x).to(d)[None] for key, x, d in zip(names, flat, dtypes, strict=True)}
-        actions, *latents = policy(seen, torch.tensor([[moment == 0]]), *latents)
-        for key, expected in zip(sorted(actions), leaves(action), strict=True):
-            assert_close(actions[key][0], torch.as_tensor(expected))
-        observation = env.step(action)[0]
-
-
-def test_the_start_of_an_episode_forgets_whatever_is_given(folder: Path) -> None:
-    agent, path = exported(folder, "CartPole-v1", False)
-    policy, _ = loaded(path)
-    seen, start = {"observation": torch.ones(2, 4)}, torch.tensor([[True], [False]])
-    latents = [torch.rand(2, *agent.latent_spec[key].shape) for key in LATENTS]
-    used, anew = policy(seen, start, *latents), policy(seen, start, *[torch.zeros_like(value) for value in latents])
-    for ours, theirs in zip(used[1:], anew[1:], strict=True):
-        assert ours[0].equal(theirs[0])
-    assert not used[1][1].equal(anew[1][1])
 
 
 def test_bfloat16_agents_can_be_exported(tmp_path: Path) -> None:
@@ -230,13 +199,6 @@ def test_the_description_tells_classes_and_bounds() -> None:
     assert draw == [["normal", 2], ["uniform", 1], ["uniform", 2], ["uniform", 1], ["uniform", 1]]
     unscaled = describe(agent_for("Pendulum-v1"))["outputs"]["actions"]["action"]
     assert (unscaled["low"], unscaled["high"]) == (-1.0, 1.0)
-
-
-def test_the_file_holds_what_acting_needs_and_no_more(folder: Path) -> None:
-    _, path = exported(folder, "CartPole-v1", False)
-    names = {name.removeprefix("policy.") for name in loaded(path)[0].state_dict()}
-    assert {name.split(".")[0] for name in names} == {"encoder", "rssm", "actor"}
-    assert not [name for name in names if "prior" in name]
 
 
 # The comparison

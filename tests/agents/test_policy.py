@@ -15,7 +15,6 @@ from torchrl.envs import (
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import Agent, Learner, build_agent
-from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.rssm import features_of
 from tests.agents.policy_examples import (
@@ -54,7 +53,7 @@ def assert_aligned(agent: Agent, steps: TensorDictBase, first: int = 0, modes: b
 
 @every_exploration
 @with_and_without_primer
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
+@pytest.mark.parametrize("name", ["Pendulum-v1", "Crane"])
 def test_rollout_keeps_latents_with_their_observation(name: str, primed: bool, exploration: ExplorationType) -> None:
     agent = agent_for(environment(name))
     env = environment(name, agent if primed else None)
@@ -65,22 +64,18 @@ def test_rollout_keeps_latents_with_their_observation(name: str, primed: bool, e
     assert_aligned(agent, steps, modes=exploration is DETERMINISTIC)
 
 
-@every_exploration
 @with_and_without_primer
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
-def test_collector_over_three_environments_keeps_latents_with_their_observation(
-    name: str, primed: bool, exploration: ExplorationType
-) -> None:
+def test_collector_over_three_environments_keeps_latents_with_their_observation(primed: bool) -> None:
     """Over several batches: latents go on where the last batch ended, and each environment resets alone."""
-    agent = agent_for(environment(name))
-    env = environment(name, agent if primed else None, count=3)
-    collector = Collector(env, agent.policy, frames_per_batch=45, total_frames=135, exploration_type=exploration)
+    agent = agent_for(environment("Crane"))
+    env = environment("Crane", agent if primed else None, count=3)
+    collector = Collector(env, agent.policy, frames_per_batch=24, total_frames=72, exploration_type=DETERMINISTIC)
     collector.set_seed(0)
     steps = torch.cat([batch.clone() for batch in collector], 1)
     collector.shutdown()
-    assert steps.shape == (3, 45)
-    assert steps["is_init"].sum() > 3 or name == "Pendulum-v1"
-    assert_aligned(agent, steps, modes=exploration is DETERMINISTIC)
+    assert steps.shape == (3, 24)
+    assert steps["is_init"].sum() > 3
+    assert_aligned(agent, steps, modes=True)
 
 
 def test_two_workers_collect_aligned_latents_and_receive_new_weights() -> None:
@@ -106,8 +101,7 @@ def test_two_workers_collect_aligned_latents_and_receive_new_weights() -> None:
     assert_aligned(agent, steps, first=20, modes=True)
 
 
-@pytest.mark.parametrize("count", [None, 3])
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize(("name", "count"), [("CartPole-v1", None), ("Pendulum-v1", 3)])
 def test_primer_gives_an_environment_with_correct_specs(name: str, count: int | None) -> None:
     agent = agent_for(environment(name))
     env = environment(name, agent, count)
@@ -138,14 +132,6 @@ def test_is_init_forgets_exactly(exploration: ExplorationType) -> None:
     for key in ("belief", "state", "action"):
         assert (used[key][same] == fresh[key][same]).all()
     assert (used["belief"][2] != fresh["belief"][2]).any()
-
-
-def test_missing_latents_are_zeros() -> None:
-    agent = agent_for(environment())
-    bare, given = seen(agent, 4), seen(agent, 4)
-    bare["is_init"][:] = given["is_init"][:] = False
-    given.update({key: spec.zero((4,)) for key, spec in agent.latent_spec.items()})
-    assert (agent.policy(bare) == agent.policy(given)).all()
 
 
 def test_state_may_come_as_class_indices() -> None:
@@ -193,35 +179,6 @@ def test_random_exploration_draws_states_and_actions_from_their_distributions(na
         assert_close(many["previous_action"].mean(0), policy.mean.mean(0), atol=0.06, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
-def test_the_same_seed_gives_the_same_actions(name: str) -> None:
-    agent = agent_for(environment(name))
-
-    def act(seed: int) -> TensorDictBase:
-        torch.manual_seed(seed)
-        return agent.policy(seen(agent, 16))
-
-    with set_exploration_type(RANDOM):
-        first, same, other = act(0), act(0), act(1)
-    assert (first == same).all()
-    assert not (first == other).all()
-
-
-def test_a_generator_of_ones_own_leaves_torchs_alone() -> None:
-    agent = agent_for(environment())
-
-    def act(seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
-        return Policy(agent.encoder, agent.rssm, agent.actor, generator)(seen(agent, 64))["action"]
-
-    before = torch.get_rng_state()
-    with set_exploration_type(RANDOM):
-        first, same, other = act(0), act(0), act(1)
-    assert (first == same).all()
-    assert (first != other).any()
-    assert (torch.get_rng_state() == before).all()
-
-
 # With the agent
 
 
@@ -235,17 +192,6 @@ def test_policy_shares_the_agents_weights() -> None:
     learner.update(batch)
     learner.update(batch)  # the first update moves nothing: warm-up
     assert (policy(seen(agent, 8))["belief"] != before).any()
-
-
-def test_policy_holds_what_acting_needs_and_no_more() -> None:
-    agent = agent_for(environment())
-    assert {name.split(".")[0] for name in agent.policy.state_dict()} == {"encoder", "rssm", "actor"}
-
-
-def test_policy_leaves_no_graph() -> None:
-    agent = agent_for(environment())
-    steps = agent.policy(seen(agent, 2))
-    assert not any(value.requires_grad for value in steps.values(True, True))
 
 
 def test_without_is_init_the_mend_is_told() -> None:

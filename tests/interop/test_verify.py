@@ -17,14 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from recording import Recording, part_of, uniform_for
+from recording import Recording
 from torch import Tensor
-from verification import Row, compare, verify
+from verification import Row, verify
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.interop.verify import main
 from dreamer_torchrl.learners.learner import Hyperparameters, Learner
-from dreamer_torchrl.modules.distributions import sample_one_hot
 from dreamer_torchrl.objectives.actor_loss import reinforce_loss
 from tests.kernels.compilers import a_compiler
 
@@ -303,71 +302,4 @@ def test_a_recording_that_lacks_something_is_no_traceback(folder: Path, capsys: 
 # What other recordings may hold
 
 
-def test_the_agent_has_the_recorded_share_of_the_uniform_distribution() -> None:
-    recording = Recording(GOLDEN, "proprio_cont")
-    assert recording.agent().rssm.unimix == 0.01
-    recording.config["agent"]["dyn"]["rssm"]["unimix"] = 0.05
-    assert recording.agent().rssm.unimix == 0.05
-
-
-def test_classes_of_an_observation_follow_from_its_logits() -> None:
-    recording = Recording(GOLDEN, "proprio_cont")
-    recording.config["obs"] |= {"item": ["int32", []], "slots": ["uint8", [3, 2]]}
-    with pytest.raises(ValueError, match="'item' of dtype int32"):
-        recording.agent()
-    shapes = {"dec/vec/item/logits/bias": [7], "dec/vec/slots/logits/bias": [24]}
-    recording.config["param_shapes"] |= shapes
-    spaces = recording.agent().spaces
-    assert spaces["item"].classes == (7,) and spaces["item"].shape == ()
-    assert spaces["slots"].classes == (4,) * 6 and spaces["slots"].shape == (3, 2)
-
-
-def test_actions_of_several_keys_are_drawn_again() -> None:
-    recording = Recording(GOLDEN, "proprio_cont")
-    recording.config["act"] = {
-        "steer": {"dtype": "float32", "shape": [2], "discrete": False, "classes": None},
-        "gear": {"dtype": "int32", "shape": [], "discrete": True, "classes": 3},
-        "buttons": {"dtype": "int32", "shape": [2, 2], "discrete": True, "classes": [[4, 4], [4, 4]]},
-    }
-    agent = recording.agent()
-    assert list(agent.action_space.spaces) == recording.action_keys == ["buttons", "gear", "steer"]
-    policy = agent.actor.distribution(3 * torch.randn(5, 6, agent.action_space.parameter_size))
-    drawn = policy.sample()
-    tensors = {f"img/act/{key}": value for key, value in agent.action_space.restore(drawn).items()}
-    buttons, gear, steer = policy.parts
-    tensors["img/pol/buttons/logits"] = buttons.logits.unflatten(-2, (2, 2))
-    tensors["img/pol/gear/logits"] = gear.logits.squeeze(-2)
-    tensors["img/pol/steer/mean"], tensors["img/pol/steer/stddev"] = steer.mean, steer.stddev
-    noise = recording.action_noise(agent, tensors, "img/act", "img/pol")
-    assert noise.shape == (5, 6, agent.action_space.noise_size)
-    torch.testing.assert_close(policy.sample(noise), drawn)
-    # One key may be written without its name.
-    tensors = {"out/act": torch.arange(3), "pol/gear/logits": torch.randn(3, 3)}
-    assert part_of(tensors, "out/act", "gear") is tensors["out/act"]
-    assert part_of(tensors, "pol", "gear", "/logits") is tensors["pol/gear/logits"]
-    assert part_of(tensors, "pol", "gear", "/mean") is None
-
-
 # Its tools
-
-
-def test_the_relative_error_is_relative_to_the_largest() -> None:
-    row = compare("it", torch.tensor([100.0, 0.001]), np.array([100.5, 0.0]), 0.01)
-    assert (row.absolute, row.relative, row.ok) == (0.5, 0.5 / 100.5, True)
-    assert not compare("it", torch.tensor([100.0]), np.array([102.0]), 0.01).ok
-    assert compare("it", torch.zeros(2), np.zeros(2), 0.01).ok
-    assert not compare("it", torch.tensor([0.02, 0.0]), np.zeros(2), 0.01).ok
-    assert not Row("it", np.nan, np.nan, 0.01).ok
-    # What may cancel is not held to what is left of it.
-    assert not compare("it", torch.tensor([0.001]), np.array([0.002]), 0.01).ok
-    assert compare("it", torch.tensor([0.001]), np.array([0.002]), 0.01, least=0.1).ok
-    with pytest.raises(ValueError, match=r"it: \[3\] against recorded \[2\]"):
-        compare("it", torch.zeros(3), np.zeros(2), 0.01)
-
-
-def test_noise_repeats_what_was_drawn() -> None:
-    probs = torch.rand(200, 4, 6).softmax(-1)
-    drawn = torch.nn.functional.one_hot(torch.randint(6, (200, 4)), 6).float()
-    noise = uniform_for(probs, drawn)
-    assert ((noise >= 0) & (noise < 1)).all()
-    assert torch.equal(sample_one_hot(probs, noise), drawn)

@@ -195,16 +195,6 @@ def test_a_skipped_update_is_skipped_in_a_replay_too() -> None:
     assert differences(learned(learner), before) != []
 
 
-def test_outcomes_are_not_overwritten() -> None:
-    learner = learner_for()
-    first, second = batches_for(learner, 2)
-    captured = CapturedUpdate(learner, first, TapeGraphs())
-    outcome = captured(first)
-    kept = copy.deepcopy(plainly(outcome))
-    captured(second)
-    assert differences(plainly(outcome), kept) == []
-
-
 def test_the_callers_batch_and_the_staging_memory_may_be_changed_at_once() -> None:
     learner = learner_for()
     first, second = batches_for(learner, 2)
@@ -230,16 +220,6 @@ def test_a_step_moves_nothing_that_is_learned() -> None:
     learner.load_state_dict(copy.deepcopy(learner_for().state_dict()))
     assert addresses(learner) == before
     assert all(parameter.grad is None for parameter in learner.agent.parameters())
-
-
-def test_a_capture_forgets_gradients_that_were_left() -> None:
-    """They would be added to in each replay."""
-    plain, learner = learner_for(), learner_for()
-    (batch,) = batches_for(learner, 1)
-    for parameter in learner.agent.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    captured = CapturedUpdate(learner, batch, TapeGraphs())
-    assert differences(plainly(captured(batch)), plainly(plain.step(batch))) == []
 
 
 def test_a_capture_that_fails_changes_nothing() -> None:
@@ -375,21 +355,6 @@ def test_a_captured_learner_equals_an_eager_one(
         torch.testing.assert_close(metrics.to_dict(), eager.metrics.to_dict(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(latents.to_dict(), eager.latents.to_dict(), rtol=1e-4, atol=1e-5)
         assert (learner.generator.get_state() == plain.generator.get_state()).all()
-
-
-@needs_gpu
-def test_a_captured_learner_goes_on_from_a_saved_state() -> None:
-    kept, back = (learner_for(device="cuda") for _ in range(2))
-    batches = batches_for(kept, 5)
-    back.update(batches[4])
-    for batch in batches[:2]:
-        kept.update(batch)
-    back.load_state_dict(copy.deepcopy(kept.state_dict()))
-    graph = back.captured
-    for batch in batches[2:]:
-        expected, found = kept.update(batch), back.update(batch)
-        torch.testing.assert_close(found[0].to_dict(), expected[0].to_dict(), rtol=1e-4, atol=1e-5)
-    assert back.captured is graph
 
 
 @needs_gpu

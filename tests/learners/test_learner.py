@@ -21,7 +21,7 @@ from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
 from dreamer_torchrl.learners.learner import example_batch, set_generator_state, total
 from dreamer_torchrl.modules import observe
 from dreamer_torchrl.objectives.common import DreamerLoss
-from tests.learners.learner_examples import TINY, learner_for, losses_of, weights
+from tests.learners.learner_examples import TINY, learner_for, weights
 from tests.objectives.examples import tiny_learner
 
 SMALL = Size(belief=64, hidden=16, stochastic=8, classes=4, blocks=4, depth=2, units=16)
@@ -75,14 +75,6 @@ def test_every_parameter_learns() -> None:
     assert not [name for name, value in before.items() if (value == after[name]).all()]
 
 
-def test_first_update_of_a_warm_up_moves_nothing_but_the_statistics() -> None:
-    learner = learner_for(warmup=1000)
-    before = weights(learner.agent)
-    learner.update(example_batch(learner.agent, batch=2, length=4))
-    assert (weights(learner.agent) == before).all()
-    assert learner.optimizer.state_dict()["state"][0]["step"] == 1
-
-
 def test_slow_critic_follows_the_critic() -> None:
     learner = learner_for(slow_rate=0.1, learning_rate=1e-2)
     loss = learner.value_loss
@@ -109,18 +101,6 @@ def test_slow_target_puts_the_slow_critic_into_the_returns(slow_target: bool) ->
 
 
 @every_dtype
-def test_metrics_are_float32_numbers_without_a_graph(dtype: torch.dtype) -> None:
-    learner = learner_for(dtype=dtype)
-    metrics, _ = learner.update(example_batch(learner.agent, batch=2, length=4))
-    assert set(metrics.keys()) >= LOSSES | {"objective", "entropy", "return_scale", "reconstruction/observation"}
-    for name, value in metrics.items():
-        assert (name, value.shape, value.dtype, value.requires_grad) == (name, (), torch.float32, False)
-    objective = sum(metrics[name] for name in LOSSES)
-    assert_close(metrics["objective"], objective)
-    assert {name for name, _ in metrics.items() if name.startswith("loss_")} == LOSSES
-
-
-@every_dtype
 def test_latents_are_those_of_the_trained_steps(dtype: torch.dtype) -> None:
     """Float32 beliefs and class indices in bytes, as computed before the update from the stored start."""
     learner, same = learner_for(dtype=dtype), learner_for(dtype=dtype)
@@ -143,34 +123,6 @@ def test_latents_are_those_of_the_trained_steps(dtype: torch.dtype) -> None:
         )
     assert_close(latents["belief"], beliefs.float())
     assert (latents["state"] == states.argmax(-1)).all()
-
-
-@every_dtype
-def test_parameters_and_statistics_stay_float32(dtype: torch.dtype) -> None:
-    learner = learner_for(dtype=dtype)
-    learner.update(example_batch(learner.agent, batch=2, length=4))
-    state = learner.state_dict()
-    tensors = [*state["agent"].values(), *state["slow_value"].values(), *state["return_normalizer"].values()]
-    tensors += [value for slots in state["optimizer"]["state"].values() for value in slots.values()]
-    assert {tensor.dtype for tensor in tensors} == {torch.float32}
-
-
-@pytest.mark.parametrize("key", ["observation", "reward", "belief"])
-def test_float64_data_gives_float32_losses(key: str) -> None:
-    """dm_control sees in float64."""
-    batch = example_batch(learner_for().agent, batch=2, length=4)
-    losses = losses_of(batch.clone().update({key: batch[key].double()}))
-    assert {value.dtype for value in losses.values()} == {torch.float32}
-    assert_close(losses, losses_of(batch))
-
-
-def test_a_batch_is_left_as_it_was() -> None:
-    learner = learner_for()
-    batch = example_batch(learner.agent, batch=2, length=4)
-    before = batch.clone()
-    learner.update(batch)
-    assert set(batch.keys(True)) == set(before.keys(True))
-    assert (batch == before).all()
 
 
 def test_gradients_that_were_left_do_not_count() -> None:

@@ -89,13 +89,6 @@ def test_previous_action_is_the_flat_one() -> None:
     assert data["previous_action"].equal(expected)
 
 
-def test_latents_may_lie_deeper() -> None:
-    batch = numbered()
-    batch["latent", "belief"], batch["latent", "state"] = batch.pop("belief"), batch.pop("state")
-    data = split_context(batch, 1, FLOATS, ("latent", "belief"), ("latent", "state"))
-    assert first_numbers(data["previous", "belief"]) == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize("context", [0, 1])
 def test_batch_is_left_as_it_was(context: int) -> None:
     batch = numbered()
@@ -117,10 +110,6 @@ def test_wrong_batch_dimensions(shape: tuple[int, ...], context: int) -> None:
     assert f"context {context} and T of at least 2" in str(error.value)
 
 
-def test_two_steps_after_the_context_are_enough() -> None:
-    assert split(numbered(steps=3), context=1).shape == (2, 2)
-
-
 # --- Checks -----------------------------------------------------------------------------------------------------------
 
 
@@ -139,69 +128,6 @@ def test_present_keys_are_found_however_they_are_written(key: str | tuple) -> No
 
 
 SPACES = {"observation": Continuous((2,)), ("camera", "pixels"): Image(48, 48, 3), "done": FLAG}
-
-
-def steps() -> TensorDict:
-    pixels, done = torch.zeros(2, 5, 48, 48, 3, dtype=torch.uint8), torch.zeros(2, 5, 1, dtype=torch.bool)
-    return TensorDict({"observation": torch.zeros(2, 5, 2), "camera": {"pixels": pixels}, "done": done}, [2, 5])
-
-
-def test_fit_steps_pass() -> None:
-    check_steps(steps(), SPACES)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("observation", torch.zeros(2, 5, 3), "'observation' has shape [3] per step, but the agent was built for [2]"),
-        (
-            ("camera", "pixels"),
-            torch.zeros(2, 5, 64, 64, 3, dtype=torch.uint8),
-            "'camera/pixels' has shape [64, 64, 3] per step, but the agent was built for [48, 48, 3]",
-        ),
-        ("done", torch.zeros(2, 5, dtype=torch.bool), "'done' has shape [] per step, but the agent was built for [1]"),
-    ],
-    ids=["vector", "image", "flag"],
-)
-def test_wrong_shape_is_named(key: str | tuple, value: Tensor, words: str) -> None:
-    with pytest.raises(ValueError) as error:
-        check_steps(steps().set(key, value), SPACES)
-    assert words in str(error.value)
-    assert "spec" in str(error.value)
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_number_that_is_not_finite_is_located(bad: float) -> None:
-    batch = steps()
-    batch["observation"][1, 3, 0] = bad
-    with pytest.raises(ValueError, match="'observation' is not finite at row 1, step 3"):
-        check_steps(batch, SPACES)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_flag_that_is_no_bool_is_named(dtype: torch.dtype) -> None:
-    """Turned around, a byte of 1 is 254: every step would count as going on."""
-    batch = steps()
-    with pytest.raises(ValueError, match=f"'done' has dtype {dtype}, but says yes or no"):
-        check_steps(batch.set("done", batch["done"].to(dtype)), SPACES)
-
-
-@pytest.mark.parametrize("shape", [(10,), (2, 5, 1)], ids=str)
-def test_steps_of_wrong_batch_dimensions(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"must be \[B, context \+ T\]") as error:
-        check_steps(steps().reshape(shape), SPACES)
-    assert str(list(shape)) in str(error.value)
-
-
-def test_only_needed_entries_are_checked() -> None:
-    """What nobody reads may be anything."""
-    batch = steps().set("diary", torch.full((2, 5, 1), torch.nan))
-    check_steps(batch, SPACES)
-
-
-def test_missing_observation_is_named() -> None:
-    with pytest.raises(KeyError, match="The learner needs observation, but the data holds camera/pixels, done"):
-        check_steps(steps().exclude("observation"), SPACES)
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])
