@@ -18,6 +18,7 @@ from dreamer_torchrl.agents.agent import Agent, Size, build_agent
 from dreamer_torchrl.interop.official import load_into, load_official, save_official_params, size_from
 from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.rssm import features_of
 
