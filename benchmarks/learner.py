@@ -28,7 +28,7 @@ from torchrl_peer import torchrl_learner
 from workloads import CONTEXT, HORIZON, WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, Hyperparameters, Learner, build_agent
-from dreamer_torchrl.kernels import compiling as kernels
+from dreamer_torchrl.agents.backend import decide
 from dreamer_torchrl.learners.learner import example_batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,7 +45,7 @@ def our_learner(
             f"{workload.name} trains {trained:,} parameters where the official agent has {workload.parameters:,}: "
             "this is another architecture and not comparable"
         )
-    native = native and steps.device.type == "cpu" and kernels.available()
+    native = native and decide(None, steps.device)
     learner = Learner(agent, Hyperparameters.official(), seed=0, compile=compile, native=native)
     name = f"dreamer_torchrl {'compiled' if compile else 'eager'}{extra}"
     notes = ["our C kernels are used"] if native else []

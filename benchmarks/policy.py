@@ -29,8 +29,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from workloads import WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, build_agent
+from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.agents.policy import Policy
-from dreamer_torchrl.kernels.calls import decide, use_native
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.learners.learner import example_batch
 
@@ -55,7 +55,7 @@ def agent_for(workload: Workload, device: torch.device) -> Agent:
     """An agent that acts as in a run, with kernels where they are."""
     torch.manual_seed(0)
     agent = build_agent(workload.observation_spec, workload.action_spec, size=workload.size_name).to(device)
-    use_native(agent, decide(None, device))
+    attach(agent, decide(None, device))
     return agent
 
 

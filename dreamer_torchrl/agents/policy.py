@@ -7,12 +7,8 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from dreamer_torchrl.kernels.calls import fits
-from dreamer_torchrl.kernels.step import NativeStep
-from dreamer_torchrl.kernels.weights import actor_fits
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.actor import Actor
-from dreamer_torchrl.modules.distributions import OneHot
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.rssm import RSSM, features_of
 from dreamer_torchrl.modules.spaces import key_name
@@ -29,7 +25,6 @@ class Policy(TensorDictModuleBase):
     def __init__(self, encoder: Encoder, rssm: RSSM, actor: Actor, generator: torch.Generator | None = None):
         super().__init__()
         self.encoder, self.rssm, self.actor, self.generator = encoder, rssm, actor, generator
-        self._native_step = NativeStep(rssm, actor)
         self.in_keys: list[NestedKey] = [*encoder.in_keys, "is_init", *LATENTS]
         self.out_keys: list[NestedKey] = [*actor.space.keys, *LATENTS]
 
@@ -68,22 +63,17 @@ class Policy(TensorDictModuleBase):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
         explore = exploration_type() is ExplorationType.RANDOM
-        if explore and noise is None:
-            noise = torch.rand(len(belief), self.rssm.stochastic, generator=self.generator, device=belief.device)
-        native = self.rssm.native and fits(encoded) and actor_fits(self.actor)
-        native = native and self._native_step.takes(encoded, previous_action, belief, state)
-        if explore and native and not torch.is_grad_enabled():
-            if action_noise is None:
-                action_noise = self.actor.space.noise(len(belief), generator=self.generator)
-            return self._native_step(encoded, previous_action, ~is_init, belief, state, noise, action_noise)
-        belief, sampled, logits = self.rssm(encoded, previous_action, is_init, belief, state, noise)
-        state = sampled if noise is not None else OneHot(logits, self.rssm.unimix).mode.to(sampled.dtype)
+        if explore:
+            how = {"generator": self.generator, "device": belief.device}
+            noise = torch.rand(len(belief), self.rssm.stochastic, **how) if noise is None else noise
+            action_noise = self.actor.space.noise(len(belief), **how) if action_noise is None else action_noise
+        inputs = (encoded, previous_action, is_init, belief, state)
+        if noise is not None and action_noise is not None:
+            return self.rssm.act(self.actor, *inputs, noise, action_noise)
+        belief, sampled, logits = self.rssm(*inputs, noise)
+        state = self.rssm.latent.mode(logits) if noise is None else sampled
         policy = self.actor.distribution(self.actor(features_of(belief, state)))
-        if action_noise is None:
-            if not explore:
-                return belief, state, policy.mode
-            action_noise = self.actor.space.noise(len(belief), generator=self.generator, device=belief.device)
-        return belief, state, policy.sample(action_noise)
+        return belief, state, policy.mode if action_noise is None else policy.sample(action_noise)
 
     def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor:
         value = rows_of(tensordict, key)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.keys import NOT_OBSERVED, WRITTEN
-from dreamer_torchrl.modules.layers import BlockLinear, Conv, HiddenLayer, Linear, NormSilu
+from dreamer_torchrl.modules.layers import HiddenLayer, NormSilu
 from dreamer_torchrl.modules.spaces import Continuous, key_name
 
-_TO_OFFICIAL = {Linear: (1, 0), Conv: (2, 3, 1, 0), BlockLinear: (0, 1, 2)}
-"""Order of our weight's axes in the official kernel."""
+_TO_OFFICIAL = {2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
+"""Order of the axes of our weight, linear, block-linear or convolution, in the official kernel."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def links(agent: Agent) -> list[Link]:
             continue
         rows = _state_first(agent) if name == "dec/mlp/linear0" else ()
         channels = _channels(agent) if name == "dec/imgout" else ()
-        kernel = Link(f"{name}/kernel", layer.weight, _TO_OFFICIAL[type(layer)], rows or channels, 0 if rows else -1)
+        kernel = Link(
+            f"{name}/kernel", layer.weight, _TO_OFFICIAL[layer.weight.ndim], rows or channels, 0 if rows else -1
+        )
         found += [kernel, Link(f"{name}/bias", layer.bias, (0,), channels)]
     return found
 

@@ -14,10 +14,14 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from dreamer_torchrl.kernels.structures import header
+
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-pthread")
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 300
 """More than any compiler needs."""
+KEPT = 8
+"""Libraries in the cache, the newest: those of other versions, compilers and processors that share a home."""
 
 
 class NotBuilt(RuntimeError):
@@ -45,8 +49,9 @@ def library() -> ctypes.CDLL:
     sources = {
         path.name: path.read_bytes()
         for path in (resources.files(__package__) / "csrc").iterdir()
-        if _is_source(path.name)
+        if path.name.endswith((".c", ".h"))
     }
+    sources["structures.h"] = header().encode()
     compiler = find_compiler()
     try:
         return ctypes.CDLL(str(build(sources, compiler, cache_folder())))
@@ -81,7 +86,9 @@ def build(sources: dict[str, bytes], compiler: str, folder: Path) -> Path:
     name = f"kernels-{mark}-{_digest(content)}.so"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(content, folder / name)
+        path = _write(content, folder / name)
+        _prune(folder)
+        return path
     except OSError:
         own = Path(tempfile.mkdtemp(prefix="dreamer_torchrl-"))
         atexit.register(shutil.rmtree, own, ignore_errors=True)
@@ -136,6 +143,13 @@ def _write(content: bytes, target: Path) -> Path:
     return target
 
 
+def _prune(folder: Path) -> None:
+    """Remove the oldest libraries; a process that has one loaded keeps it."""
+    files = [path for path in folder.glob("kernels-*.so") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+        path.unlink(missing_ok=True)
+
+
 def _is_whole(path: Path) -> bool:
     """Whether a library still is what was written: loading what is left of one can kill the process."""
     try:
@@ -146,10 +160,6 @@ def _is_whole(path: Path) -> bool:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _is_source(name: str) -> bool:
-    return name.endswith((".c", ".h"))
 
 
 def _processor() -> str:

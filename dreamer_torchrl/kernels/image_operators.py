@@ -1,7 +1,7 @@
 """Operators that train images on a CPU: a few images at a time, so that what is large never leaves the cache.
 
 They keep little for the way back: of a stage that halves, a byte for each number that was compared.
-``torch.compile`` calls them as they are. `images.py` says what each computes.
+``torch.compile`` calls them as they are. `modules/images.py` says what each computes.
 """
 
 from __future__ import annotations
@@ -13,25 +13,67 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from dreamer_torchrl.modules.images import (
+    ImageStage,
+    PixelError,
+    PixelStage,
+    UpsampleStage,
+    by_parity,
+    halved,
+    parity_convolution,
+)
 from dreamer_torchrl.modules.layers import EPS, convolve, full_precision, rms_norm
 
 CHUNK_BYTES = 8 * 2**20  # of the largest tensor computed at a time: small enough for caches, large enough for threads
 
 
-def halved(x: Tensor) -> Tensor:
-    """`max_pool` without a gradient, far faster where nothing fuses."""
-    rows = torch.maximum(x[:, 0::2], x[:, 1::2])
-    return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+class FastImageStage(ImageStage):
+    """An `ImageStage` by an operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not trains_here(x):
+            return super().forward(x)
+        return pooled(x, *self.convolution(x.dtype), self.norm.norm.weight)[0]
+
+
+class FastUpsampleStage(UpsampleStage):
+    """An `UpsampleStage` by an operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not trains_here(x):
+            return super().forward(x)
+        return doubled(x, *parity_convolution(self.conv, x.dtype), self.norm.norm.weight)[0]
+
+
+class FastPixelStage(PixelStage):
+    """A `PixelStage` by an operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not trains_here(x):
+            return super().forward(x)
+        return doubled(x, *parity_convolution(self, x.dtype), None)[0]
+
+
+class FastPixelError(PixelError):
+    """`PixelError` by an operator."""
+
+    def forward(self, prediction: Tensor, observation: Tensor) -> Tensor:
+        if not trains_here(prediction):
+            return super().forward(prediction, observation)
+        pairs = (image.reshape(-1, *image.shape[-3:]) for image in (prediction, observation))  # [N, a, b, c] each
+        return error(*pairs).reshape(prediction.shape[:-3])
+
+
+def trains_here(x: Tensor) -> bool:
+    """Whether to call the operators, which are for training on a CPU; a file of a policy must not need them."""
+    if not x.is_cpu or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return not torch.is_autocast_enabled("cpu")
 
 
 def widened(x: Tensor) -> Tensor:
     """Repeat each pixel of ``[N, height, width, channels]`` twice along the width."""
     return F.interpolate(x.permute(0, 3, 1, 2), scale_factor=(1, 2), mode="nearest").permute(0, 2, 3, 1)
-
-
-def by_parity(x: Tensor) -> Tensor:
-    """See an image ``[N, 2 h, 2 w, C]`` as pixels of four parities ``[N, h, w, 2, 2, C]``: the same memory."""
-    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
 
 
 def chunks(x: Tensor, channels: int) -> Iterator[slice]:
@@ -78,7 +120,7 @@ class Sums:
 
 @torch.library.custom_op("dreamer_torchrl::pooled_stage", mutates_args=())
 def pooled(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`pooled_stage`; beside what comes out, the maxima and at which pixels ``[N, h, w, C]`` they are."""
+    """`ImageStage`; beside what comes out, the maxima and at which pixels ``[N, h, w, C]`` they are."""
     out, maxima, largest = _pooled_empty(x, weight, bias, scale)
     for part in chunks(x, len(weight)):
         y = convolve(x[part], weight, bias)  # [n, h, w, C]
@@ -141,32 +183,40 @@ pooled.register_autograd(_pooled_gradients, setup_context=_keep_pooled)
 
 
 @torch.library.custom_op("dreamer_torchrl::doubled_stage", mutates_args=())
-def doubled(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """`doubled_stage`, given the four kernels; beside what comes out, what they give, ``[N, h, w, 4 C]``."""
+def doubled(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`UpsampleStage`, or without a scale `PixelStage`, given the four kernels.
+
+    Beside what comes out, what the backward pass needs: of a norm what went in, ``[N, h, w, 4 C]``.
+    """
     out, parities = _doubled_empty(x, weight, bias, scale)
     for part in chunks(x, len(weight)):
-        parities[part] = convolve(x[part], weight, bias)
-        by_parity(out[part]).copy_(F.silu(rms_norm(parities[part].unflatten(-1, (2, 2, -1)), scale)))
+        y = convolve(x[part], weight, bias)
+        if scale is not None:
+            parities[part] = y
+        y = y.unflatten(-1, (2, 2, -1))
+        by_parity(out[part]).copy_(y.sigmoid_() if scale is None else F.silu(rms_norm(y, scale)))
     return out, parities
 
 
 @doubled.register_fake
-def _doubled_empty(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _doubled_empty(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     n, height, width, _ = x.shape
     out = x.new_empty(n, 2 * height, 2 * width, len(weight) // 4)
-    return out, x.new_empty(n, height, width, len(weight))
+    return out, x.new_empty(0) if scale is None else x.new_empty(n, height, width, len(weight))
 
 
 @torch.library.custom_op("dreamer_torchrl::doubled_stage_backward", mutates_args=())
 def _doubled_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, parities: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_x, *parameters = _doubled_backward_empty(grad, x, weight, scale, parities)
+    d_x, *parameters = _doubled_backward_empty(grad, x, weight, scale, kept)
     sums = Sums(*parameters)
     for part in chunks(x, len(weight)):
-        d_y, d_scale = norm_silu_backward(
-            by_parity(grad[part]).contiguous(), parities[part].unflatten(-1, (2, 2, -1)), scale
-        )
+        if scale is None:
+            d_y, d_scale = by_parity(torch.ops.aten.sigmoid_backward(grad[part], kept[part])), parameters[-1]
+        else:
+            d_out = by_parity(grad[part]).contiguous()
+            d_y, d_scale = norm_silu_backward(d_out, kept[part].unflatten(-1, (2, 2, -1)), scale)
         d_x[part], d_weight, d_bias = convolve_backward(d_y.flatten(3), x[part], weight, True)
         sums.add(d_weight, d_bias, d_scale)
     return d_x, *sums.totals
@@ -174,67 +224,26 @@ def _doubled_backward(
 
 @_doubled_backward.register_fake
 def _doubled_backward_empty(
-    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor, parities: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, scale: Tensor | None, kept: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight)), torch.empty_like(scale)
+    d_scale = weight.new_zeros(0) if scale is None else torch.empty_like(scale)
+    return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight)), d_scale
 
 
 def _keep_doubled(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _, scale = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, scale, output[1])
+    ctx.save_for_backward(x, weight, scale, output[scale is not None])
 
 
 def _doubled_gradients(ctx: FunctionCtx, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 4
-    return _doubled_backward(grad, *ctx.saved_tensors)
+    *gradients, d_scale = _doubled_backward(grad, *ctx.saved_tensors)
+    return *gradients, d_scale if ctx.needs_input_grad[3] else None
 
 
 doubled.register_autograd(_doubled_gradients, setup_context=_keep_doubled)
-
-
-@torch.library.custom_op("dreamer_torchrl::doubled_pixels", mutates_args=())
-def pixels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`doubled_pixels`, given the four kernels."""
-    out = _pixels_empty(x, weight, bias)
-    for part in chunks(x, len(weight)):
-        by_parity(out[part]).copy_(convolve(x[part], weight, bias).sigmoid_().unflatten(-1, (2, 2, -1)))
-    return out
-
-
-@pixels.register_fake
-def _pixels_empty(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    n, height, width, _ = x.shape
-    return x.new_empty(n, 2 * height, 2 * width, len(weight) // 4)
-
-
-@torch.library.custom_op("dreamer_torchrl::doubled_pixels_backward", mutates_args=())
-def _pixels_backward(grad: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    d_x, *parameters = _pixels_backward_empty(grad, x, weight, out)
-    sums = Sums(*parameters)
-    for part in chunks(x, len(weight)):
-        d_y = by_parity(torch.ops.aten.sigmoid_backward(grad[part], out[part])).flatten(3)
-        d_x[part], d_weight, d_bias = convolve_backward(d_y, x[part], weight, True)
-        sums.add(d_weight, d_bias)
-    return d_x, *sums.totals
-
-
-@_pixels_backward.register_fake
-def _pixels_backward_empty(grad: Tensor, x: Tensor, weight: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(len(weight))
-
-
-def _keep_pixels(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-    x, weight, _ = inputs
-    ctx.save_for_backward(x, weight, output)
-
-
-def _pixels_gradients(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
-    return _pixels_backward(grad, *ctx.saved_tensors)
-
-
-pixels.register_autograd(_pixels_gradients, setup_context=_keep_pixels)
 
 
 @torch.library.custom_op("dreamer_torchrl::pixel_error", mutates_args=())

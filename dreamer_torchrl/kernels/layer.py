@@ -9,19 +9,54 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dreamer_torchrl.kernels.calls import call
+from dreamer_torchrl.kernels.calls import call, fits
 from dreamer_torchrl.kernels.rowwise import norm_silu_backward
-from dreamer_torchrl.kernels.structures import Layer, LayerArguments, PerceptronArguments, Source, fill
+from dreamer_torchrl.kernels.structures import MOST_LAYERS, LayerArguments, LayerWeights, PerceptronArguments, fill
+from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear
 
 
-class Linear(torch.autograd.Function):
+class NativeLinear(Linear):
+    """`Linear` by a kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weight, self.bias
+        return LinearFunction.apply(x, *weights) if fits(x, *weights, width=self.in_features) else super().forward(x)
+
+
+class NativeHiddenLayer(HiddenLayer):
+    """`HiddenLayer` by a kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = weights_of(self)
+        if fits(x, *weights, width=self.linear.in_features):
+            return HiddenLayerFunction.apply(x, *weights)
+        return super().forward(x)
+
+
+class NativeMLP(MLP):
+    """`MLP`, which a kernel runs in one call where there are no gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and 0 < len(self) <= MOST_LAYERS:
+            weights = [weights_of(layer) for layer in self]
+            if fits(x, *(tensor for layer in weights for tensor in layer), width=self[0].linear.in_features):
+                return vars(self).setdefault("_at_once", HiddenLayers())(x, weights)
+        return super().forward(x)
+
+
+def weights_of(layer: HiddenLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, bias and scale."""
+    return layer.linear.weight, layer.linear.bias, layer.after.norm.weight
+
+
+class LinearFunction(torch.autograd.Function):
     """``x W' + b`` of ``[..., in]``, ``[out, in]`` and ``[out]``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], len(weight))
-        _call(x, Layer(Source.of(weight.t()), bias.data_ptr()), {"before": y})
+        _call(x, LayerWeights.of(weight, bias, None, x.dtype), {"before": y})
         ctx.save_for_backward(x, weight)
         return y
 
@@ -31,7 +66,7 @@ class Linear(torch.autograd.Function):
         return _linear_backward(ctx, d_y, *ctx.saved_tensors)
 
 
-class HiddenLayer(torch.autograd.Function):
+class HiddenLayerFunction(torch.autograd.Function):
     """``silu(norm(x W' + b) * scale)``."""
 
     @staticmethod
@@ -39,8 +74,7 @@ class HiddenLayer(torch.autograd.Function):
         x = x.contiguous()
         before = x.new_empty(*x.shape[:-1], len(weight))
         after = torch.empty_like(before)
-        layer = Layer(Source.of(weight.t()), bias.data_ptr(), scale.data_ptr())
-        _call(x, layer, {"before": before, "after": after})
+        _call(x, LayerWeights.of(weight, bias, scale, x.dtype), {"before": before, "after": after})
         ctx.save_for_backward(x, weight, before, scale)
         return after
 
@@ -68,13 +102,13 @@ class HiddenLayers:
         known, collected = self._collected
         if addresses != known:
             collected = PerceptronArguments(layers=len(weights))
-            for index, (weight, bias, scale) in enumerate(weights):
-                collected.layer[index] = Layer(Source.of(weight.t()), bias.data_ptr(), scale.data_ptr())
+            for index, layer in enumerate(weights):
+                collected.layer[index] = LayerWeights.of(*layer, x.dtype)
             self._collected = addresses, collected
         arguments = PerceptronArguments.from_buffer_copy(collected)  # another thread may be in a call of its own
         y = x.new_empty(*x.shape[:-1], len(weights[-1][1]))
         arguments.rows, arguments.threads = x.numel() // x.shape[-1], torch.get_num_threads()
-        arguments.x, arguments.y = x.data_ptr(), y.data_ptr()
+        fill(arguments, x.dtype, {"x": x, "y": y})
         call("perceptron_rows", x.dtype, arguments)
         return y
 
@@ -83,10 +117,10 @@ class HiddenLayers:
         return HiddenLayers, ()
 
 
-def _call(x: Tensor, layer: Layer, outputs: dict[str, Tensor]) -> None:
+def _call(x: Tensor, layer: LayerWeights, outputs: dict[str, Tensor]) -> None:
     rows = x.numel() // x.shape[-1]
     arguments = LayerArguments(rows=rows, threads=torch.get_num_threads(), layer=layer)
-    fill(arguments, {"x": x, **outputs})
+    fill(arguments, x.dtype, {"x": x, **outputs})
     call("layer_rows", x.dtype, arguments)
 
 

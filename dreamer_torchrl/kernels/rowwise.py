@@ -8,14 +8,42 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dreamer_torchrl.kernels.calls import call
+from dreamer_torchrl.kernels.calls import call, fits
 from dreamer_torchrl.kernels.structures import REAL, NormArguments, TwoHotArguments, fill
+from dreamer_torchrl.modules.heads import TwoHotCrossEntropy, TwoHotHead
+from dreamer_torchrl.modules.layers import NormSilu, full_precision
 
 TILE = 256
 """Rows whose gradient of the scale is summed up in one place."""
 
 
-class NormSilu(torch.autograd.Function):
+class NativeNormSilu(NormSilu):
+    """`NormSilu` by a kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.norm.weight
+        return NormSiluFunction.apply(x, scale) if fits(x, scale, width=self.size) else super().forward(x)
+
+
+class NativeTwoHotHead(TwoHotHead):
+    """A `TwoHotHead` that predicts by a kernel."""
+
+    def mean(self, logits: Tensor) -> Tensor:
+        return TwoHotMean.apply(logits, self.bins) if fits(logits) else super().mean(logits)
+
+
+class NativeTwoHotCrossEntropy(TwoHotCrossEntropy):
+    """`TwoHotCrossEntropy` by a kernel."""
+
+    def forward(self, logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
+        logits, batch = full_precision(logits), logits.shape[:-1]
+        if not fits(logits) or not batch or targets.shape[:-1] != batch:
+            return super().forward(logits, bins, targets, weights)
+        flat = logits.flatten(0, -2), bins, targets.detach().flatten(0, -2)
+        return TwoHotLoss.apply(*flat, weights).unflatten(0, batch)
+
+
+class NormSiluFunction(torch.autograd.Function):
     """``silu(norm(x) * scale)`` of ``[..., D]`` and ``[D]``."""
 
     @staticmethod
@@ -23,7 +51,7 @@ class NormSilu(torch.autograd.Function):
         x, scale = x.contiguous(), scale.contiguous()
         y = torch.empty_like(x)
         arguments = _norm_arguments(x, scale)
-        fill(arguments, {"y": y})
+        fill(arguments, x.dtype, {"y": y})
         call("norm_silu_rows", x.dtype, arguments)
         ctx.save_for_backward(x, scale)
         return y
@@ -36,9 +64,9 @@ class NormSilu(torch.autograd.Function):
 
 def norm_silu_backward(d_y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and scale from that of what comes out."""
-    arguments, d_x = _norm_arguments(x, scale), torch.empty_like(x)
+    arguments, d_x, d_y = _norm_arguments(x, scale), torch.empty_like(x), d_y.contiguous()
     d_scales = x.new_zeros(-(-arguments.rows // TILE), arguments.width)
-    fill(arguments, {"d_y": d_y.contiguous(), "d_x": d_x, "d_scales": d_scales})
+    fill(arguments, x.dtype, {"d_y": d_y, "d_x": d_x, "d_scales": d_scales})
     call("norm_silu_backward_rows", x.dtype, arguments)
     return d_x, d_scales.sum(0)
 
@@ -56,9 +84,10 @@ class TwoHotLoss(torch.autograd.Function):
             found = f"{list(targets.shape)} for {len(logits)} rows of logits and {len(weights)} weights"
             raise ValueError(f"Targets have shape {found}: give each row as many targets as there are weights.")
         logits, targets = logits.contiguous(), targets.to(logits.dtype).contiguous()
+        bins = bins.to(logits.dtype).contiguous()
         loss = logits.new_empty(len(logits))
         arguments = _two_hot_arguments(logits, bins, targets, weights)
-        fill(arguments, {"loss": loss})
+        fill(arguments, logits.dtype, {"loss": loss})
         call("two_hot_loss", logits.dtype, arguments)
         ctx.save_for_backward(logits, bins, targets)
         ctx.weights = weights
@@ -70,7 +99,8 @@ class TwoHotLoss(torch.autograd.Function):
         logits, bins, targets = ctx.saved_tensors
         d_logits = torch.empty_like(logits)
         arguments = _two_hot_arguments(logits, bins, targets, ctx.weights)
-        fill(arguments, {"d_loss": d_loss.contiguous(), "d_logits": d_logits})
+        d_loss = d_loss.contiguous()
+        fill(arguments, logits.dtype, {"d_loss": d_loss, "d_logits": d_logits})
         call("two_hot_backward", logits.dtype, arguments)
         return d_logits, None, None, None
 
@@ -80,10 +110,10 @@ class TwoHotMean(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, bins: Tensor) -> Tensor:
-        logits = logits.contiguous()
+        logits, bins = logits.contiguous(), bins.to(logits.dtype).contiguous()
         mean = logits.new_empty(*logits.shape[:-1], 1)
         arguments = _two_hot_arguments(logits, bins, logits.new_empty(0), ())
-        fill(arguments, {"mean": mean})
+        fill(arguments, logits.dtype, {"mean": mean})
         call("two_hot_mean", logits.dtype, arguments)
         ctx.save_for_backward(logits, bins, mean)
         return mean
@@ -100,7 +130,7 @@ def _norm_arguments(x: Tensor, scale: Tensor) -> NormArguments:
     if scale.shape != (width,):
         raise ValueError(f"A norm over {width} numbers got a scale of shape {list(scale.shape)}: they must fit.")
     arguments = NormArguments(rows=x.numel() // width, width=width, threads=torch.get_num_threads(), tile=TILE)
-    fill(arguments, {"x": x, "scale": scale})
+    fill(arguments, x.dtype, {"x": x, "scale": scale})
     return arguments
 
 
@@ -115,5 +145,5 @@ def _two_hot_arguments(logits: Tensor, bins: Tensor, targets: Tensor, weights: t
         threads=torch.get_num_threads(),
         weights=(REAL * len(weights))(*weights),
     )
-    fill(arguments, {"logits": logits, "bins": bins.to(logits.dtype).contiguous(), "target": targets})
+    fill(arguments, logits.dtype, {"logits": logits, "bins": bins, "target": targets})
     return arguments

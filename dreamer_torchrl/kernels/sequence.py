@@ -1,4 +1,4 @@
-"""The loops of `sequence.py` by the kernels in C: same inputs, same outputs, same gradients, for the CPU.
+"""The loops of `rollout.py` by the kernels in C: same inputs, same outputs, same gradients, for the CPU.
 
 Backwards, only the gradient of belief and state goes step by step; those of the weights are one product each over all
 steps at the end.
@@ -13,39 +13,33 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dreamer_torchrl.kernels import structures as c
-from dreamer_torchrl.kernels.calls import call
-from dreamer_torchrl.kernels.weights import actor_weights, layer_of, sizes_of, with_cast_scale
+from dreamer_torchrl.kernels.calls import call, fits
+from dreamer_torchrl.kernels.weights import actor_fits, actor_weights, cast_scale, core_of, layer_of, sizes_of
 from dreamer_torchrl.modules.actor import Actor
-from dreamer_torchrl.modules.at_once import block_product
+from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence
 from dreamer_torchrl.modules.rssm import RSSM
-from dreamer_torchrl.modules.split import SplitRSSM
+from dreamer_torchrl.modules.split import SplitRSSM, StepWeights, product_of
 
 
-class ObserveWeights(NamedTuple):
-    """All that an observed step multiplies with, as `SplitRSSM` has it."""
+class NativeObserveSequence(ObserveSequence):
+    """`ObserveSequence` with its loop in a kernel."""
 
-    belief_in: Tensor  # [hidden, D]
-    belief_bias: Tensor
-    belief_scale: Tensor
-    state_in: Tensor  # [hidden, S*K]
-    state_bias: Tensor
-    state_scale: Tensor
-    mix_own: Tensor  # [g, D / g, D / g]
-    mix_recurrent: Tensor  # [2 hidden, D]
-    mix_scale: Tensor
-    gates: Tensor  # [g, D / g, 3 D / g]
-    gates_bias: Tensor
-    posterior_own: Tensor  # [hidden, D]
-    posterior_scale: Tensor
-    posterior_logits: Tensor  # [S*K, hidden]
-    posterior_logits_bias: Tensor
+    def loop(self, encoded: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return native_observe(self.rssm, encoded, *inputs) if fits(encoded) else super().loop(encoded, *inputs)
 
-    @classmethod
-    def of(cls, split: SplitRSSM) -> ObserveWeights:
-        core = (*split.belief_in, *split.state_in, split.mix_own, split.mix_recurrent, split.mix_scale)
-        posterior = (split.posterior_own, split.posterior_scale, *split.posterior_logits)
-        weights = (*core, split.gates, split.gates_bias, *posterior)
-        return cls(*(weight.to(split.dtype) for weight in weights))  # the scales come in the model's own precision
+
+class NativeImagineRollout(ImagineRollout):
+    """`ImagineRollout` with its loop in a kernel."""
+
+    def loop(self, belief: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if fits(belief) and actor_fits(self.actor):
+            return native_imagine(self.rssm, self.actor, belief, *inputs)
+        return super().loop(belief, *inputs)
+
+
+def observe_weights(split: SplitRSSM) -> StepWeights:
+    """The loop's weights, all in one precision: the scales come in the model's own."""
+    return StepWeights(*(weight.to(split.dtype) for weight in split.step))
 
 
 class Kept(NamedTuple):
@@ -85,7 +79,7 @@ class NativeObserve(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``[B, T, 1]``, ``[B, T, D]``, ``[B, T, hidden]``, ``[B, T, S]``, ``[B, D]``, ``[B, S*K]`` and the weights."""
         inputs = tuple(x.contiguous() for x in (kept, action_share, encoded_share, noise, belief, state))
-        w, trace = ObserveWeights(*weights), Kept.empty(action_share, sizes)
+        w, trace = StepWeights(*weights), Kept.empty(action_share, sizes)
         outputs = torch.empty_like(inputs[1]), torch.empty_like(trace.probs), torch.empty_like(trace.probs)
         arguments = _observe_arguments(sizes, unimix, inputs, w, outputs, trace)
         call("observe", action_share.dtype, arguments)
@@ -98,7 +92,7 @@ class NativeObserve(torch.autograd.Function):
     def backward(ctx: Any, d_beliefs: Tensor, d_states: Tensor, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of shares, start and weights."""
         saved, sizes = ctx.saved_tensors, ctx.sizes
-        inputs, w = saved[:6], ObserveWeights(*saved[6:21])
+        inputs, w = saved[:6], StepWeights(*saved[6:21])
         outputs, trace = saved[21:24], Kept(*saved[24:])
         kept, belief, state = inputs[0], inputs[4], inputs[5]
         beliefs, states = outputs[:2]
@@ -109,31 +103,31 @@ class NativeObserve(torch.autograd.Function):
         arguments = _observe_arguments(sizes, ctx.unimix, inputs, w, outputs, trace)
         names = ("d_logits", "d_beliefs", "d_states", "d_posterior_inner", "d_belief", "d_state", "d_scales")
         incoming = (d_logits, d_beliefs.contiguous(), d_states.contiguous())
-        c.fill(arguments, dict(zip(names, (*incoming, d.posterior_inner, d_belief, d_state, scales), strict=True)))
-        c.fill(arguments.d_trace, _recurrent(d))
+        gradients = (*incoming, d.posterior_inner, d_belief, d_state, scales)
+        c.fill(arguments, beliefs.dtype, dict(zip(names, gradients, strict=True)))
+        c.fill(arguments.d_trace, beliefs.dtype, _recurrent(d))
         call("observe_backward", beliefs.dtype, arguments)
 
         before = torch.cat([belief.unsqueeze(1), beliefs[:, :-1]], 1) * kept  # [B, T, D], each step's masked start
         before_state = torch.cat([state.unsqueeze(1), states[:, :-1]], 1) * kept  # [B, T, S*K]
-        d_belief_in, d_state_in = d.inner.flatten(0, 1).split(sizes.hidden, 1)
-        belief_scale, state_scale, mix_scale, posterior_scale = scales.sum(0).split(
-            [sizes.hidden, sizes.hidden, sizes.belief, sizes.hidden]
-        )
-        gradients = ObserveWeights(
-            belief_in=d_belief_in.t() @ before.flatten(0, 1),
-            belief_bias=d_belief_in.sum(0),
+        d_belief_in, d_state_in = d.inner.split(sizes.hidden, -1)  # [B, T, hidden]
+        widths = [sizes.hidden, sizes.hidden, sizes.belief, sizes.hidden]
+        belief_scale, state_scale, mix_scale, posterior_scale = scales.sum(0).split(widths)
+        gradients = StepWeights(
+            belief_in=product_of(d_belief_in, before),
+            belief_bias=d_belief_in.sum((0, 1)),
             belief_scale=belief_scale,
-            state_in=d_state_in.t() @ before_state.flatten(0, 1),
-            state_bias=d_state_in.sum(0),
+            state_in=product_of(d_state_in, before_state),
+            state_bias=d_state_in.sum((0, 1)),
             state_scale=state_scale,
-            mix_own=block_product(before, d.mixed, sizes.blocks),
-            mix_recurrent=trace.recurrent.flatten(0, 1).t() @ d.mixed.flatten(0, 1),
+            mix_own=product_of(before, d.mixed, sizes.blocks),
+            mix_recurrent=product_of(trace.recurrent, d.mixed),
             mix_scale=mix_scale,
-            gates=block_product(trace.hidden, d.gates, sizes.blocks),
+            gates=product_of(trace.hidden, d.gates, sizes.blocks),
             gates_bias=d.gates.sum((0, 1)),
-            posterior_own=d.posterior_inner.flatten(0, 1).t() @ beliefs.flatten(0, 1),
+            posterior_own=product_of(d.posterior_inner, beliefs),
             posterior_scale=posterior_scale,
-            posterior_logits=d_logits.flatten(0, 1).t() @ trace.posterior_hidden.flatten(0, 1),
+            posterior_logits=product_of(d_logits, trace.posterior_hidden),
             posterior_logits_bias=d_logits.sum((0, 1)),
         )
         return None, None, None, d.mixed, d.posterior_inner, None, d_belief, d_state, *gradients
@@ -148,7 +142,7 @@ def native_observe(
     shares = split.action_share(previous_action * kept), split.encoded_share(encoded)
     start = belief.to(encoded.dtype), state.to(encoded.dtype).flatten(1)
     beliefs, states, logits = NativeObserve.apply(
-        sizes_of(rssm), rssm.unimix, kept, *shares, noise.to(encoded.dtype), *start, *ObserveWeights.of(split)
+        sizes_of(rssm), rssm.unimix, kept, *shares, noise.to(encoded.dtype), *start, *observe_weights(split)
     )
     return beliefs, rssm.as_state(states), rssm.as_state(logits)
 
@@ -162,12 +156,12 @@ def native_imagine(
     Features ``[N, H + 1, F]`` and flat actions ``[N, H + 1, A]``, the last of them zero.
     """
     split, dtype = SplitRSSM(rssm, belief.dtype), belief.dtype
-    weights = ObserveWeights.of(split)
+    weights = observe_weights(split)
     rows, time = noise.shape[:2]
     features = belief.new_empty(rows, time + 1, rssm.feature_size)
     features[:, 0, : rssm.belief_size], features[:, 0, rssm.belief_size :] = belief, state.flatten(1)
     actions = belief.new_zeros(rows, time + 1, actor.space.size)
-    layers = [with_cast_scale(layer) for layer in (split.action_in, *split.prior)]
+    layers = [cast_scale(layer) for layer in (split.action_in, *split.prior)]
     actor_in_c, kept_alive = actor_weights(actor, dtype)
     arguments = c.ImagineArguments(
         size=sizes_of(rssm),
@@ -176,11 +170,11 @@ def native_imagine(
         threads=torch.get_num_threads(),
         prior_layers=len(split.prior),
         unimix=rssm.unimix,
-        core=_core(weights),
+        core=core_of(weights),
         actor=actor_in_c,
         action_in=layer_of(layers[0]),
-        mix_action=c.Source.of(split.mix_action),
-        prior_logits=c.Source.of(split.prior_logits[0].t()),
+        mix_action=c.Source.of(split.mix_action, dtype),
+        prior_logits=c.Source.of(split.prior_logits[0].t(), dtype),
     )
     for index, layer in enumerate(layers[1:]):
         arguments.prior[index] = layer_of(layer)
@@ -192,21 +186,10 @@ def native_imagine(
         "features": features,
         "actions": actions,
     }
-    c.fill(arguments, tensors)
+    c.fill(arguments, dtype, tensors)
     call("imagine", dtype, arguments)
     del kept_alive  # until here
     return features, actions
-
-
-def _core(w: ObserveWeights) -> c.CoreWeights:
-    core = c.CoreWeights(
-        c.Source.of(w.belief_in.t()),
-        c.Source.of(w.state_in.t()),
-        *(c.Source.of(matrix) for matrix in (w.mix_own, w.mix_recurrent, w.gates)),
-    )
-    names = ("belief_bias", "belief_scale", "state_bias", "state_scale", "mix_scale", "gates_bias")
-    c.fill(core, {name: getattr(w, name) for name in names})
-    return core
 
 
 def _recurrent(trace: Kept) -> dict[str, Tensor]:
@@ -217,24 +200,25 @@ def _observe_arguments(
     sizes: c.Sizes,
     unimix: float,
     inputs: tuple[Tensor, ...],
-    w: ObserveWeights,
+    w: StepWeights,
     outputs: tuple[Tensor, ...],
     trace: Kept,
 ) -> c.ObserveArguments:
+    dtype = w.gates.dtype
     arguments = c.ObserveArguments(
         size=sizes,
         batch=len(inputs[0]),
         time=inputs[0].shape[1],
         threads=torch.get_num_threads(),
         unimix=unimix,
-        core=_core(w),
-        posterior_own=c.Source.of(w.posterior_own.t()),
-        posterior_logits=c.Source.of(w.posterior_logits.t()),
+        core=core_of(w),
+        posterior_own=c.Source.of(w.posterior_own.t(), dtype),
+        posterior_logits=c.Source.of(w.posterior_logits.t(), dtype),
     )
     names = ("kept", "action_share", "encoded_share", "noise", "belief", "state")
     tensors = dict(zip(names, inputs, strict=True)) | dict(zip(("beliefs", "states", "logits"), outputs, strict=True))
     tensors |= {name: getattr(w, name) for name in ("posterior_scale", "posterior_logits_bias")}
     tensors |= {name: getattr(trace, name) for name in ("posterior_inner", "posterior_hidden", "probs")}
-    c.fill(arguments, tensors)
-    c.fill(arguments.trace, _recurrent(trace))
+    c.fill(arguments, dtype, tensors)
+    c.fill(arguments.trace, dtype, _recurrent(trace))
     return arguments

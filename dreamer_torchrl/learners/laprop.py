@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dreamer_torchrl.kernels.calls import call, fits
-from dreamer_torchrl.kernels.structures import LaPropArguments, LaPropTensor
+from dreamer_torchrl.agents import backend
 
 NORM_PART = 2**17
 """How many numbers of a tensor are summed up in one go."""
@@ -40,7 +39,7 @@ class LaProp(torch.optim.Optimizer):
         clip_floor: smallest parameter norm that counts, so that a parameter can leave zero.
         warmup: updates until the full learning rate, 0 for none.
         capturable: count on the parameter's device, so that a CUDA graph can replay the step. Nothing is read back.
-        native: let a kernel in C do all of it in one pass, on a CPU and for contiguous tensors; see `native.build`.
+        native: let a kernel in C do all of it in one pass, on a CPU and for contiguous tensors; see `kernels`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
@@ -143,8 +142,8 @@ class LaProp(torch.optim.Optimizer):
                         "one update number forever. Construct it with capturable=True."
                     )
                 update = _update_foreach
-                if group["native"] and all(fits(p) and p.is_contiguous() and p.grad.is_contiguous() for p in params):
-                    update = _update_native
+                if group["native"] and backend.laprop_fits(params):
+                    update = backend.laprop
                 update(params, [self.state[p] for p in params], group, where)
 
 
@@ -199,29 +198,6 @@ def _update_foreach(
     updates = [_where(where, update, mu) for update, mu in zip(updates, mus, strict=True)]
     torch._foreach_lerp_(mus, updates, 1 - beta1)
     torch._foreach_addcmul_(params, mus, mu_factors.unbind(), -1)
-
-
-def _update_native(
-    params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
-) -> None:
-    """The same in one pass, on a CPU, where reading `where` waits for nothing."""
-    if where is not None and not where:
-        return
-    tensors = (
-        LaPropTensor(*(x.data_ptr() for x in (p, s["mu"], s["nu"], s["step"], p.grad)), p.numel())
-        for p, s in zip(params, states, strict=True)
-    )
-    beta1, beta2 = group["betas"]
-    arguments = LaPropArguments(
-        tensors=len(params),
-        threads=torch.get_num_threads(),
-        all=(LaPropTensor * len(params))(*tensors),
-        beta1=beta1,
-        beta2=beta2,
-        lr=float(group["lr"]),
-        **{name: group[name] for name in ("eps", "clip", "clip_floor", "warmup")},
-    )
-    call("laprop", params[0].dtype, arguments)
 
 
 def _where(

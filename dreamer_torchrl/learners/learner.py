@@ -13,7 +13,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.kernels.calls import decide, use_native
+from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outcome
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.laprop import LaProp
@@ -79,7 +79,7 @@ class Learner:
         self.value_loss = self.loss.value
         for module in (agent, *self.actor_loss.networks, self.loss):
             if module is not None:
-                use_native(module, self.native)
+                attach(module, self.native)
         extra = self.loss.extra_modules.named_parameters("extra_losses")
         self.trained = dict(agent.named_parameters()) | {
             name: parameter for name, parameter in extra if not any(parameter is own for own in agent.parameters())

@@ -2,7 +2,7 @@
 
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace, Actor
 from dreamer_torchrl.modules.decoder import Decoder
-from dreamer_torchrl.modules.distributions import Binary, BoundedNormal, OneHot, TwoHot, symexp, symlog
+from dreamer_torchrl.modules.distributions import BernoulliDist, BoundedNormal, OneHotDist, TwoHotDist, symexp, symlog
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
 from dreamer_torchrl.modules.latents import CategoricalLatent
@@ -17,7 +17,7 @@ __all__ = [
     "ActionDistribution",
     "ActionSpace",
     "Actor",
-    "Binary",
+    "BernoulliDist",
     "BlockGRU",
     "BlockLinear",
     "BoundedNormal",
@@ -32,10 +32,10 @@ __all__ = [
     "ImagineRollout",
     "Linear",
     "ObserveSequence",
-    "OneHot",
+    "OneHotDist",
     "PriorStep",
     "RMSNorm",
-    "TwoHot",
+    "TwoHotDist",
     "TwoHotHead",
     "imagine",
     "observe",

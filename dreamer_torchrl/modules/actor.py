@@ -14,11 +14,11 @@ from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDict
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHot
+from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHotDist
 from dreamer_torchrl.modules.heads import joined
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, flatten_all, key_name, spaces_from_spec
-from dreamer_torchrl.modules.tensordict_module import Face
+from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 
 class ActionSpace:
@@ -72,7 +72,7 @@ class ActionSpace:
 
 
 class ActionDistribution(Draw):
-    """Distribution over flat actions: one `OneHot` or `BoundedNormal` per part, independent of each other.
+    """Distribution over flat actions: one `OneHotDist` or `BoundedNormal` per part, independent of each other.
 
     Args:
         parameters: ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``.
@@ -86,11 +86,11 @@ class ActionDistribution(Draw):
     ):
         self.parameters = full_precision(parameters)
         self.space = space
-        self.parts: list[OneHot | BoundedNormal] = []
+        self.parts: list[OneHotDist | BoundedNormal] = []
         sizes = [count * (classes or 2) for count, classes in space.parts]
         for (count, classes), part in zip(space.parts, self.parameters.split(sizes, -1), strict=True):
             if classes:
-                self.parts.append(OneHot(part.unflatten(-1, (count, classes)), unimix))
+                self.parts.append(OneHotDist(part.unflatten(-1, (count, classes)), unimix))
             else:
                 self.parts.append(BoundedNormal(*part.chunk(2, -1), min_std, max_std))
         super().__init__(parameters.shape[:-1], torch.Size((space.size,)), validate_args=False)
@@ -114,9 +114,6 @@ class ActionDistribution(Draw):
     def entropy(self) -> Tensor:
         return sum(part.entropy() for part in self.parts)
 
-    def kl(self, other: ActionDistribution) -> Tensor:
-        return sum(a.kl(b) for a, b in zip(self.parts, other.parts, strict=True))
-
     def _draw(self, noise: Tensor) -> Tensor:
         chunks = noise.split([count for count, _ in self.space.parts], -1)
         return self._join([part.rsample(chunk) for part, chunk in zip(self.parts, chunks, strict=True)])
@@ -129,7 +126,7 @@ class ActionDistribution(Draw):
         return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
 
-class Actor(nn.Module, Face):
+class Actor(nn.Module, AsTensorDictModule):
     """Map features to the parameters of an `ActionDistribution`; logits and means start close to 0.
 
     Example:
@@ -174,7 +171,7 @@ class Actor(nn.Module, Face):
     def probabilistic_module(
         self, in_keys: tuple[NestedKey, ...] = ("features",), action_key: NestedKey = "action"
     ) -> ProbabilisticTensorDictSequential:
-        """TorchRL's face of an actor: it samples by the exploration type and has `get_dist`; the action is flat."""
+        """The actor as TorchRL has it: it samples by the exploration type and has `get_dist`; the action is flat."""
         return ProbabilisticTensorDictSequential(
             self.tensordict_module(in_keys),
             ProbabilisticTensorDictModule(

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 import torch
 from tensordict import NestedKey
 from torch import Tensor, nn
 
-from dreamer_torchrl.modules.distributions import OneHot, symexp, symlog
-from dreamer_torchrl.modules.encoder import KERNEL, STAGES, split_keys, stacked_sides
-from dreamer_torchrl.modules.images import doubled_pixels, doubled_stage, pixel_error
-from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, HiddenLayer, Linear, NormSilu, full_precision
+from dreamer_torchrl.modules.distributions import OneHotDist, symexp, symlog
+from dreamer_torchrl.modules.encoder import STAGES, split_keys, stacked_sides
+from dreamer_torchrl.modules.images import PixelStage, UpsampleStage, pixel_error
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space
-from dreamer_torchrl.modules.tensordict_module import Face
+from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 BLOCKS = 8
 
 
-class Decoder(nn.Module, Face):
+class Decoder(nn.Module, AsTensorDictModule):
     """Predict all observation keys from ``features``, which are the belief followed by the flattened state.
 
     A prediction is what its loss compares: symlog of floats, logits of classes (``[..., size]``), pixels in [0, 1].
@@ -90,7 +90,7 @@ class ImageDecoder(nn.Module):
         self.norm = NormSilu(sizes[-1])
         pairs = zip(sizes[:0:-1], sizes[-2::-1], strict=True)
         self.stages = nn.ModuleList([UpsampleStage(a, b) for a, b in pairs])
-        self.out = Conv(sizes[0], channels, KERNEL)
+        self.out = PixelStage(sizes[0], channels)
 
     def forward(self, features: Tensor) -> Tensor:
         belief, state = features[:, : self.belief_size], features[:, self.belief_size :]
@@ -100,19 +100,7 @@ class ImageDecoder(nn.Module):
         x = self.norm(x + self.from_state(state).reshape(-1, *self.smallest))
         for stage in self.stages:
             x = stage(x)
-        return doubled_pixels(x, self.out.weight, self.out.bias)
-
-
-class UpsampleStage(nn.Module):
-    """Double the sides, convolve, norm, silu."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.conv = Conv(in_channels, out_channels, KERNEL)
-        self.norm = NormSilu(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return doubled_stage(x, self.conv.weight, self.conv.bias, self.norm.norm.weight)
+        return self.out(x)
 
 
 def reconstruction_key(key: NestedKey) -> tuple[str, ...]:
@@ -120,13 +108,18 @@ def reconstruction_key(key: NestedKey) -> tuple[str, ...]:
     return ("reconstruction", key) if isinstance(key, str) else ("reconstruction", *key)
 
 
-def reconstruction_loss(space: Space, prediction: Tensor, observation: Tensor) -> Tensor:
+def reconstruction_loss(
+    space: Space,
+    prediction: Tensor,
+    observation: Tensor,
+    image_loss: Callable[[Tensor, Tensor], Tensor] = pixel_error,
+) -> Tensor:
     """Cost of a prediction, summed over the key's own axes: ``[...]``.
 
     Squared error of pixels in [0, 1] or of symlog floats, cross entropy of classes.
     """
     if isinstance(space, Image):
-        return pixel_error(prediction, observation)
+        return image_loss(prediction, observation)
     flat = space.flatten(observation)
     if isinstance(space, Continuous):
         return (prediction - symlog(flat).to(prediction.dtype)).square().sum(-1)
@@ -141,5 +134,5 @@ def observation_from(space: Space, prediction: Tensor) -> Tensor:
         return prediction
     if isinstance(space, Continuous):
         return space.restore(symexp(prediction))
-    modes = [OneHot(part.unsqueeze(-2)).mode.squeeze(-2) for part in prediction.split(list(space.classes), -1)]
+    modes = [OneHotDist(part.unsqueeze(-2)).mode.squeeze(-2) for part in prediction.split(list(space.classes), -1)]
     return space.restore(torch.cat(modes, -1))

@@ -17,8 +17,6 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
 
-from dreamer_torchrl.kernels import rowwise
-from dreamer_torchrl.kernels.calls import fits
 from dreamer_torchrl.modules.layers import full_precision
 
 
@@ -52,11 +50,6 @@ def sample_one_hot(probs: Tensor, noise: Tensor) -> Tensor:
 def straight_through(one_hot: Tensor, probs: Tensor) -> Tensor:
     """The sample forwards, the gradient of the probabilities backwards."""
     return one_hot + (probs - probs.detach())
-
-
-def categorical_kl(probs: Tensor, other: Tensor) -> Tensor:
-    """KL divergence over the last axis: ``[..., K]`` and ``[..., K]`` to ``[...]``."""
-    return (probs * (probs.log() - other.log())).sum(-1)
 
 
 def two_hot_bins(count: int = 255) -> Tensor:
@@ -97,7 +90,7 @@ class Draw(Distribution):
         raise NotImplementedError
 
 
-class OneHot(Draw):
+class OneHotDist(Draw):
     """Independent variables with one of K classes each, mixed with 1% of uniform, straight-through samples.
 
     Args:
@@ -105,7 +98,7 @@ class OneHot(Draw):
         unimix: share of the uniform distribution.
 
     Example:
-        >>> OneHot(torch.tensor([[0.0, 9.0, 0.0]])).sample(torch.tensor([0.5]))
+        >>> OneHotDist(torch.tensor([[0.0, 9.0, 0.0]])).sample(torch.tensor([0.5]))
         tensor([[0., 1., 0.]])
     """
 
@@ -138,9 +131,6 @@ class OneHot(Draw):
 
     def entropy(self) -> Tensor:
         return -(self.probs * self.log_probs).sum((-1, -2))
-
-    def kl(self, other: OneHot) -> Tensor:
-        return categorical_kl(self.probs, other.probs).sum(-1)
 
     def _draw(self, noise: Tensor) -> Tensor:
         return straight_through(sample_one_hot(self.probs.detach(), noise), self.probs)
@@ -187,11 +177,6 @@ class BoundedNormal(Draw):
     def entropy(self) -> Tensor:
         return (self._stddev.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
-    def kl(self, other: BoundedNormal) -> Tensor:
-        ratio = (self._stddev / other._stddev).square()
-        shift = ((self._mean - other._mean) / other._stddev).square()
-        return 0.5 * (ratio + shift - 1 - ratio.log()).sum(-1)
-
     def _draw(self, noise: Tensor) -> Tensor:
         return self._mean + self._stddev * noise
 
@@ -199,7 +184,7 @@ class BoundedNormal(Draw):
         return torch.randn(*shape, *self._mean.shape, dtype=self._mean.dtype, device=self._mean.device)
 
 
-class TwoHot(Draw):
+class TwoHotDist(Distribution):
     """A number as a distribution over bins that reach from -4.85e8 to 4.85e8; ``mean`` is the prediction.
 
     Args:
@@ -207,7 +192,7 @@ class TwoHot(Draw):
         bins: the bins' values, those of `two_hot_bins` if left out.
 
     Example:
-        >>> TwoHot(torch.zeros(2, 255)).mean
+        >>> TwoHotDist(torch.zeros(2, 255)).mean
         tensor([[0.],
                 [0.]])
     """
@@ -248,18 +233,6 @@ class TwoHot(Draw):
         high = logits.gather(-1, above.unsqueeze(-1)).squeeze(-1)
         return low + weight * (high - low) - self._log_normalizer
 
-    def entropy(self) -> Tensor:
-        return -(self.probs * self.logits.log_softmax(-1)).sum(-1)
-
-    def kl(self, other: TwoHot) -> Tensor:
-        return (self.probs * (self.logits.log_softmax(-1) - other.logits.log_softmax(-1))).sum(-1)
-
-    def _draw(self, noise: Tensor) -> Tensor:
-        return (sample_one_hot(self.probs, noise) * self.bins).sum(-1, keepdim=True)
-
-    def _noise(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.rand(*shape, *self.logits.shape[:-1], dtype=self.logits.dtype, device=self.logits.device)
-
 
 def two_hot_neighbours(value: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the bins below and above each value, and the weight of the one above; values outside are clipped."""
@@ -271,9 +244,7 @@ def two_hot_neighbours(value: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Ten
     return below, above, weight
 
 
-def two_hot_cross_entropy(
-    logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,), native: bool = False
-) -> Tensor:
+def two_hot_cross_entropy(logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
     """Cross entropies to M targets, weighted and summed; no gradient flows to the targets.
 
     Args:
@@ -281,7 +252,6 @@ def two_hot_cross_entropy(
         bins: ``[bins]``.
         targets: ``[..., M]``.
         weights: M of them.
-        native: whether the kernels do it where they can.
 
     Returns:
         ``[...]``.
@@ -290,23 +260,19 @@ def two_hot_cross_entropy(
         >>> two_hot_cross_entropy(torch.zeros(2, 255), two_hot_bins(), torch.ones(2, 1))
         tensor([5.5413, 5.5413])
     """
-    logits = full_precision(logits)
-    if native and fits(logits) and logits.ndim > 1 and targets.shape[:-1] == logits.shape[:-1]:
-        flat, batch = logits.flatten(0, -2), logits.shape[:-1]
-        return rowwise.TwoHotLoss.apply(flat, bins, targets.detach().flatten(0, -2), weights).unflatten(0, batch)
-    prediction = TwoHot(logits, bins)
+    prediction = TwoHotDist(logits, bins)
     terms = (weight * prediction.log_prob(target) for weight, target in zip(weights, targets.split(1, -1), strict=True))
     return -sum(terms)
 
 
-class Binary(Draw):
+class BernoulliDist(Distribution):
     """Yes or no; ``log_prob`` takes soft targets in [0, 1] too, as the continue target with the horizon in it is.
 
     Args:
         logits: ``[..., 1]``; the event is ``[1]``, noise is ``[..., 1]``.
 
     Example:
-        >>> Binary(torch.zeros(1)).mean
+        >>> BernoulliDist(torch.zeros(1)).mean
         tensor([0.5000])
     """
 
@@ -326,15 +292,3 @@ class Binary(Draw):
 
     def log_prob(self, value: Tensor) -> Tensor:
         return -F.binary_cross_entropy_with_logits(self.logits.expand_as(value), value, reduction="none").sum(-1)
-
-    def entropy(self) -> Tensor:
-        return F.binary_cross_entropy_with_logits(self.logits, self.mean, reduction="none").sum(-1)
-
-    def kl(self, other: Binary) -> Tensor:
-        return (F.binary_cross_entropy_with_logits(other.logits, self.mean, reduction="none")).sum(-1) - self.entropy()
-
-    def _draw(self, noise: Tensor) -> Tensor:
-        return (noise < self.mean).to(self.logits.dtype)
-
-    def _noise(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.rand(*shape, *self.logits.shape, dtype=self.logits.dtype, device=self.logits.device)

@@ -10,16 +10,15 @@ from tensordict import NestedKey
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import symlog
-from dreamer_torchrl.modules.images import pooled_stage
-from dreamer_torchrl.modules.layers import MLP, Conv, NormSilu
+from dreamer_torchrl.modules.images import ImageStage
+from dreamer_torchrl.modules.layers import MLP
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
-from dreamer_torchrl.modules.tensordict_module import Face
+from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 STAGES = (2, 3, 4, 4)  # channels of each image stage, in multiples of `depth`; each stage halves the sides
-KERNEL = 5
 
 
-class Encoder(nn.Module, Face):
+class Encoder(nn.Module, AsTensorDictModule):
     """Encode all observation keys into ``encoded_latents``.
 
     Args:
@@ -79,18 +78,6 @@ class Encoder(nn.Module, Face):
     def _squash(self, key: NestedKey, value: Tensor) -> Tensor:
         flat = self.spaces[key].flatten(value)
         return symlog(flat) if isinstance(self.spaces[key], Continuous) else flat
-
-
-class ImageStage(nn.Module):
-    """Convolution, maximum over 2 x 2 pixels, norm, silu."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__()
-        self.conv = Conv(in_channels, out_channels, KERNEL)
-        self.norm = NormSilu(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pooled_stage(x, self.conv.weight, self.conv.bias, self.norm.norm.weight)
 
 
 def split_keys(spaces: Mapping[NestedKey, Space]) -> tuple[list[NestedKey], list[NestedKey]]:

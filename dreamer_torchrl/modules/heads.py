@@ -5,14 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dreamer_torchrl.kernels import rowwise
-from dreamer_torchrl.kernels.calls import fits
-from dreamer_torchrl.modules.distributions import Binary, TwoHot, two_hot_bins
+from dreamer_torchrl.modules.distributions import BernoulliDist, TwoHotDist, two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
-from dreamer_torchrl.modules.tensordict_module import Face
+from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 
-class TwoHotHead(nn.Module, Face):
+class TwoHotHead(nn.Module, AsTensorDictModule):
     """Predict a number of any magnitude: reward or value. Starts at exactly 0.
 
     Example:
@@ -23,7 +21,6 @@ class TwoHotHead(nn.Module, Face):
 
     in_keys = ("features",)
     out_keys = ("state_value_logits", "state_value")
-    native = False  # whether the kernels predict where they can: see use_native
 
     def __init__(self, in_features: int, units: int, layers: int, bins: int = 255):
         super().__init__()
@@ -34,12 +31,22 @@ class TwoHotHead(nn.Module, Face):
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Take features in one or more parts ``[..., F_i]``; give logits ``[..., bins]`` and a number ``[..., 1]``."""
         logits = full_precision(self.logits(self.mlp(joined(features))))
-        if self.native and fits(logits):
-            return logits, rowwise.TwoHotMean.apply(logits, self.bins)
-        return logits, TwoHot(logits, self.bins).mean
+        return logits, self.mean(logits)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The prediction ``[..., 1]`` that logits ``[..., bins]`` stand for."""
+        return TwoHotDist(logits, self.bins).mean
 
 
-class ContinueHead(nn.Module, Face):
+class TwoHotCrossEntropy(nn.Module):
+    """`two_hot_cross_entropy` as a module, so that a backend can replace it."""
+
+    def forward(self, logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
+        """Take ``[..., bins]``, ``[bins]``, ``[..., M]`` and M weights; give ``[...]``."""
+        return two_hot_cross_entropy(logits, bins, targets, weights)
+
+
+class ContinueHead(nn.Module, AsTensorDictModule):
     """Predict how likely the episode goes on, with the horizon's discount in it.
 
     Example:
@@ -59,7 +66,7 @@ class ContinueHead(nn.Module, Face):
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Take features in one or more parts ``[..., F_i]``; give logit and probability, ``[..., 1]`` each."""
         logits = full_precision(self.logits(self.mlp(joined(features))))
-        return logits, Binary(logits).mean
+        return logits, BernoulliDist(logits).mean
 
 
 def joined(parts: tuple[Tensor, ...]) -> Tensor:

@@ -1,59 +1,79 @@
-"""The stages that halve and double images, and what wrong pixels cost.
-
-Each is made of plain operations for GPUs, for acting and for exported policies. A CPU that trains calls the
-operators of `image_operators.py` instead, which compute the same numbers and gradients in its cache.
-"""
+"""The stages that halve and double images, and what wrong pixels cost, of plain operations."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_torchrl.kernels import image_operators as operators
-from dreamer_torchrl.modules.layers import convolve, rms_norm
+from dreamer_torchrl.modules.layers import Conv, NormSilu, convolve, rms_norm
+
+KERNEL = 5
 
 
-def pooled_stage(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+class ImageStage(nn.Module):
     """Convolution, maximum over 2 x 2 pixels, norm, silu: ``[N, h, w, c]`` to ``[N, h / 2, w / 2, C]``.
 
     The gradient of a maximum is shared among equal pixels, as in JAX; ``F.max_pool2d`` would give all of it to one.
 
     Example:
-        >>> pooled_stage(torch.ones(2, 6, 4, 3), torch.ones(8, 3, 5, 5), torch.zeros(8), torch.ones(8)).shape
+        >>> ImageStage(3, 8)(torch.ones(2, 6, 4, 3)).shape
         torch.Size([2, 3, 2, 8])
     """
-    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
-    if by_operators(x):
-        return operators.pooled(x, weight, bias, scale)[0]
-    y = convolve(x, weight, bias)
-    return F.silu(rms_norm(max_pool(y) if torch.is_grad_enabled() else operators.halved(y), scale))
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels, KERNEL)
+        self.norm = NormSilu(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = convolve(x, *self.convolution(x.dtype))
+        return F.silu(rms_norm(max_pool(y) if torch.is_grad_enabled() else halved(y), self.norm.norm.weight))
+
+    def convolution(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Kernel and bias in a precision."""
+        return self.conv.weight.to(dtype), self.conv.bias.to(dtype)
 
 
-def doubled_stage(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+class UpsampleStage(nn.Module):
     """Each pixel repeated 2 x 2 times, convolution, norm, silu: ``[N, h, w, c]`` to ``[N, 2 h, 2 w, C]``.
 
     Example:
-        >>> doubled_stage(torch.ones(2, 3, 4, 8), torch.ones(6, 8, 5, 5), torch.zeros(6), torch.ones(6)).shape
+        >>> UpsampleStage(8, 6)(torch.ones(2, 3, 4, 8)).shape
         torch.Size([2, 6, 8, 6])
     """
-    weight, bias = parity_kernels(weight).to(x.dtype), bias.to(x.dtype).repeat(4)
-    if by_operators(x):
-        return operators.doubled(x, weight, bias, scale)[0]
-    return interleaved(F.silu(rms_norm(convolve(x, weight, bias).unflatten(-1, (2, 2, -1)), scale)))
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = Conv(in_channels, out_channels, KERNEL)
+        self.norm = NormSilu(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = convolve(x, *parity_convolution(self.conv, x.dtype)).unflatten(-1, (2, 2, -1))
+        return interleaved(F.silu(rms_norm(y, self.norm.norm.weight)))
 
 
-def doubled_pixels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+class PixelStage(Conv):
     """Each pixel repeated 2 x 2 times, convolution, sigmoid: the last stage, ``[N, h, w, c]`` to ``[N, 2 h, 2 w, C]``.
 
     Example:
-        >>> doubled_pixels(torch.ones(2, 3, 4, 8), torch.ones(3, 8, 5, 5), torch.zeros(3)).shape
+        >>> PixelStage(8, 3)(torch.ones(2, 3, 4, 8)).shape
         torch.Size([2, 6, 8, 3])
     """
-    weight, bias = parity_kernels(weight).to(x.dtype), bias.to(x.dtype).repeat(4)
-    if by_operators(x):
-        return operators.pixels(x, weight, bias)
-    return interleaved(torch.sigmoid(convolve(x, weight, bias).unflatten(-1, (2, 2, -1))))
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, KERNEL)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = convolve(x, *parity_convolution(self, x.dtype))
+        return interleaved(torch.sigmoid(y.unflatten(-1, (2, 2, -1))))
+
+
+class PixelError(nn.Module):
+    """`pixel_error` as a module, so that a backend can replace it."""
+
+    def forward(self, prediction: Tensor, observation: Tensor) -> Tensor:
+        return pixel_error(prediction, observation)
 
 
 def pixel_error(prediction: Tensor, observation: Tensor) -> Tensor:
@@ -63,21 +83,24 @@ def pixel_error(prediction: Tensor, observation: Tensor) -> Tensor:
         >>> pixel_error(torch.ones(2, 6, 4, 3), torch.zeros(2, 6, 4, 3, dtype=torch.uint8))
         tensor([72., 72.])
     """
-    if by_operators(prediction):
-        pairs = (image.reshape(-1, *image.shape[-3:]) for image in (prediction, observation))  # [N, a, b, c] each
-        return operators.error(*pairs).reshape(prediction.shape[:-3])
     return (prediction - observation / 255).square().sum((-1, -2, -3))
-
-
-def by_operators(x: Tensor) -> bool:
-    """Whether to call the operators, which exist for training on the CPU; a file of a policy must not need them."""
-    return x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def max_pool(x: Tensor) -> Tensor:
     """Halve the sides of ``[N, height, width, channels]`` by maxima; equal pixels share the gradient."""
     n, height, width, channels = x.shape
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).amax((2, 4))
+
+
+def halved(x: Tensor) -> Tensor:
+    """`max_pool` without a gradient, far faster where nothing fuses."""
+    rows = torch.maximum(x[:, 0::2], x[:, 1::2])
+    return torch.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+
+
+def parity_convolution(conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Kernel and bias for pixels of four parities, in a precision."""
+    return parity_kernels(conv.weight).to(dtype), conv.bias.to(dtype).repeat(4)
 
 
 def parity_kernels(weight: Tensor) -> Tensor:
@@ -93,6 +116,11 @@ def parity_kernels(weight: Tensor) -> Tensor:
     return columns_first.flatten(0, 2)
 
 
+def by_parity(x: Tensor) -> Tensor:
+    """See an image ``[N, 2 h, 2 w, C]`` as pixels of four parities ``[N, h, w, 2, 2, C]``: the same memory."""
+    return x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).transpose(2, 3)
+
+
 def interleaved(x: Tensor) -> Tensor:
-    """Undo `operators.by_parity`, into new memory."""
+    """Undo `by_parity`, into new memory."""
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)

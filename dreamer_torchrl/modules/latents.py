@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Bounded
 
-from dreamer_torchrl.modules.distributions import sample_one_hot, straight_through, unimix_probs
+from dreamer_torchrl.modules.distributions import OneHotDist, sample_one_hot, straight_through, unimix_probs
 
 PACKED_DTYPES = (torch.uint8, torch.int16)
 """Of class indices in the replay: the first that holds all classes."""
@@ -64,6 +64,10 @@ class CategoricalLatent:
             noise = torch.rand(probs.shape[:-1], dtype=probs.dtype, device=probs.device)
         one_hot = sample_one_hot(probs.detach(), noise)
         return (straight_through(one_hot, probs) if probs.requires_grad else one_hot).to(logits.dtype)
+
+    def mode(self, logits: Tensor) -> Tensor:
+        """The most likely state ``[..., S, K]``, in the precision of the logits."""
+        return OneHotDist(logits, self.unimix).mode.to(logits.dtype)
 
     def kl(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """KL of posterior from prior twice, with the same value and other gradients.

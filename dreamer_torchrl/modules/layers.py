@@ -12,10 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_torchrl.kernels import layer, rowwise
-from dreamer_torchrl.kernels.calls import fits
-from dreamer_torchrl.kernels.structures import MOST_LAYERS
-
 EPS = 1e-4
 """What norms add to the mean square."""
 
@@ -41,8 +37,6 @@ class Linear(nn.Linear):
         torch.bfloat16
     """
 
-    native = False  # whether the kernels do it where they can: see use_native
-
     def __init__(self, in_features: int, out_features: int, scale: float = 1.0):
         self.scale = scale
         super().__init__(in_features, out_features)
@@ -52,8 +46,6 @@ class Linear(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and fits(x, self.in_features) and self.weight.dtype == x.dtype:
-            return layer.Linear.apply(x, self.weight, self.bias)
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
@@ -111,16 +103,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
 class NormSilu(nn.Module):
     """What follows every hidden layer here: norm, then silu."""
 
-    native = False  # whether the kernels do it where they can: see use_native
-
     def __init__(self, size: int):
         super().__init__()
         self.size = size
         self.norm = RMSNorm(size)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.native and fits(x, self.size) and self.norm.weight.dtype == x.dtype:
-            return rowwise.NormSilu.apply(x, self.norm.weight)
         return F.silu(self.norm(x))
 
 
@@ -132,17 +120,12 @@ class HiddenLayer(nn.Module):
         torch.Size([5, 16])
     """
 
-    native = False  # whether the kernels do it where they can: see use_native
-
     def __init__(self, in_features: int, units: int):
         super().__init__()
         self.linear = Linear(in_features, units)
         self.after = NormSilu(units)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, scale = self.linear.weight, self.after.norm.weight
-        if self.native and fits(x, self.linear.in_features) and weight.dtype == scale.dtype == x.dtype:
-            return layer.HiddenLayer.apply(x, weight, self.linear.bias, scale)
         return self.after(self.linear(x))
 
 
@@ -154,19 +137,8 @@ class MLP(nn.Sequential):
         torch.Size([5, 16])
     """
 
-    native = False  # whether the kernels do it where they can: see use_native
-
     def __init__(self, in_features: int, units: int, layers: int):
         super().__init__(*[HiddenLayer(a, b) for a, b in pairwise([in_features] + [units] * layers)])
-        self._at_once = layer.HiddenLayers()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.native and not torch.is_grad_enabled() and 0 < len(self) <= MOST_LAYERS:
-            weights = [(each.linear.weight, each.linear.bias, each.after.norm.weight) for each in self]
-            same = all(tensor.dtype == x.dtype for tensors in weights for tensor in tensors)
-            if same and fits(x, self[0].linear.in_features):
-                return self._at_once(x, weights)
-        return super().forward(x)
 
 
 class Conv(nn.Conv2d):

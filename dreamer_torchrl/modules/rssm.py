@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu
-from dreamer_torchrl.modules.tensordict_module import Face
+from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 
 class BlockGRU(nn.Module):
@@ -41,7 +42,7 @@ class BlockGRU(nn.Module):
         return gru_update(self.gates(mixed), belief, self.blocks)
 
 
-class RSSM(nn.Module, Face):
+class RSSM(nn.Module, AsTensorDictModule):
     """Belief ``[N, D]`` and state ``[N, S, K]`` with their prior and posterior.
 
     ``forward`` is one observed step; `imagine` is one step without observation. Noise is one uniform per state
@@ -57,7 +58,6 @@ class RSSM(nn.Module, Face):
 
     in_keys = ("encoded_latents", "previous_action", "is_init", "belief", "state")
     out_keys = ("belief", "state", "posterior_logits")
-    native = False  # whether a policy's steps are taken by a kernel where they can: see use_native
 
     def __init__(
         self,
@@ -106,10 +106,25 @@ class RSSM(nn.Module, Face):
     def imagine(
         self, belief: Tensor, state: Tensor, action: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Dream: ``[N, D]``, ``[N, S, K]``, ``[N, A]`` to the next belief, state and prior logits."""
+        """One step without observation: ``[N, D]``, ``[N, S, K]``, ``[N, A]`` to belief, state, prior logits."""
         belief = self.core(belief, state.to(belief.dtype).flatten(-2), action.to(belief.dtype))
         logits = self.prior_from(belief)
         return belief, self.sample(logits, noise), logits
+
+    def act(
+        self,
+        actor: Actor,
+        encoded: Tensor,
+        previous_action: Tensor,
+        is_init: Tensor,
+        belief: Tensor,
+        state: Tensor,
+        noise: Tensor,
+        action_noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Observe a step and draw an action: what `forward` takes and the actor's noise to belief, state, action."""
+        belief, state, _ = self(encoded, previous_action, is_init, belief, state, noise)
+        return belief, state, actor.distribution(actor(features_of(belief, state))).sample(action_noise)
 
     def one_hot(self, state: Tensor) -> Tensor:
         """A state as the replay stores it, ``[..., S]``, or as networks take it, to ``[..., S, K]``."""
@@ -128,7 +143,7 @@ class RSSM(nn.Module, Face):
         return self.latent.as_state(flat)
 
 
-class PriorStep(nn.Module, Face):
+class PriorStep(nn.Module, AsTensorDictModule):
     """One imagined step under TorchRL's key names: a transition for its ``DreamerEnv`` and its world-model wrappers.
 
     Example:

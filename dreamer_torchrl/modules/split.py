@@ -1,12 +1,13 @@
-"""An `RSSM` made ready for a loop over time: its matrices split by what they multiply."""
+"""The weights of an `RSSM` for a loop over time: split by what they multiply, each cast once."""
 
 from __future__ import annotations
 
-import copy
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.layers import HiddenLayer, rms_norm
@@ -28,21 +29,44 @@ class CastLayer(NamedTuple):
         return F.silu(rms_norm(F.linear(x, self.weight, self.bias), self.scale))
 
 
-class Rows(NamedTuple):
-    """What one observed step adds and scales with, a row for each of N sequences."""
+class StepWeights(NamedTuple):
+    """What stays inside the loop: the recurrence, and the belief's share of the posterior.
 
-    belief_bias: Tensor  # [N, hidden]
-    state_bias: Tensor  # [N, hidden]
-    gates_bias: Tensor  # [N, 3 D]
-    logits_bias: Tensor  # [N, S*K]
-    belief_scale: Tensor  # [N, hidden]
-    state_scale: Tensor  # [N, hidden]
-    mix_scale: Tensor  # [N, D]
-    posterior_scale: Tensor  # [N, hidden]
+    Biases and scales are vectors, or matrices ``[N, ...]`` with a row for each of N sequences.
+    """
+
+    belief_in: Tensor  # [hidden, D]
+    belief_bias: Tensor
+    belief_scale: Tensor
+    state_in: Tensor  # [hidden, S*K]
+    state_bias: Tensor
+    state_scale: Tensor
+    mix_own: Tensor  # [g, D / g, D / g]
+    mix_recurrent: Tensor  # [2 hidden, D]
+    mix_scale: Tensor
+    gates: Tensor  # [g, D / g, 3 D / g]
+    gates_bias: Tensor
+    posterior_own: Tensor  # [hidden, D]
+    posterior_scale: Tensor
+    posterior_logits: Tensor  # [S*K, hidden]
+    posterior_logits_bias: Tensor
+
+    def next_belief(self, belief: Tensor, state: Tensor, action_share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The recurrence from ``[N, D]``, ``[N, S*K]`` and the action's share ``[N, D]``.
+
+        Beside the belief it gives what went into the matrices on the way: ``[N, 2 hidden]`` and ``[N, D]``.
+        """
+        belief_input = CastLayer(self.belief_in, self.belief_bias, self.belief_scale)(belief)
+        state_input = CastLayer(self.state_in, self.state_bias, self.state_scale)(state)
+        recurrent = torch.cat([belief_input, state_input], -1)
+        mixed = _times_blocks(belief, self.mix_own) + torch.addmm(action_share, recurrent, self.mix_recurrent)
+        mixed = F.silu(rms_norm(mixed, self.mix_scale))
+        gates = _times_blocks(mixed, self.gates) + self.gates_bias
+        return gru_update(gates, belief, len(self.gates)), recurrent, mixed
 
 
 class SplitRSSM:
-    """An `RSSM` made ready for a loop: matrices split by what they multiply, each cast once.
+    """An `RSSM` made ready for a loop: what stays inside it (``step``), and what is done for all steps at once.
 
     The mixing layer sees the same three inputs in every block, so their share is one plain matrix product. Of it, the
     action's share does not depend on the state, as the observation's share of the posterior does not: both are computed
@@ -51,34 +75,32 @@ class SplitRSSM:
 
     def __init__(self, rssm: RSSM, dtype: torch.dtype):
         core = rssm.core
-        self.rssm, self.dtype, self.blocks = rssm, dtype, core.blocks
-        self.belief_in = CastLayer.of(core.belief_in, dtype)
-        self.state_in = CastLayer.of(core.state_in, dtype)
-        self.action_in = CastLayer.of(core.action_in, dtype)
+        self.latent, self.belief_size, self.dtype = rssm.latent, rssm.belief_size, dtype
+        belief_in, state_in, self.action_in, posterior, *self.prior = (
+            CastLayer.of(layer, dtype)
+            for layer in (core.belief_in, core.state_in, core.action_in, rssm.posterior, *rssm.prior)
+        )
         own = core.belief_size // core.blocks
         mix = core.mix.weight.to(dtype)  # [g, D / g + 3 hidden, D / g]
         shared = mix[:, own:].transpose(0, 1).flatten(1)  # [3 hidden, D]
-        self.mix_own, self.mix_bias, self.mix_scale = mix[:, :own], core.mix.bias.to(dtype), core.mix_norm.norm.weight
-        self.mix_recurrent, self.mix_action = shared.split([2 * core.hidden, core.hidden])
-        self.gates, self.gates_bias = core.gates.weight.to(dtype), core.gates.bias.to(dtype)
-        posterior = CastLayer.of(rssm.posterior, dtype)
+        mix_recurrent, self.mix_action = shared.split([2 * core.hidden, core.hidden])
+        self.mix_bias, self.posterior_bias = core.mix.bias.to(dtype), posterior.bias
         encoded = posterior.weight.shape[1] - rssm.belief_size
-        self.posterior_own, self.posterior_encoded = posterior.weight.split([rssm.belief_size, encoded], 1)
-        self.posterior_bias, self.posterior_scale = posterior.bias, posterior.scale
-        self.posterior_logits = rssm.posterior_logits.weight.to(dtype), rssm.posterior_logits.bias.to(dtype)
-        self.prior = [CastLayer.of(layer, dtype) for layer in rssm.prior]
+        posterior_own, self.posterior_encoded = posterior.weight.split([rssm.belief_size, encoded], 1)
         self.prior_logits = rssm.prior_logits.weight.to(dtype), rssm.prior_logits.bias.to(dtype)
-
-    def at(self, rows: Rows) -> SplitRSSM:
-        """The same for one step: detached matrices, and biases and scales of its own."""
-        step = copy.copy(self)
-        step.belief_in = CastLayer(self.belief_in.weight.detach(), rows.belief_bias, rows.belief_scale)
-        step.state_in = CastLayer(self.state_in.weight.detach(), rows.state_bias, rows.state_scale)
-        step.mix_own, step.mix_recurrent = self.mix_own.detach(), self.mix_recurrent.detach()
-        step.mix_scale, step.gates, step.gates_bias = rows.mix_scale, self.gates.detach(), rows.gates_bias
-        step.posterior_own, step.posterior_scale = self.posterior_own.detach(), rows.posterior_scale
-        step.posterior_logits = self.posterior_logits[0].detach(), rows.logits_bias
-        return step
+        self.step = StepWeights(
+            *belief_in,
+            *state_in,
+            mix[:, :own],
+            mix_recurrent,
+            core.mix_norm.norm.weight,
+            core.gates.weight.to(dtype),
+            core.gates.bias.to(dtype),
+            posterior_own,
+            posterior.scale,
+            rssm.posterior_logits.weight.to(dtype),
+            rssm.posterior_logits.bias.to(dtype),
+        )
 
     def action_share(self, action: Tensor) -> Tensor:
         """The action's and the bias's share of the mixing layer for any batch: ``[..., A]`` to ``[..., D]``."""
@@ -88,16 +110,98 @@ class SplitRSSM:
         """The observation's and the bias's share of the posterior for any batch: ``[..., E]`` to ``[..., hidden]``."""
         return F.linear(encoded, self.posterior_encoded, self.posterior_bias)
 
-    def next_belief(self, belief: Tensor, state: Tensor, action_share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The recurrence from ``[N, D]``, ``[N, S*K]`` and the action's share ``[N, D]``.
 
-        Beside the belief it gives what went into the matrices on the way: ``[N, 2 hidden]`` and ``[N, D]``.
+def _times_blocks(x: Tensor, weight: Tensor) -> Tensor:
+    """Each block's chunk of ``[N, in]`` times its own matrix ``[g, in / g, out / g]``."""
+    blocks = x.unflatten(-1, (len(weight), -1)).transpose(0, 1)  # [g, N, in / g]
+    return torch.bmm(blocks, weight).transpose(0, 1).flatten(1)
+
+
+class MatrixInputs(NamedTuple):
+    """What the matrices of an observed step are multiplied with: T tensors ``[B, ...]`` each, noted by the loop."""
+
+    old_belief: list[Tensor]  # forgotten at resets
+    old_state: list[Tensor]  # likewise
+    recurrent: list[Tensor]
+    mixed: list[Tensor]
+    hidden: list[Tensor]
+    belief: list[Tensor]
+
+
+def deferred_weights(
+    weights: StepWeights, action_shares: Tensor, encoded_shares: Tensor, seen: MatrixInputs
+) -> tuple[Tensor, Tensor, Iterator[StepWeights]]:
+    """Weights for each step of a loop, which get their gradients for all steps at once instead of one at each.
+
+    Inside the loop matrices are detached. Each product is added to something ``[B, T, ...]``, a bias or a share, whose
+    gradient is that of the product; with the inputs that the loop noted it makes the matrix's (`GradientOfProducts`).
+    Biases and scales have a row for each step and sequence, which autograd sums up at the end.
+
+    Returns the shares with that added, and the weights of each of T steps.
+    """
+
+    def rows(vector: Tensor) -> Tensor:
+        return vector.expand(*action_shares.shape[:2], -1)
+
+    w, product = weights, GradientOfProducts.apply
+    vectors = {
+        "belief_bias": product(rows(w.belief_bias), [seen.old_belief], w.belief_in.t()),
+        "state_bias": product(rows(w.state_bias), [seen.old_state], w.state_in.t()),
+        "gates_bias": product(rows(w.gates_bias), [seen.mixed], w.gates),
+        "posterior_logits_bias": product(rows(w.posterior_logits_bias), [seen.hidden], w.posterior_logits.t()),
+        "belief_scale": rows(w.belief_scale),
+        "state_scale": rows(w.state_scale),
+        "mix_scale": rows(w.mix_scale),
+        "posterior_scale": rows(w.posterior_scale),
+    }
+    detached = StepWeights(*(weight.detach() for weight in w))
+    each = (detached._replace(**dict(zip(vectors, now, strict=True))) for now in unbind_steps(vectors.values()))
+    action_shares = product(action_shares, [seen.old_belief, seen.recurrent], w.mix_own, w.mix_recurrent)
+    return action_shares, product(encoded_shares, [seen.belief], w.posterior_own.t()), each
+
+
+class GradientOfProducts(torch.autograd.Function):
+    """Hand on what each step of a loop adds to its products, and give their matrices the gradients of all steps.
+
+    Example:
+        >>> weight, bias = torch.ones(3, 2, requires_grad=True), torch.zeros(2, requires_grad=True)
+        >>> x, seen = torch.randn(5, 7, 3), []  # [B, T, in]
+        >>> added = GradientOfProducts.apply(bias.expand(5, 7, 2), [seen], weight)
+        >>> outputs = []
+        >>> for now, addend in zip(x.unbind(1), added.unbind(1), strict=True):
+        ...     seen.append(now)
+        ...     outputs.append(torch.addmm(addend, now, weight.detach()))
+        >>> torch.stack(outputs).sum().backward()
+        >>> weight.grad.allclose(x.sum((0, 1)).unsqueeze(1).expand(3, 2), atol=1e-5)
+        True
+    """
+
+    @staticmethod
+    def forward(ctx: Any, added: Tensor, seen: Sequence[list[Tensor]], *weights: Tensor) -> Tensor:
+        """Take ``[B, T, out]``, and per matrix ``[in, out]``, or ``[g, in / g, out / g]`` of blocks, a list.
+
+        The loop puts its T inputs ``[B, in]`` into the lists, detached.
         """
-        recurrent = torch.cat([self.belief_in(belief), self.state_in(state)], -1)
-        mixed = self._blocks(belief, self.mix_own) + torch.addmm(action_share, recurrent, self.mix_recurrent)
-        mixed = F.silu(rms_norm(mixed, self.mix_scale))
-        return gru_update(self._blocks(mixed, self.gates) + self.gates_bias, belief, self.blocks), recurrent, mixed
+        ctx.seen, ctx.blocks = seen, [len(weight) if weight.ndim == 3 else 0 for weight in weights]
+        return added.view_as(added)
 
-    def _blocks(self, x: Tensor, weight: Tensor) -> Tensor:
-        blocks = x.unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # [g, N, in / g]
-        return torch.bmm(blocks, weight).transpose(0, 1).flatten(1)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """``[B, T, out]`` to that of what was added, and those of the matrices."""
+        inputs = (torch.stack(steps, 1) for steps in ctx.seen)  # [B, T, in] each
+        return gradient, None, *(product_of(x, gradient, g) for x, g in zip(inputs, ctx.blocks, strict=True))
+
+
+def product_of(x: Tensor, y: Tensor, blocks: int = 0) -> Tensor:
+    """Sum over ``[B, T]`` of the outer products of x with y, ``[X, Y]``, or of their chunks, ``[g, X / g, Y / g]``."""
+    x, y = x.flatten(0, 1), y.flatten(0, 1)
+    if not blocks:
+        return x.t() @ y
+    left, right = (z.unflatten(1, (blocks, -1)).transpose(0, 1) for z in (x, y))  # [g, N, ...]
+    return torch.bmm(left.transpose(1, 2), right)
+
+
+def unbind_steps(sequences: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Of ``[B, T, ...]`` each, step by step."""
+    return zip(*(sequence.unbind(1) for sequence in sequences), strict=True)

@@ -1,4 +1,4 @@
-"""The TensorDictModule face of a plain module: where its inputs come from and where its outputs go."""
+"""A plain module as TensorDictModule: where its inputs come from and where its outputs go."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TensorModule(TensorDictModule):
         return super()._write_to_tensordict(tensordict, tensors, tensordict_out, out_keys)
 
 
-class Face:
+class AsTensorDictModule:
     """Mixin of a plain ``nn.Module`` that knows the usual keys of its inputs and outputs."""
 
     in_keys: Sequence[NestedKey]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +11,25 @@ from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictPara
 from torch import Tensor
 
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
+from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
 from dreamer_torchrl.objectives.batch import check_keys, refuse_transitions
 from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
 from dreamer_torchrl.objectives.returns import lambda_return
 
 
 def two_hot_loss(
-    logits: Tensor, bins: Tensor, target: Tensor, slow: Tensor, slow_scale: float, native: bool = False
+    logits: Tensor,
+    bins: Tensor,
+    target: Tensor,
+    slow: Tensor,
+    slow_scale: float,
+    cross_entropy: Callable[..., Tensor] = two_hot_cross_entropy,
 ) -> Tensor:
     """Cross entropy to the return and, as a regularizer, to the prediction of the target critic.
 
     ``[..., bins]``, ``[bins]``, ``[..., 1]`` and ``[..., 1]`` to ``[...]``.
     """
-    return two_hot_cross_entropy(logits, bins, torch.cat([target, slow], -1), (1.0, slow_scale), native)
+    return cross_entropy(logits, bins, torch.cat([target, slow], -1), (1.0, slow_scale))
 
 
 class ValueLoss(StepLoss):
@@ -73,7 +80,6 @@ class ValueLoss(StepLoss):
     value: TensorDictModule
     value_params: TensorDictParams
     target_value_params: TensorDictParams
-    native = False  # whether the kernels do what they can: see use_native
 
     def __init__(
         self,
@@ -92,6 +98,7 @@ class ValueLoss(StepLoss):
         self.slow_scale, self.return_lambda, self.replay_grad = slow_scale, return_lambda, replay_grad
         self.gamma = 1 - 1 / horizon
         self.scale, self.replay_scale = scale, replay_scale
+        self.two_hot_cross_entropy = TwoHotCrossEntropy()
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
 
     @property
@@ -131,7 +138,7 @@ class ValueLoss(StepLoss):
             logits = self._predict(self.value_params, features).get(keys.state_value_logits)
         slow = self.predict_slow(dream.get(keys.features))
         target, weight = dream.get(keys.lambda_target), dream.get(keys.discount_weight).squeeze(-1)
-        loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.native)
+        loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.two_hot_cross_entropy)
         return (weight.detach() * loss)[..., :-1]  # the last step has a value, but no return
 
     def _replayed(self, data: TensorDictBase) -> Tensor:
@@ -155,7 +162,7 @@ class ValueLoss(StepLoss):
             self.return_lambda,
         )
         loss = two_hot_loss(
-            logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale, self.native
+            logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale, self.two_hot_cross_entropy
         )
         return (1 - done[:, :-1]) * loss
 

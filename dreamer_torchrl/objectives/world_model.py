@@ -12,7 +12,9 @@ from torch import Tensor
 
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.decoder import reconstruction_key, reconstruction_loss
-from dreamer_torchrl.modules.distributions import Binary, two_hot_bins, two_hot_cross_entropy
+from dreamer_torchrl.modules.distributions import BernoulliDist, two_hot_bins
+from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
+from dreamer_torchrl.modules.images import PixelError
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Space, key_name
 from dreamer_torchrl.objectives.batch import check_keys, refuse_transitions, split_context
@@ -93,7 +95,6 @@ class WorldModelLoss(StepLoss):
 
     tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
-    native = False  # whether the kernels do what they can: see use_native
 
     def __init__(
         self,
@@ -124,6 +125,7 @@ class WorldModelLoss(StepLoss):
         self.scales = {**SCALES, **(scales or {})}
         if unknown := self.scales.keys() - SCALES.keys():
             raise ValueError(f"Unknown loss scales {sorted(unknown)}: there are {', '.join(SCALES)}.")
+        self.two_hot_cross_entropy, self.pixel_error = TwoHotCrossEntropy(), PixelError()
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
 
     @property
@@ -157,19 +159,17 @@ class WorldModelLoss(StepLoss):
         # Losses, [B, T] each
         dynamics, representation = kl(self.latent, posterior, prior, self.free_nats)
         reconstruction = {
-            key: reconstruction_loss(space, data.get(reconstruction_key(key)), data.get(key))
+            key: reconstruction_loss(space, data.get(reconstruction_key(key)), data.get(key), self.pixel_error)
             for key, space in self.spaces.items()
         }
-        reward = two_hot_cross_entropy(
-            data.get(keys.reward_logits), self.bins, data.get(keys.reward), native=self.native
-        )
+        reward = self.two_hot_cross_entropy(data.get(keys.reward_logits), self.bins, data.get(keys.reward))
         target = (~data.get(keys.terminated)).to(reward.dtype) * self.continue_target
         terms = {
             "dynamics": dynamics,
             "representation": representation,
             "reconstruction": sum(reconstruction.values()),
             "reward": reward,
-            "continue": -Binary(data.get(keys.continue_logits)).log_prob(target),
+            "continue": -BernoulliDist(data.get(keys.continue_logits)).log_prob(target),
         }
         weight = importance_weight(data, keys.priority_weight)
         losses = {f"loss_{term}": weighted_mean(value, weight) * self.scales[term] for term, value in terms.items()}

@@ -16,6 +16,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
 from dreamer_torchrl.agents.agent import Agent, build_agent
+from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.agents.player import Latents, Player
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
@@ -27,7 +28,6 @@ from dreamer_torchrl.config.labels import environment_name
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.envs import make_env
-from dreamer_torchrl.kernels.calls import decide, use_native
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -89,7 +89,7 @@ def make_agent(settings: Settings, envs: StreamEnvs) -> Agent:
         settings.unimix,
         settings.actor_unimix,
     )
-    use_native(agent, decide(settings.native, choose_device(settings.device)))
+    attach(agent, decide(settings.native, choose_device(settings.device)))
     return agent
 
 

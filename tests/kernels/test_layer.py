@@ -13,14 +13,13 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dreamer_torchrl.kernels import layer
-from dreamer_torchrl.kernels.calls import use_native
+from dreamer_torchrl.kernels import attach, layer
 from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear, NormSilu
 from tests.kernels.compilers import needs_compiler
 
 pytestmark = needs_compiler
 LAYERS = {"linear": Linear, "hidden": HiddenLayer}
-SHAPES = [(1, 3, 1), (5, 37, 9), (17, 8, 64), (300, 64, 255), (49, 24, 6)]
+SHAPES = [(1, 3, 1), (17, 37, 64), (49, 24, 255)]
 
 
 def made(kind: str, inputs: int, outputs: int, dtype: torch.dtype) -> nn.Module:
@@ -33,7 +32,7 @@ def made(kind: str, inputs: int, outputs: int, dtype: torch.dtype) -> nn.Module:
 
 def with_gradients(module: nn.Module, native: bool, x: Tensor, weight: Tensor) -> list[Tensor]:
     """What a layer gives, and the gradients of x and of its parameters."""
-    use_native(module, native)
+    attach(module, native)
     y = module(x)
     return [y, *torch.autograd.grad((y * weight).sum(), [x, *module.parameters()])]
 
@@ -65,14 +64,14 @@ def test_gradients_are_those_of_finite_differences() -> None:
     x, weight = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     bias, scale = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64) + 0.5
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, scale)]
-    assert torch.autograd.gradcheck(layer.Linear.apply, inputs[:3])
-    assert torch.autograd.gradcheck(layer.HiddenLayer.apply, inputs)
+    assert torch.autograd.gradcheck(layer.LinearFunction.apply, inputs[:3])
+    assert torch.autograd.gradcheck(layer.HiddenLayerFunction.apply, inputs)
 
 
 def test_no_gradient_is_computed_for_what_needs_none() -> None:
     """The critic learns on features that teach nobody: the largest product of all is left out."""
     module = made("hidden", 6, 7, torch.float32)
-    use_native(module, True)
+    attach(module, True)
     x = torch.randn(20, 6)
     with torch.profiler.profile() as profile:
         module(x).sum().backward()
@@ -81,24 +80,14 @@ def test_no_gradient_is_computed_for_what_needs_none() -> None:
     assert module.linear.weight.grad is not None
 
 
-@pytest.mark.parametrize("kind", LAYERS)
-def test_other_precisions_are_left_to_torch(kind: str) -> None:
-    module = made(kind, 6, 7, torch.float32)
-    x = torch.randn(3, 6, dtype=torch.bfloat16)
-    use_native(module, False)
-    plain = module(x)
-    use_native(module, True)
-    assert module(x).equal(plain)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("rows", [1, 5, 16, 17, 300])
+@pytest.mark.parametrize("rows", [5, 17])
 def test_layers_at_once_are_those_one_by_one(rows: int, dtype: torch.dtype) -> None:
     """To the last bit, where no gradient is asked for."""
     module = MLP(37, 21, layers=3).to(dtype)
     for parameter in module.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    use_native(module, True)
+    attach(module, True)
     x = torch.randn(rows, 2, 37, dtype=dtype)
     one_by_one = module(x)
     assert one_by_one.requires_grad
@@ -106,7 +95,7 @@ def test_layers_at_once_are_those_one_by_one(rows: int, dtype: torch.dtype) -> N
         at_once = module(x)
         assert torch.equal(at_once, one_by_one)
         assert torch.equal(module(x.transpose(0, 1)), one_by_one.transpose(0, 1))
-        use_native(module, False)
+        attach(module, False)
         assert_close(module(x), at_once, rtol=1e-3, atol=1e-3)
 
 
@@ -114,8 +103,8 @@ def test_layers_at_once_are_those_one_by_one(rows: int, dtype: torch.dtype) -> N
 def test_layers_at_once_follow_their_weights() -> None:
     """New numbers in the same tensors, other tensors, lent ones, and those of a copy."""
     module, other = (MLP(6, 7, layers=2) for _ in range(2))
-    use_native(module, True)
-    use_native(other, True)
+    attach(module, True)
+    attach(other, True)
     x = torch.randn(4, 6)
     first = module(x)
     copies = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
@@ -138,7 +127,7 @@ def test_layers_at_once_follow_their_weights() -> None:
 def test_another_width_is_refused_by_torch(make: Callable[[int, int], nn.Module], grad: bool) -> None:
     """The kernels would read what lies behind it in memory."""
     module = make(6, 7)
-    use_native(module, True)
+    attach(module, True)
     with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=r"shape|size"):
         module(torch.randn(4, 5))
 
@@ -149,7 +138,7 @@ def test_no_layers_or_more_than_the_kernel_has_room_for(layers: int) -> None:
     module = MLP(3, 4, layers)
     x = torch.randn(2, 3)
     plain = module(x)
-    use_native(module, True)
+    attach(module, True)
     assert_close(module(x), plain, rtol=1e-3, atol=1e-3)
 
 
@@ -157,13 +146,13 @@ def test_no_layers_or_more_than_the_kernel_has_room_for(layers: int) -> None:
 def test_threads_do_not_mix_up_their_rows() -> None:
     """Kernels run beside one another, on arguments of their own."""
     module = MLP(64, 64, layers=3)
-    use_native(module, True)
+    attach(module, True)
     inputs = [torch.randn(rows, 64) for rows in (1, 7, 16, 40)]
     expected = [module(x) for x in inputs]
 
     def repeat(index: int) -> bool:
         with torch.no_grad():
-            return all(torch.equal(module(inputs[index]), expected[index]) for _ in range(300))
+            return all(torch.equal(module(inputs[index]), expected[index]) for _ in range(50))
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(repeat, range(4)))

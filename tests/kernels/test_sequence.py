@@ -1,10 +1,9 @@
-"""Observed sequences in C are those of `sequence.py`: the same numbers and gradients, with any number of threads."""
+"""Observed sequences in C are those of `rollout.py`: the same numbers and gradients, with any number of threads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dreamer_torchrl.kernels import structures as c
-from dreamer_torchrl.kernels.calls import use_native
-from dreamer_torchrl.kernels.sequence import NativeObserve, ObserveWeights, native_imagine, native_observe
-from dreamer_torchrl.modules import RSSM, ImagineRollout, ObserveSequence, observe
+from dreamer_torchrl.kernels.sequence import NativeObserve, native_imagine, native_observe, observe_weights
+from dreamer_torchrl.modules import RSSM, observe
 from dreamer_torchrl.modules.split import SplitRSSM
 from tests.kernels.compilers import needs_compiler
 from tests.kernels.sequence_examples import (
@@ -74,7 +72,7 @@ def renamed(inputs: Inputs) -> Inputs:
 
 @every_dtype
 @every_size
-@pytest.mark.parametrize(("batch", "length"), [(1, 1), (8, 7), (11, 7), (40, 2)])
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (11, 7), (40, 2)])
 def test_a_sequence_with_all_gradients(size: str, batch: int, length: int, dtype: torch.dtype) -> None:
     rssm = model(size, dtype)
     inputs = sequences(rssm, batch, length, resets="none" if batch == 1 else "some")
@@ -84,7 +82,7 @@ def test_a_sequence_with_all_gradients(size: str, batch: int, length: int, dtype
 
 
 @pytest.mark.parametrize("resets", ["none", "some", "all"])
-@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("unimix", [0.0, 0.5])
 def test_resets_and_the_uniform_share(resets: str, unimix: float) -> None:
     rssm = model("odd", unimix=unimix)
     inputs = sequences(rssm, 9, 6, resets)
@@ -95,22 +93,6 @@ def test_resets_and_the_uniform_share(resets: str, unimix: float) -> None:
         if resets == "some":
             assert not found[f"gradient of {name}"][::3].any()  # forgotten at the first step
             assert found[f"gradient of {name}"][1::3].flatten(1).any(1).all()
-
-
-@pytest.mark.parametrize("alone", ["beliefs", "states", "logits"])
-def test_each_output_passes_its_gradient(alone: str) -> None:
-    """What the others get is then nothing."""
-    rssm = model("small")
-    inputs = sequences(rssm, 5, 4)
-    index = ("beliefs", "states", "logits").index(alone)
-    leaves = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
-    leaves += [x for x in inputs.values() if x.requires_grad]
-    found, wanted = (
-        torch.autograd.grad(function(rssm, **renamed(inputs))[index][..., :2].square().sum(), leaves, allow_unused=True)
-        for function in (native_observe, observe)
-    )
-    for here, there in zip(found, wanted, strict=True):
-        assert_close(here, torch.zeros_like(here) if there is None else there, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_by_differences() -> None:
@@ -145,7 +127,7 @@ def loop(rssm: RSSM, size: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Outputs of a kernel, and the gradients that it computes itself."""
     leaves = [x.clone().requires_grad_() for x in (*inputs[1:3], *inputs[4:])]
     given = inputs[0], *leaves[:2], inputs[3], *leaves[2:]
-    weights = ObserveWeights.of(SplitRSSM(rssm, inputs[0].dtype))
+    weights = observe_weights(SplitRSSM(rssm, inputs[0].dtype))
     outputs = NativeObserve.apply(c.Sizes(*SIZES[size]), 0.01, *given, *weights)
     return [*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)]
 
@@ -156,7 +138,7 @@ def test_threads_change_no_bit(dtype: torch.dtype, threads: Callable[[int], None
     actor = actor_of(rssm, dtype=dtype)
     inputs, dream = loop_inputs(rssm, 40, 4), starts(rssm, actor, 70, 3)
     results = []
-    for count in (1, 2, 3, 7):
+    for count in (1, 3):
         threads(count)
         results.append([*loop(rssm, "wide", inputs), *native_imagine(rssm, actor, **dream)])
     for result in results[1:]:
@@ -176,10 +158,9 @@ def test_a_sequence_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("spoiled", ["encoded", "action", "belief", "state"])
-@every_dtype
-def test_what_is_no_number_is_not_hidden(spoiled: str, dtype: torch.dtype) -> None:
+def test_what_is_no_number_is_not_hidden(spoiled: str) -> None:
     """It spoils its own sequence from there on, as in the plain loop, and all gradients of the weights."""
-    rssm = model("odd", dtype)
+    rssm = model("odd")
     inputs = sequences(rssm, 5, 4, resets="none")
     with torch.no_grad():
         row = inputs[spoiled][2]
@@ -210,14 +191,6 @@ def test_computes_in_the_precision_of_the_encoding(seen: torch.dtype, weights: t
         assert_close(here, there.to(seen), rtol=2e-5, atol=2e-5)
 
 
-def test_noise_of_a_learner_is_float32_whatever_the_model() -> None:
-    rssm = model("odd")
-    inputs = sequences(rssm, 6, 3)
-    inputs |= {"noise": inputs["noise"].float(), "belief": inputs["belief"].detach().float()}
-    inputs["state"] = inputs["state"].detach().float()
-    agree(outcome(native_observe, rssm, inputs), outcome(observe, rssm, inputs), 1e-10)
-
-
 def test_inputs_that_do_not_lie_in_a_row() -> None:
     rssm = model("odd")
     inputs = sequences(rssm, 6, 5)
@@ -233,60 +206,3 @@ def test_inputs_that_do_not_lie_in_a_row() -> None:
     beliefs, _, logits = observe(rssm, **renamed(inputs))
     (beliefs[:, -1].sum() + logits.mean()).backward()
     assert_close(found, inputs["encoded"].grad)
-
-
-def test_going_back_twice() -> None:
-    """What was kept for the way back is only read; the way back itself has no derivative, and says so."""
-    rssm = model("small")
-    inputs = sequences(rssm, 3, 4)
-    beliefs, states, logits = native_observe(rssm, **renamed(inputs))
-    objective = beliefs.square().sum() + states.square().sum() + logits.square().sum()
-    first, second = (torch.autograd.grad(objective, inputs["encoded"], retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    (again,) = torch.autograd.grad(objective, inputs["encoded"], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        again.sum().backward()
-
-
-# As modules
-
-
-@pytest.mark.parametrize("native", [False, True])
-def test_the_modules_choose(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels where they were asked for and can compute."""
-    asked = []
-    for name, function in (("native_observe", native_observe), ("native_imagine", native_imagine)):
-        monkeypatch.setattr(f"dreamer_torchrl.modules.rollout.{name}", partial(noted, asked, name, function))
-    rssm = model("small", torch.float32)
-    actor = actor_of(rssm, dtype=torch.float32)
-    sequence, rollout = ObserveSequence(rssm), ImagineRollout(rssm, actor, length=3)
-    for module in (sequence, rollout):
-        use_native(module, native)
-    inputs = sequences(rssm, 2, 3)
-    given = inputs["encoded"], inputs["action"], inputs["is_init"]
-    beliefs, states, *_ = sequence(*given)
-    rollout(beliefs, states)
-    assert asked == (["native_observe", "native_imagine"] if native else [])
-    low = [x.bfloat16() if x.is_floating_point() else x for x in given]
-    beliefs, states, *_ = sequence(*low)
-    features, _ = rollout(beliefs, states)
-    assert features.dtype is torch.bfloat16
-    assert len(asked) == 2 * native
-
-
-def noted(asked: list[str], name: str, function: Callable[..., object], *inputs: object) -> object:
-    asked.append(name)
-    return function(*inputs)
-
-
-def test_a_sequence_module_in_an_exported_program() -> None:
-    rssm = model("small", torch.float32)
-    sequence = ObserveSequence(rssm)
-    inputs = {name: x.detach() for name, x in sequences(rssm, 2, 3).items()}
-    given = tuple(inputs[name] for name in ("encoded", "action", "is_init"))
-    start = tuple(inputs[name].unsqueeze(1).repeat_interleave(3, 1) for name in ("belief", "state"))
-    expected = sequence(*given, *start, inputs["noise"])
-    use_native(sequence, True)
-    exported = torch.export.export(sequence, (*given, *start, inputs["noise"])).module()
-    for one, other in zip(exported(*given, *start, inputs["noise"]), expected, strict=True):
-        assert_close(one, other)

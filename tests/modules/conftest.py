@@ -1,4 +1,4 @@
-"""What the tests of several modules share: the recorded tables, and one check for all TensorDictModule faces."""
+"""What the tests of several modules share: the recorded tables, and one check of all modules as TensorDictModules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tensordict import NestedKey, TensorDict, unravel_key
 from torch import Tensor
 from torch.testing import assert_close
 
-from dreamer_torchrl.modules.tensordict_module import Face
+from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -29,14 +29,14 @@ def check_faces() -> Callable[..., TensorDict]:
     """Run a module plainly, under its usual keys and under other ones, and expect the same three times."""
 
     def run(
-        module: Face, inputs: tuple[Tensor, ...], in_keys: list[NestedKey], out_keys: list[NestedKey]
+        module: AsTensorDictModule, inputs: tuple[Tensor, ...], in_keys: list[NestedKey], out_keys: list[NestedKey]
     ) -> TensorDict:
         torch.manual_seed(1)  # a module without noise among its keys draws its own
         result = module.tensordict_module(in_keys, out_keys)(TensorDict(dict(zip(in_keys, inputs, strict=True))))
         assert {unravel_key(key) for key in result.keys(True, True)} == {*in_keys, *out_keys}
         return result
 
-    def check(module: Face, *inputs: Tensor) -> TensorDict:
+    def check(module: AsTensorDictModule, *inputs: Tensor) -> TensorDict:
         torch.manual_seed(1)
         plain = module(*inputs)
         plain = plain if isinstance(plain, tuple) else (plain,)

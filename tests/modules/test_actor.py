@@ -6,8 +6,6 @@ from math import tanh
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tensordict import NestedKey, TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule
 from torch import Tensor, nn
@@ -29,23 +27,15 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from dreamer_torchrl.modules import ActionDistribution, ActionSpace, Actor
 from dreamer_torchrl.modules.spaces import Continuous
 
-few = settings(max_examples=20, derandomize=True, deadline=None)
-
 SPECS: dict[str, TensorSpec] = {
     "continuous": Bounded(-1, 1, (3,)),
     "continuous_matrix": Bounded(-1, 1, (2, 3)),
-    "continuous_float64": Bounded(-1, 1, (3,), dtype=torch.float64),
-    "unbounded": Unbounded((3,)),
     "one_hot": OneHot(4),
     "categorical": Categorical(4),
-    "categorical_with_axis": Categorical(4, shape=(1,)),
     "categorical_int32": Categorical(4, shape=(2,), dtype=torch.int32),
-    "multi_categorical_alike": MultiCategorical([3, 3]),
     "multi_categorical": MultiCategorical([2, 5, 3]),
-    "multi_one_hot_alike": MultiOneHot([3, 3]),
     "multi_one_hot": MultiOneHot([2, 5, 3]),
     "binary": Binary(3),
-    "bounded_integers": Bounded(-1, 2, (2,), dtype=torch.int64),
     "composite": Composite(
         steer=Bounded(-1, 1, (2,)),
         gear=Categorical(3),
@@ -57,18 +47,12 @@ SPECS: dict[str, TensorSpec] = {
 VARIABLES = {
     "continuous": [0, 0, 0],
     "continuous_matrix": [0] * 6,
-    "continuous_float64": [0, 0, 0],
-    "unbounded": [0, 0, 0],
     "one_hot": [4],
     "categorical": [4],
-    "categorical_with_axis": [4],
     "categorical_int32": [4, 4],
-    "multi_categorical_alike": [3, 3],
     "multi_categorical": [2, 5, 3],
-    "multi_one_hot_alike": [3, 3],
     "multi_one_hot": [2, 5, 3],
     "binary": [2, 2, 2],
-    "bounded_integers": [4, 4],
     "composite": [2, 0, 0, 0, 0, 2, 4, 2, 2, 3, 0, 0],  # arm/grip, arm/joints, arm/tool, buttons, gear, steer
 }
 every_spec = pytest.mark.parametrize("name", SPECS)
@@ -214,21 +198,6 @@ def test_noise_is_uniform_for_classes_and_normal_for_floats(name: str) -> None:
 
 
 @every_spec
-def test_an_action_is_a_function_of_parameters_and_noise(name: str) -> None:
-    policy = policy_for(name, 7)
-    noise, other_noise = policy.space.noise(2, 7)
-    assert policy.sample(noise).equal(policy_for(name, 7).sample(noise))
-    assert_close(policy.sample(noise), policy.rsample(noise).detach())
-    assert not policy.sample(noise).equal(policy.sample(other_noise))
-    assert policy.sample().shape == (7, policy.space.size)
-    assert policy.sample((4,)).shape == (4, 7, policy.space.size)
-    torch.manual_seed(1)
-    first = policy.sample()
-    torch.manual_seed(1)
-    assert policy.sample().equal(first)
-
-
-@every_spec
 def test_each_variable_reads_its_own_noise(name: str) -> None:
     policy = policy_for(name)
     noise = torch.full((policy.space.noise_size,), 0.5, dtype=torch.float64)
@@ -248,9 +217,8 @@ def test_each_variable_reads_its_own_noise(name: str) -> None:
 
 
 @every_spec
-def test_log_prob_entropy_and_kl_agree_with_torch(name: str) -> None:
-    policy, other = policy_for(name, 2, 7), policy_for(name, 2, 7)
-    other = ActionDistribution(other.parameters.flip(0) * 0.5, other.space)
+def test_log_prob_and_entropy_agree_with_torch(name: str) -> None:
+    policy = policy_for(name, 2, 7)
     value = policy.sample()
     theirs = torch_distributions(policy.parameters, name)
     chunks = value.split([dist.event_shape.numel() for dist in theirs], -1)
@@ -259,44 +227,7 @@ def test_log_prob_entropy_and_kl_agree_with_torch(name: str) -> None:
     assert_close(policy.mean, torch.cat([d.mean for d in theirs], -1))
     modes = [d.mean if isinstance(d, td.Independent) else d.mode for d in theirs]
     assert_close(policy.mode, torch.cat(modes, -1))
-    pairs = zip(theirs, torch_distributions(other.parameters, name), strict=True)
-    assert_close(policy.kl(other), sum(td.kl_divergence(a, b) for a, b in pairs))
-    assert_close(policy.kl(policy), torch.zeros(2, 7, dtype=torch.float64))
     assert (policy.batch_shape, policy.event_shape) == ((2, 7), (policy.space.size,))
-
-
-@every_spec
-def test_gradients_reach_every_parameter(name: str) -> None:
-    actor = actor_for(name)
-    policy = actor.distribution(actor(torch.randn(7, 6, dtype=torch.float64)))
-    (policy.log_prob(policy.sample()) + policy.entropy()).sum().backward()
-    for key, parameter in actor.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), key
-
-
-def test_drawing_first_does_not_stop_the_gradient() -> None:
-    for unimix in (0.0, 0.01):
-        gradients = []
-        for draw in (False, True):
-            actor = actor_for("composite", unimix=unimix)
-            torch.manual_seed(1)
-            policy = actor.distribution(actor(torch.randn(7, 6, dtype=torch.float64)))
-            value = policy_for("composite", 7).sample()
-            if draw:
-                policy.sample()
-            (policy.log_prob(value) + policy.entropy()).sum().backward()
-            gradients.append([parameter.grad for parameter in actor.parameters()])
-        assert_close(gradients[1], gradients[0])
-
-
-@few
-@given(st.lists(st.floats(-200, 200), min_size=4, max_size=4), st.floats(0, 1 - 2**-24, width=32))
-def test_a_discrete_action_is_one_hot_whatever_logits_and_noise(logits: list[float], uniform: float) -> None:
-    policy = ActionDistribution(torch.tensor(logits), ActionSpace(OneHot(4)))
-    action = policy.sample(torch.tensor([uniform]))
-    assert sorted(action.tolist()) == [0.0, 0.0, 0.0, 1.0]
-    assert policy.log_prob(action).isfinite()
-    assert policy.entropy() >= -1e-6
 
 
 def test_unimix_and_limits_of_the_deviation_are_options() -> None:
@@ -308,34 +239,6 @@ def test_unimix_and_limits_of_the_deviation_are_options() -> None:
     plain = ActionDistribution(parameters, space)
     assert plain.mean.tolist() == pytest.approx([tanh(0.5), 1.0, 0.0])
     assert plain.sample(torch.tensor([1.0, 0.0]))[0].item() == pytest.approx(tanh(0.5) + 0.1)
-
-
-def test_the_actor_computes_in_bfloat16_and_its_distribution_in_float32() -> None:
-    actor = Actor(6, ActionSpace(SPECS["composite"]), units=8)
-    parameters = actor(torch.randn(7, 6).bfloat16())
-    assert parameters.dtype is torch.bfloat16
-    policy = actor.distribution(parameters)
-    value = policy.sample()
-    assert {x.dtype for x in (value, policy.mode, policy.log_prob(value), policy.entropy())} == {torch.float32}
-
-
-def test_the_actor_starts_undecided() -> None:
-    actor = Actor(64, ActionSpace(SPECS["composite"]), units=64)
-    policy = actor.distribution(actor(torch.randn(7, 64)))
-    assert policy.parameters.abs().max() < 0.1
-
-
-def test_the_heads_called_mean_and_stddev_are_that() -> None:
-    actor = Actor(6, ActionSpace(Bounded(-1, 1, (2,))), units=8)
-    biases = {"mean": torch.tensor([-9.0, 9.0]), "stddev": torch.tensor([99.0, -99.0])}
-    for name, parameter in actor.named_parameters():
-        for key, bias in biases.items():
-            if name.endswith(f"{key}.bias"):
-                nn.init.zeros_(parameter).data += bias
-    policy = actor.distribution(actor(torch.randn(6)))
-    assert_close(policy.mean.sign(), torch.tensor([-1.0, 1.0]))
-    spread = policy.sample(torch.ones(2)) - policy.mean
-    assert_close(spread.detach(), torch.tensor([1.0, 0.1]), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["items", "keys", "type", "joint.angle"])

@@ -13,12 +13,11 @@ from torch.testing import assert_close
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.modules.distributions import (
-    Binary,
+    BernoulliDist,
     BoundedNormal,
     Draw,
-    OneHot,
-    TwoHot,
-    two_hot_bins,
+    OneHotDist,
+    TwoHotDist,
 )
 
 
@@ -26,10 +25,8 @@ def each() -> dict[str, tuple[type[Draw], dict[str, Tensor], tuple[int, ...]]]:
     """Class, parameters, and the shape of the noise."""
     torch.manual_seed(3)
     return {
-        "one_hot": (OneHot, {"logits": torch.randn(5, 2, 3)}, (5, 2)),
+        "one_hot": (OneHotDist, {"logits": torch.randn(5, 2, 3)}, (5, 2)),
         "bounded_normal": (BoundedNormal, {"loc": torch.randn(5, 4), "scale": torch.randn(5, 4)}, (5, 4)),
-        "two_hot": (TwoHot, {"logits": torch.randn(5, 255)}, (5,)),
-        "binary": (Binary, {"logits": torch.randn(5, 1)}, (5, 1)),
     }
 
 
@@ -64,14 +61,6 @@ def test_without_noise_it_draws_its_own_in_any_number(name: str) -> None:
 
 
 @every_class
-def test_only_rsample_carries_a_gradient(name: str) -> None:
-    kind, parameters, shape = each()[name]
-    parameters = {key: value.requires_grad_() for key, value in parameters.items()}
-    assert kind(**parameters).rsample(torch.rand(shape)).requires_grad == kind.has_rsample
-    assert not kind(**parameters).sample(torch.rand(shape)).requires_grad
-
-
-@every_class
 def test_a_draw_without_gradient_leaves_the_gradients_of_all_else(name: str) -> None:
     kind, parameters, _ = each()[name]
     value = kind(**parameters).sample()
@@ -91,24 +80,14 @@ def test_draws_by_hand() -> None:
     normal = BoundedNormal(torch.randn(5, 4), torch.randn(5, 4))
     noise = torch.randn(5, 4)
     assert_close(normal.sample(noise), normal.mean + normal.stddev * noise)
-    binary = Binary(torch.tensor([[-1.0], [-1.0], [1.0], [1.0]]))  # probabilities 0.269 and 0.731
-    assert binary.sample(torch.tensor([[0.26], [0.27], [0.73], [0.74]])).tolist() == [[1.0], [0.0], [1.0], [0.0]]
-    sample = TwoHot(torch.randn(5, 255)).sample()
-    assert torch.isin(sample, two_hot_bins()).all()
 
 
 def test_modes() -> None:
-    assert OneHot(torch.tensor([[0.0, 2.0, 1.0]])).mode.tolist() == [[0.0, 1.0, 0.0]]
+    assert OneHotDist(torch.tensor([[0.0, 2.0, 1.0]])).mode.tolist() == [[0.0, 1.0, 0.0]]
     assert BoundedNormal(torch.tensor([0.5]), torch.zeros(1)).mode.item() == pytest.approx(math.tanh(0.5))
-    assert Binary(torch.tensor([[-0.1], [0.1]])).mode.tolist() == [[0.0], [1.0]]
-    two_hot = TwoHot(torch.randn(5, 255))
+    assert BernoulliDist(torch.tensor([[-0.1], [0.1]])).mode.tolist() == [[0.0], [1.0]]
+    two_hot = TwoHotDist(torch.randn(5, 255))
     assert two_hot.mode.equal(two_hot.mean)
-
-
-def test_options_of_the_bounded_normal_are_its_limits() -> None:
-    policy = BoundedNormal(torch.tensor([-99.0, 99.0]), torch.tensor([-99.0, 99.0]), min_std=0.2, max_std=2.0)
-    assert_close(policy.mean, torch.tensor([-1.0, 1.0]))
-    assert_close(policy.stddev, torch.tensor([0.2, 2.0]))
 
 
 @every_class
@@ -122,7 +101,6 @@ def test_parameters_in_bfloat16_are_computed_with_in_float32(name: str) -> None:
         (distribution.mode, expected.mode),
         (distribution.log_prob(value), expected.log_prob(value)),
         (distribution.entropy(), expected.entropy()),
-        (distribution.kl(distribution), expected.kl(expected)),
     ):
         assert_close(result, wanted, rtol=0, atol=0)
     assert distribution.sample().dtype is torch.float32

@@ -76,11 +76,3 @@ def test_faces(check_faces: Callable[..., TensorDict]) -> None:
     assert value["state_value"].shape == (2, 5, 1)
     check_faces(ContinueHead(6, units=8), features)
     check_faces(Actor(6, SPACE, units=8), features)
-
-
-def test_a_head_under_other_keys_takes_parts() -> None:
-    head = scrambled(TwoHotHead(6, units=8, layers=1))
-    module = head.tensordict_module(["belief", "state"], ["reward_logits", "predicted_reward"])
-    data = TensorDict(belief=torch.randn(7, 2), state=torch.randn(7, 2, 2), batch_size=[7])
-    result = module(data)
-    assert_close(result["predicted_reward"], head(data["belief"], data["state"])[1])

@@ -13,7 +13,7 @@ from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
 
 from dreamer_torchrl.agents.agent import build_agent
 from dreamer_torchrl.interop.official_names import links
-from dreamer_torchrl.modules.layers import Linear, init_truncated_normal_
+from dreamer_torchrl.modules.layers import init_truncated_normal_
 
 PROPRIO = (Composite(vector=Unbounded((24,))), Bounded(-1, 1, (6,)))
 VISION = (Composite(image=Bounded(0, 255, (64, 64, 3), dtype=torch.uint8)), OneHot(6))
@@ -92,16 +92,3 @@ def test_deviation_after_the_cut_is_one_over_the_root_of_the_fan() -> None:
     weight = init_truncated_normal_(torch.empty(1000, 1000), fan_in=25, scale=0.5)
     assert weight.std().item() == pytest.approx(0.5 / 5, rel=2e-3)
     assert weight.abs().max().item() == pytest.approx(CUT * 0.5 / 5, rel=1e-3)
-
-
-def test_scale_zero_is_exactly_zero() -> None:
-    layer = Linear(8, 8, scale=0.0)
-    assert not layer.weight.any() and not layer.bias.any()
-
-
-def test_parameters_can_be_drawn_again() -> None:
-    layer = Linear(8, 8, scale=0.01)
-    before = layer.weight.clone()
-    layer.reset_parameters()
-    assert not layer.weight.equal(before)
-    assert layer.weight.abs().max() <= 0.01 * CUT / math.sqrt(8) * (1 + 1e-6)

@@ -19,7 +19,7 @@ from dreamer_torchrl.modules import (
     RMSNorm,
 )
 from dreamer_torchrl.modules.rssm import bounded, gru_update
-from tests.modules.rssm_examples import BLOCKS, D, K, S, few, model, one_hots, step_inputs
+from tests.modules.rssm_examples import BLOCKS, D, K, S, few, model, step_inputs
 
 
 def hidden_layers(module: nn.Module, x: Tensor) -> Tensor:
@@ -126,29 +126,6 @@ def test_a_sample_is_one_hot_and_has_the_gradient_of_the_probabilities() -> None
     assert_close(logits.grad, expected)
 
 
-def test_without_noise_a_step_draws_its_own() -> None:
-    rssm = model()
-    encoded, action, belief, state, _ = step_inputs(50)
-    inputs = (encoded, action, torch.zeros(50, 1).bool(), belief, state)
-    torch.manual_seed(1)
-    first, second = rssm(*inputs)[1], rssm(*inputs)[1]
-    assert not first.equal(second)
-    torch.manual_seed(1)
-    assert rssm(*inputs)[1].equal(first)
-
-
-def test_the_start_is_zero() -> None:
-    belief, state = model(torch.float32).initial(2, 7)
-    assert (belief.shape, state.shape) == ((2, 7, D), (2, 7, S, K))
-    assert not belief.any() and not state.any()
-
-
-def test_class_indices_become_one_hot_and_one_hot_stays() -> None:
-    rssm, state = model(torch.float32), one_hots(2, 7, dtype=torch.float32)
-    assert_close(rssm.one_hot(state.argmax(-1).to(torch.uint8)), state)
-    assert rssm.one_hot(state) is state
-
-
 @few
 @given(st.integers(0, 2**31))
 def test_a_reset_is_a_fresh_start_for_its_row_alone(seed: int) -> None:
@@ -163,11 +140,6 @@ def test_a_reset_is_a_fresh_start_for_its_row_alone(seed: int) -> None:
     for result, reset, on in zip(mixed, fresh, going, strict=True):
         expected = torch.where(is_init.reshape(6, *[1] * (reset.ndim - 1)), reset, on)
         assert_close(result, expected)
-
-
-def test_sizes_that_do_not_split_into_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"multiple of 8"):
-        BlockGRU(belief_size=12, state_size=6, action_size=2, hidden=4, blocks=8)
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])

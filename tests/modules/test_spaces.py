@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 from torch.testing import assert_close
 from torchrl.data import (
     Binary,
@@ -81,20 +80,6 @@ def test_a_value_survives_flatten_and_restore(spec: TensorSpec) -> None:
     assert spec.is_in(space.restore(space.flatten(spec.rand())))
 
 
-@every_vector
-def test_restored_floats_have_the_dtype_of_the_spec(spec: TensorSpec) -> None:
-    space = space_from_spec(spec)
-    assert spec.is_in(space.restore(space.flatten(spec.rand()).float()))
-
-
-@pytest.mark.parametrize(("spec", "classes"), DISCRETE.values(), ids=DISCRETE)
-def test_the_flat_form_is_one_hot_for_each_variable(spec: TensorSpec, classes: tuple[int, ...]) -> None:
-    flat = space_from_spec(spec).flatten(torch.stack([spec.rand() for _ in range(10)]))
-    assert set(flat.unique().tolist()) <= {0.0, 1.0}
-    for part in flat.split(list(classes), -1):
-        assert_close(part.sum(-1), torch.ones(10))
-
-
 @pytest.mark.parametrize(
     ("spec", "value", "flat"),
     [
@@ -111,14 +96,6 @@ def test_the_flat_form_by_example(spec: TensorSpec, value: list[int], flat: list
     space = space_from_spec(spec)
     assert space.flatten(torch.tensor(value).to(spec.dtype)).tolist() == flat
     assert space.restore(torch.tensor(flat).float()).tolist() == value
-
-
-@few
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.data())
-def test_classes_of_any_sizes_survive_flatten_and_restore(classes: list[int], data: st.DataObject) -> None:
-    space = Discrete(tuple(classes), (len(classes),))
-    value = torch.tensor([data.draw(st.integers(0, n - 1)) for n in classes])
-    assert_close(space.restore(space.flatten(value)), value)
 
 
 @pytest.mark.parametrize(
@@ -189,10 +166,6 @@ def test_keys_of_a_nested_spec_are_sorted_by_their_names() -> None:
 def test_batch_axes_of_a_spec_are_left_out() -> None:
     plain, batched = nested_spec(), nested_spec().expand(4, 2)
     assert spaces_from_spec(batched, "observation") == spaces_from_spec(plain, "observation")
-
-
-def test_a_single_leaf_gets_the_given_name() -> None:
-    assert spaces_from_spec(OneHot(3), "action") == {"action": space_from_spec(OneHot(3))}
 
 
 def test_all_keys_are_flattened_into_one_vector() -> None:

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torchrl.data import Bounded, OneHot, TensorSpec
 from torchrl.objectives import SoftUpdate
 
-from dreamer_torchrl.kernels.calls import use_native
+from dreamer_torchrl.kernels import attach
 from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.rollout import ImagineRollout
@@ -238,7 +238,7 @@ def test_all_keys_may_be_others() -> None:
         agent.continuation.tensordict_module([key["features"]], ["continue_logits", key["continuation"]]),
         agent.value.tensordict_module([key["features"]], ["state_value_logits", key["state_value"]]),
     ).eval()
-    use_native(usual.networks.imagine, False)  # the same operations for both
+    attach(usual.networks.imagine, False)  # the same operations for both
     renamed.set_keys(**key)
     assert renamed.in_keys == [key["belief"], key["state"]]
     data = latents_of(learner)

@@ -1,22 +1,21 @@
-/* One step of acting: what `Policy.step` of agent.py says, states and actions drawn. Rows are few, so that every matrix
+/* One step of acting: what `RSSM.act` says, states and actions drawn. Rows are few, so that every matrix
  * is read where it is. */
 
-static void NAME(act_tile)(const void *given, long row, int n) {
+static void NAME(act_tile)(const void *given, long row, int n, arena *memory) {
     const act_arguments *a = given;
     const int d = a->size.belief, s = a->size.variables * a->size.classes, h = a->size.hidden, actions = a->actor.action;
-    arena memory = {0};
     const NAME(core) core = NAME(unpacked_core)(&a->size, &a->core);
-    const NAME(actor) actor = NAME(actor_of)(&memory, &a->actor, 0);
-    const NAME(layer) action_in = NAME(layer_of)(&memory, &a->action_in, 0);
-    const NAME(layer) posterior = NAME(layer_of)(&memory, &a->posterior, 0);
+    const NAME(actor) actor = NAME(actor_of)(memory, &a->actor, 0);
+    const NAME(layer) action_in = NAME(layer_of)(memory, &a->action_in, 0);
+    const NAME(layer) posterior = NAME(layer_of)(memory, &a->posterior, 0);
     const MATRIX mix_action = NAME(unpacked)(a->mix_action), posterior_logits = NAME(unpacked)(a->posterior_logits);
-    const NAME(trace) trace = NAME(trace_room)(&memory, n, &a->size);
-    const NAME(actor_room) actor_room = NAME(room_for_actor)(&memory, n, &actor);
-    const ROWS belief = NAME(room)(&memory, n, d), state = NAME(room)(&memory, n, s);
-    const ROWS previous = NAME(room)(&memory, n, actions), hidden = NAME(room)(&memory, n, h);
-    const ROWS seen = NAME(room)(&memory, n, d + a->encoded_size), logits = NAME(room)(&memory, n, s);
-    const ROWS features = NAME(room)(&memory, n, d + s);
-    REAL *probs = take(&memory, s * sizeof(REAL));
+    const NAME(trace) trace = NAME(trace_room)(memory, n, &a->size);
+    const NAME(actor_room) actor_room = NAME(room_for_actor)(memory, n, &actor);
+    const ROWS belief = NAME(room)(memory, n, d), state = NAME(room)(memory, n, s);
+    const ROWS previous = NAME(room)(memory, n, actions), hidden = NAME(room)(memory, n, h);
+    const ROWS seen = NAME(room)(memory, n, d + a->encoded_size), logits = NAME(room)(memory, n, s);
+    const ROWS features = NAME(room)(memory, n, d + s);
+    REAL *probs = take(memory, s * sizeof(REAL));
 
     const ROWS kept = NAME(step_of)(a->kept, row, 1, 0, 1);
     NAME(masked)(n, d, NAME(step_of)(a->belief, row, 1, 0, d), kept, belief);
@@ -36,7 +35,6 @@ static void NAME(act_tile)(const void *given, long row, int n) {
                  NAME(step_of)(a->action, row, 1, 0, actions));
     NAME(copy)(n, d, features, NAME(step_of)(a->next_belief, row, 1, 0, d));
     NAME(copy)(n, s, NAME(columns)(features, d), NAME(step_of)(a->next_state, row, 1, 0, s));
-    release(&memory);
 }
 
-void NAME(act)(const act_arguments *a) { share_tiles(NAME(act_tile), a, a->rows, 16, a->threads); }
+int NAME(act)(const act_arguments *a) { return share_tiles(NAME(act_tile), a, a->rows, 16, a->threads); }

@@ -1,4 +1,4 @@
-/* Dreams: what `imagine` of modules/sequence.py says under a policy, forwards only. A tile of rows is carried through
+/* Dreams: what `imagine` of modules/rollout.py says under a policy, forwards only. A tile of rows is carried through
  * all its steps by one thread. */
 
 typedef struct {
@@ -15,18 +15,17 @@ static inline ROWS NAME(step_of)(const void *tensor, long row, long steps, long 
     return (ROWS){(REAL *)tensor + (row * steps + time) * width, steps * width};
 }
 
-static void NAME(imagine_tile)(const void *given, long row, int n) {
+static void NAME(imagine_tile)(const void *given, long row, int n, arena *memory) {
     const NAME(imagine_job) *job = given;
     const imagine_arguments *a = job->a;
     const int d = a->size.belief, s = job->core.state, width = d + s, actions = a->actor.action;
-    arena memory = {0};
-    const NAME(trace) trace = NAME(trace_room)(&memory, n, &a->size);
-    const NAME(actor_room) actor_room = NAME(room_for_actor)(&memory, n, &job->actor);
-    const ROWS here = NAME(room)(&memory, n, job->widest), there = NAME(room)(&memory, n, job->widest);
-    const ROWS bounded = NAME(room)(&memory, n, actions), action_hidden = NAME(room)(&memory, n, a->size.hidden);
-    const ROWS logits = NAME(room)(&memory, n, s);
-    ROWS now = NAME(room)(&memory, n, width), next = NAME(room)(&memory, n, width);
-    REAL *probs = take(&memory, s * sizeof(REAL));
+    const NAME(trace) trace = NAME(trace_room)(memory, n, &a->size);
+    const NAME(actor_room) actor_room = NAME(room_for_actor)(memory, n, &job->actor);
+    const ROWS here = NAME(room)(memory, n, job->widest), there = NAME(room)(memory, n, job->widest);
+    const ROWS bounded = NAME(room)(memory, n, actions), action_hidden = NAME(room)(memory, n, a->size.hidden);
+    const ROWS logits = NAME(room)(memory, n, s);
+    ROWS now = NAME(room)(memory, n, width), next = NAME(room)(memory, n, width);
+    REAL *probs = take(memory, s * sizeof(REAL));
     NAME(copy)(n, width, NAME(step_of)(a->features, row, a->time + 1, 0, width), now);
     for (long time = 0; time < a->time; time++) {
         const ROWS action = NAME(step_of)(a->actions, row, a->time + 1, time, actions);
@@ -44,11 +43,10 @@ static void NAME(imagine_tile)(const void *given, long row, int n) {
         const ROWS before = now;
         now = next, next = before;
     }
-    release(&memory);
 }
 
-void NAME(imagine)(const imagine_arguments *a) {
-    arena memory = {0};
+int NAME(imagine)(const imagine_arguments *a) {
+    OPEN(memory)
     NAME(imagine_job) job = {
         .a = a,
         .core = NAME(pack_core)(&memory, &a->size, &a->core, 0),
@@ -61,6 +59,7 @@ void NAME(imagine)(const imagine_arguments *a) {
         job.prior[i] = NAME(layer_of)(&memory, &a->prior[i], 1);
         if (job.prior[i].weight.out > job.widest) job.widest = job.prior[i].weight.out;
     }
-    share(NAME(imagine_tile), &job, a->rows, 1, 32, a->threads);
+    const int failed = share(NAME(imagine_tile), &job, a->rows, 1, 32, a->threads);
     release(&memory);
+    return failed;
 }

@@ -1,4 +1,4 @@
-/* One step of LaProp, tensor by tensor: what `_update_one_by_one` of optim.py says. */
+/* One step of LaProp, tensor by tensor: what learners/laprop.py says. */
 
 static double NAME(size_of)(long count, const REAL *x) {
     double total = 0;
@@ -16,7 +16,7 @@ static double NAME(size_of)(long count, const REAL *x) {
     return sqrt(total);
 }
 
-static void NAME(laprop_tensors)(const void *given, long first, int count) {
+static void NAME(laprop_tensors)(const void *given, long first, int count, arena *memory) {
     const laprop_arguments *a = given;
     for (const laprop_tensor *t = a->all + first; t < a->all + first + count; t++) {
         REAL *restrict param = t->param, *restrict mu = t->mu, *restrict nu = t->nu;
@@ -38,4 +38,4 @@ static void NAME(laprop_tensors)(const void *given, long first, int count) {
     }
 }
 
-void NAME(laprop)(const laprop_arguments *a) { share_tiles(NAME(laprop_tensors), a, a->tensors, 1, a->threads); }
+int NAME(laprop)(const laprop_arguments *a) { return share_tiles(NAME(laprop_tensors), a, a->tensors, 1, a->threads); }

@@ -1,4 +1,4 @@
-/* A whole observed sequence, forwards and backwards: what `observe` of modules/sequence.py says. Sequences are cut into
+/* A whole observed sequence, forwards and backwards: what `observe` of modules/rollout.py says. Sequences are cut into
  * tiles, and each tile goes through all its steps in one thread: no thread waits for another, and what a sequence gets
  * does not depend on how many threads there are. */
 
@@ -30,14 +30,13 @@ static void NAME(copy_trace)(int n, const sizes *size, const NAME(trace) * from,
     NAME(copy)(n, 3 * size->belief, from->gates, to->gates);
 }
 
-static void NAME(observe_tile)(const void *given, long row, int n) {
+static void NAME(observe_tile)(const void *given, long row, int n, arena *memory) {
     const NAME(observe_job) *job = given;
     const observe_arguments *a = job->a;
     const int d = a->size.belief, s = job->core.state, h = a->size.hidden;
-    arena memory = {0};
-    const ROWS belief = NAME(room)(&memory, n, d), state = NAME(room)(&memory, n, s), next = NAME(room)(&memory, n, d);
-    const ROWS inner = NAME(room)(&memory, n, h), hidden = NAME(room)(&memory, n, h);
-    const NAME(trace) trace = NAME(trace_room)(&memory, n, &a->size);
+    const ROWS belief = NAME(room)(memory, n, d), state = NAME(room)(memory, n, s), next = NAME(room)(memory, n, d);
+    const ROWS inner = NAME(room)(memory, n, h), hidden = NAME(room)(memory, n, h);
+    const NAME(trace) trace = NAME(trace_room)(memory, n, &a->size);
     for (long time = 0; time < a->time; time++) {
         const ROWS start = {(REAL *)a->belief + row * d, d}, start_state = {(REAL *)a->state + row * s, s};
         const ROWS chosen = NAME(at)(a, a->states, row, time, s), logits = NAME(at)(a, a->logits, row, time, s);
@@ -63,7 +62,6 @@ static void NAME(observe_tile)(const void *given, long row, int n) {
         NAME(copy)(n, h, inner, NAME(at)(a, a->posterior_inner, row, time, h));
         NAME(copy)(n, h, hidden, NAME(at)(a, a->posterior_hidden, row, time, h));
     }
-    release(&memory);
 }
 
 /* To d_logits is added what the state, a straight-through sample, passes on to the logits. */
@@ -79,16 +77,15 @@ static void NAME(sample_backward)(const observe_arguments *a, int n, ROWS probs,
         }
 }
 
-static void NAME(observe_backward_tile)(const void *given, long row, int n) {
+static void NAME(observe_backward_tile)(const void *given, long row, int n, arena *memory) {
     const NAME(observe_job) *job = given;
     const observe_arguments *a = job->a;
     const int d = a->size.belief, s = job->core.state, h = a->size.hidden;
-    arena memory = {0};
-    const ROWS belief = NAME(room)(&memory, n, d), next = NAME(room)(&memory, n, d);
-    const ROWS d_belief = NAME(room)(&memory, n, d), d_state = NAME(room)(&memory, n, s);
-    const ROWS d_logits = NAME(room)(&memory, n, s), d_hidden = NAME(room)(&memory, n, h);
-    const ROWS d_inner = NAME(room)(&memory, n, h);
-    const NAME(trace) d_trace = NAME(trace_room)(&memory, n, &a->size);
+    const ROWS belief = NAME(room)(memory, n, d), next = NAME(room)(memory, n, d);
+    const ROWS d_belief = NAME(room)(memory, n, d), d_state = NAME(room)(memory, n, s);
+    const ROWS d_logits = NAME(room)(memory, n, s), d_hidden = NAME(room)(memory, n, h);
+    const ROWS d_inner = NAME(room)(memory, n, h);
+    const NAME(trace) d_trace = NAME(trace_room)(memory, n, &a->size);
     const ROWS d_start = {(REAL *)a->d_belief + row * d, d}, d_start_state = {(REAL *)a->d_state + row * s, s};
     const ROWS d_scales = {(REAL *)a->d_scales + row * (3 * h + d), 3 * h + d};
     const ROWS start = {(REAL *)a->belief + row * d, d};
@@ -119,20 +116,20 @@ static void NAME(observe_backward_tile)(const void *given, long row, int n) {
     }
     NAME(copy)(n, d, d_belief, d_start);
     NAME(copy)(n, s, d_state, d_start_state);
-    release(&memory);
 }
 
-static void NAME(observe_any)(const observe_arguments *a, int backward) {
-    arena memory = {0};
+static int NAME(observe_any)(const observe_arguments *a, int backward) {
+    OPEN(memory)
     NAME(observe_job) job = {
         a, NAME(pack_core)(&memory, &a->size, &a->core, backward), NAME(pack)(&memory, a->posterior_own, backward),
         NAME(pack)(&memory, a->posterior_logits, backward),
     };
-    share(backward ? NAME(observe_backward_tile) : NAME(observe_tile), &job, a->batch, 1, 16, a->threads);
+    const int failed = share(backward ? NAME(observe_backward_tile) : NAME(observe_tile), &job, a->batch, 1, 16, a->threads);
     release(&memory);
+    return failed;
 }
 
-void NAME(observe)(const observe_arguments *a) { NAME(observe_any)(a, 0); }
+int NAME(observe)(const observe_arguments *a) { return NAME(observe_any)(a, 0); }
 
 /* d_belief, d_state and d_scales come in as zeros, d_logits with what flows into them from outside. */
-void NAME(observe_backward)(const observe_arguments *a) { NAME(observe_any)(a, 1); }
+int NAME(observe_backward)(const observe_arguments *a) { return NAME(observe_any)(a, 1); }

@@ -1,4 +1,4 @@
-/* The belief's recurrence, which observed and imagined steps share: `SplitRSSM.next_belief` of modules/sequence.py. */
+/* The belief's recurrence, which observed and imagined steps share: `StepWeights.next_belief` of modules/split.py. */
 
 typedef struct {
     MATRIX belief_in, state_in, mix_own, mix_recurrent, gates;

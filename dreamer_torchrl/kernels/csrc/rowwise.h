@@ -1,14 +1,14 @@
 /* What is done to each row of a matrix alone: norm and silu, and two-hot predictions; forwards and backwards. */
 
-static void NAME(norm_silu_tile)(const void *given, long row, int n) {
+static void NAME(norm_silu_tile)(const void *given, long row, int n, arena *memory) {
     const norm_arguments *a = given;
     const ROWS x = {(REAL *)a->x + row * a->width, a->width}, y = {(REAL *)a->y + row * a->width, a->width};
     NAME(norm_silu)(n, a->width, x, a->scale, y);
 }
 
-void NAME(norm_silu_rows)(const norm_arguments *a) { share(NAME(norm_silu_tile), a, a->rows, 64, 256, a->threads); }
+int NAME(norm_silu_rows)(const norm_arguments *a) { return share(NAME(norm_silu_tile), a, a->rows, 64, 256, a->threads); }
 
-static void NAME(norm_silu_backward_tile)(const void *given, long row, int n) {
+static void NAME(norm_silu_backward_tile)(const void *given, long row, int n, arena *memory) {
     const norm_arguments *a = given;
     const long tile = row / a->tile, width = a->width;
     const ROWS x = {(REAL *)a->x + row * width, width}, d_y = {(REAL *)a->d_y + row * width, width};
@@ -17,8 +17,8 @@ static void NAME(norm_silu_backward_tile)(const void *given, long row, int n) {
 }
 
 /* d_scales [tiles, width] comes in as zeros. */
-void NAME(norm_silu_backward_rows)(const norm_arguments *a) {
-    share_tiles(NAME(norm_silu_backward_tile), a, a->rows, a->tile, a->threads);
+int NAME(norm_silu_backward_rows)(const norm_arguments *a) {
+    return share_tiles(NAME(norm_silu_backward_tile), a, a->rows, a->tile, a->threads);
 }
 
 /* Write exp(x - max) of a row, and give its sum and max. */
@@ -45,12 +45,11 @@ static REAL NAME(exponentials)(int count, const REAL *x, REAL *out, REAL *larges
     return NAME(sum)(total);
 }
 
-static void NAME(two_hot_mean_tile)(const void *given, long row, int n) {
+static void NAME(two_hot_mean_tile)(const void *given, long row, int n, arena *memory) {
     const two_hot_arguments *a = given;
     const REAL *bins = a->bins;
     const int count = a->count, half = count / 2;
-    arena memory = {0};
-    REAL *probs = take(&memory, count * sizeof(REAL)), largest;
+    REAL *probs = take(memory, count * sizeof(REAL)), largest;
     for (int r = 0; r < n; r++) {
         const REAL total = NAME(exponentials)(count, (const REAL *)a->logits + (row + r) * count, probs, &largest);
         for (int j = 0; j < count; j++) probs[j] *= bins[j];
@@ -63,10 +62,9 @@ static void NAME(two_hot_mean_tile)(const void *given, long row, int n) {
         for (int i = 0; i < 4; i++) mean += sums[i];
         ((REAL *)a->mean)[row + r] = mean / total;
     }
-    release(&memory);
 }
 
-void NAME(two_hot_mean)(const two_hot_arguments *a) { share(NAME(two_hot_mean_tile), a, a->rows, 64, 256, a->threads); }
+int NAME(two_hot_mean)(const two_hot_arguments *a) { return share(NAME(two_hot_mean_tile), a, a->rows, 64, 256, a->threads); }
 
 /* The bins below and above a value, and the weight of the one above; values outside are clipped. */
 static void NAME(neighbours)(int count, const REAL *bins, REAL value, int *below, int *above, REAL *weight) {
@@ -82,11 +80,10 @@ static void NAME(neighbours)(int count, const REAL *bins, REAL value, int *below
     *weight = *below == *above && value == value ? 0 : to_below / (to_below + to_above);
 }
 
-static void NAME(two_hot_loss_tile)(const void *given, long row, int n) {
+static void NAME(two_hot_loss_tile)(const void *given, long row, int n, arena *memory) {
     const two_hot_arguments *a = given;
     const int count = a->count;
-    arena memory = {0};
-    REAL *probs = take(&memory, count * sizeof(REAL)), largest, weight;
+    REAL *probs = take(memory, count * sizeof(REAL)), largest, weight;
     int below, above;
     for (int r = 0; r < n; r++) {
         const REAL *logits = (const REAL *)a->logits + (row + r) * count;
@@ -99,12 +96,11 @@ static void NAME(two_hot_loss_tile)(const void *given, long row, int n) {
         }
         ((REAL *)a->loss)[row + r] = loss;
     }
-    release(&memory);
 }
 
-void NAME(two_hot_loss)(const two_hot_arguments *a) { share(NAME(two_hot_loss_tile), a, a->rows, 64, 256, a->threads); }
+int NAME(two_hot_loss)(const two_hot_arguments *a) { return share(NAME(two_hot_loss_tile), a, a->rows, 64, 256, a->threads); }
 
-static void NAME(two_hot_backward_tile)(const void *given, long row, int n) {
+static void NAME(two_hot_backward_tile)(const void *given, long row, int n, arena *memory) {
     const two_hot_arguments *a = given;
     const int count = a->count;
     REAL largest, weight, all = 0;
@@ -124,6 +120,6 @@ static void NAME(two_hot_backward_tile)(const void *given, long row, int n) {
     }
 }
 
-void NAME(two_hot_backward)(const two_hot_arguments *a) {
-    share(NAME(two_hot_backward_tile), a, a->rows, 64, 256, a->threads);
+int NAME(two_hot_backward)(const two_hot_arguments *a) {
+    return share(NAME(two_hot_backward_tile), a, a->rows, 64, 256, a->threads);
 }

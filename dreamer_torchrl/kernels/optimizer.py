@@ -1,0 +1,46 @@
+"""The optimizer's update by a kernel, in one pass over each parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dreamer_torchrl.kernels.calls import call, fits
+from dreamer_torchrl.kernels.structures import LapropArguments, LapropTensor, address
+
+
+def laprop_fits(params: Sequence[Tensor]) -> bool:
+    """Whether the kernel can update these parameters, all of one precision, from their gradients."""
+    return all(fits(p, p.grad) and p.is_contiguous() and p.grad.is_contiguous() for p in params)
+
+
+def laprop(
+    params: Sequence[Tensor], states: Sequence[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
+) -> None:
+    """One step of `LaProp`; on a CPU, reading ``where`` waits for nothing."""
+    if where is not None and not where:
+        return
+    dtype = params[0].dtype
+    tensors = (
+        LapropTensor(
+            *(address(name, x, dtype) for name, x in (("param", p), ("mu", s["mu"]), ("nu", s["nu"]))),
+            address("step", s["step"], torch.float32),
+            address("grad", p.grad, dtype),
+            p.numel(),
+        )
+        for p, s in zip(params, states, strict=True)
+    )
+    beta1, beta2 = group["betas"]
+    arguments = LapropArguments(
+        tensors=len(params),
+        threads=torch.get_num_threads(),
+        all=(LapropTensor * len(params))(*tensors),
+        beta1=beta1,
+        beta2=beta2,
+        lr=float(group["lr"]),
+        **{name: group[name] for name in ("eps", "clip", "clip_floor", "warmup")},
+    )
+    call("laprop", dtype, arguments)
