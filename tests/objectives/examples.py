@@ -11,7 +11,7 @@ from torchrl.data import Composite, OneHot, Unbounded
 
 from dreamer_torchrl import Agent, Hyperparameters, Learner, Size, WorldModelLoss
 from dreamer_torchrl.learners.learner import MakeOptimizer
-from dreamer_torchrl.modules import ObserveSequence, TwoHot
+from dreamer_torchrl.modules import ObserveSequence, TwoHotDist
 from dreamer_torchrl.objectives.common import ExtraLoss
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
@@ -68,4 +68,4 @@ class RecordedCritic(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits[features.squeeze(-1).long()]
-        return logits, TwoHot(logits).mean
+        return logits, TwoHotDist(logits).mean

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from torchrl.objectives import SoftUpdate
 
 from dreamer_torchrl.learners.learner import Learner, example_batch
-from dreamer_torchrl.modules.distributions import TwoHot
+from dreamer_torchrl.modules.distributions import TwoHotDist
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss
 from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
@@ -132,7 +132,7 @@ def test_horizon_and_lambda_shape_the_replay_return(horizon: float, return_lambd
     loss, data = value_loss(horizon=horizon, return_lambda=return_lambda, slow_scale=0.0, replay_scale=1.0), example()
     steps = [data[key][..., 0].float() for key in ("reward", "bootstrap", "terminated", "done")]
     returns = replay_return(*steps, 1 - 1 / horizon, return_lambda)
-    steps = -TwoHot(logits_of(loss, data)[:, :-1]).log_prob(returns.unsqueeze(-1)) * ~data["done"][:, :-1, 0]
+    steps = -TwoHotDist(logits_of(loss, data)[:, :-1]).log_prob(returns.unsqueeze(-1)) * ~data["done"][:, :-1, 0]
     assert_close(loss(data)[0]["loss_replay_value"], steps.mean())
     assert losses(horizon=horizon, return_lambda=return_lambda)["loss_value"] == losses()["loss_value"]
 
