@@ -66,20 +66,13 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     """
     runs: dict[Path, Run] = {}
     for folder in (Path(folder).resolve() for folder in folders):
-        members = runs_in(folder)
+        members = [] if (folder / VALUES).exists() else sorted(file.parent for file in folder.glob(f"*/{VALUES}"))
         found = [read_run(member, read_saved(member)) for member in members or [folder]]
         measured = [run for run in found if run.metrics]
         if not measured:
             raise ConfigError(f"{folder} has no metrics yet: let it train for a while.")
         runs |= {run.path: run for run in measured}
     return list(runs.values())
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """The folders of runs in a folder that is none itself, as that of a sweep."""
-    if (folder / VALUES).exists() or not folder.is_dir():
-        return []
-    return sorted(member.parent for member in folder.glob(f"*/{VALUES}"))
 
 
 def check_metrics(runs: Sequence[Run], metrics: Iterable[str]) -> None:

@@ -1,9 +1,4 @@
-"""The numbers of runs as curves: read ``metrics.jsonl``, group runs by experiment, median over seeds.
-
-run = read_run(folder, config.read_saved(folder))
-evaluations = run.curve("eval/return", "hours")
-band = group(runs)[0].band("eval/return")
-"""
+"""The numbers of runs as curves: read ``metrics.jsonl``, group runs by experiment, median over seeds."""
 
 from __future__ import annotations
 
@@ -29,7 +24,7 @@ RETURN, EVALUATION = "episode/return", "eval/return"
 
 SAME_EXPERIMENT = (
     *("seed", "run_dir", "total_steps", "wandb", "log", "checkpoint", "env.step_timeout"),
-    *("eval.every", "eval.episodes", "eval.num_envs", "eval.stop_at", "eval.video", "eval.dream"),
+    *("eval.every", "eval.episodes", "eval.num_envs", "eval.stop_at", "eval.video", "eval.dream", "eval.keep_videos"),
 )
 """Settings that may differ between the seeds of one experiment: they change neither what is learned nor how fast."""
 
@@ -50,10 +45,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Band:
-    """Several runs at the same places: median, lower and upper quartile, and how many runs have values there.
-
-    All ``[points]``.
-    """
+    """Median and quartiles of several runs at the places ``x``, and how many have values there; all ``[points]``."""
 
     x: np.ndarray
     median: np.ndarray
@@ -71,32 +63,24 @@ class Band:
 
 @dataclass
 class Run:
-    """What one run has measured; `read_run` and `baselines.read_csv` make it.
+    """What one run has measured; `read_run` and `baselines.read_csv` make it."""
 
-    Args:
-        path: folder of the run, or the CSV file.
-        values: its configuration; empty for a CSV file.
-        records: one mapping for each line, ordered by ``step``.
-        frames_per_step: environment frames of one step (action repeat).
-        damaged: how many lines could not be read; an unfinished last line does not count.
-    """
-
-    path: Path
-    values: Mapping[str, Any]
-    records: list[dict[str, Any]] = field(default_factory=list)
-    frames_per_step: int = 1
-    damaged: int = 0
+    path: Path  # folder of the run, or the CSV file
+    values: Mapping[str, Any]  # its configuration; for a CSV file only the seed
+    records: list[dict[str, Any]] = field(default_factory=list)  # one for each line, ordered by ``step``
+    frames_per_step: int = 1  # action repeat
+    damaged: int = 0  # lines that could not be read; an unfinished last line does not count
 
     @cached_property
     def _columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """For each metric the lines that have it, and its finite values there."""
-        columns: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+        points: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for line, record in enumerate(self.records):
             for name, value in record.items():
                 if isinstance(value, int | float) and math.isfinite(value):
-                    columns[name][0].append(line)
-                    columns[name][1].append(value)
-        return {name: (np.array(lines), np.array(values, float)) for name, (lines, values) in columns.items()}
+                    points[name].append((line, value))
+        columns = {name: np.array(pairs, float).T for name, pairs in points.items()}
+        return {name: (lines.astype(int), values) for name, (lines, values) in columns.items()}
 
     @property
     def metrics(self) -> list[str]:
@@ -142,15 +126,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in their seeds only, or a baseline from a CSV file.
+    """Runs that differ in their seeds only, or a baseline from a CSV file."""
 
-    Args:
-        difference: settings that tell it from other experiments in its environment; the label of a baseline.
-        runs: at least one.
-        baseline: whether it is another system's.
-    """
-
-    difference: str
+    difference: str  # settings that tell it from other experiments in its environment; the label of a baseline
     runs: tuple[Run, ...]
     baseline: bool = False
 
@@ -177,9 +155,6 @@ class Experiment:
         if len(self.runs) > 1 or not (len(low) and len(high)):
             return band
         return Band(band.x, band.median, *(np.interp(band.x, edge.x, edge.y) for edge in (low, high)), band.runs)
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
 
 
 def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
@@ -225,17 +200,12 @@ def group(runs: Iterable[Run]) -> list[Experiment]:
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[repr(sorted(_essence(run).items()))].append(run)
-    essences = [_essence(members[0]) for members in groups.values()]
     experiments = []
-    for essence, members in zip(essences, groups.values(), strict=True):
-        peers = [
-            peer
-            for peer, other in zip(essences, groups.values(), strict=True)
-            if other[0].environment == members[0].environment
-        ]
+    for members in groups.values():
+        peers = [_essence(other[0]) for other in groups.values() if other[0].environment == members[0].environment]
         different = [
             f"{key.rpartition('.')[2]}={f'{value:g}' if isinstance(value, float) else as_word(value)}"
-            for key, value in essence.items()
+            for key, value in _essence(members[0]).items()
             if any(peer.get(key) != value for peer in peers)
         ]
         shown = ", ".join(different[:3]) + (" …" if len(different) > 3 else "")
@@ -260,9 +230,6 @@ def size_name(numbers: Any) -> Any:
     folder = resources.files("dreamer_torchrl.configs").joinpath("size")
     names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
     return next((name for name in names if vars(Size.named(name)) == numbers), numbers)
-
-
-# Curves -------------------------------------------------------------------------------------------------------------
 
 
 def smooth(curve: Curve, points: int) -> Curve:

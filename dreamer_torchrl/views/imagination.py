@@ -45,29 +45,19 @@ class Predictions:
 class OpenLoop:
     """Steps of an episode and what the model predicts of them.
 
-    Args:
-        spaces: what each observation key holds.
-        start: index of the first step in its episode.
-        context: the open loop sees so many steps, then none.
-        observation: what was recorded, as `Predictions` has it.
-        reward: received on arrival, ``[T]``.
-        terminated: 1 where the task itself ended, else 0, ``[T]``.
-        kl: of the posterior from the prior, in nats, ``[T]``.
-        reconstruction: from the posterior of each step, which has seen it.
-        prediction: the same during the context, then from the prior.
-        imagined: whether the policy chose the actions after the context. There is no environment then: what was
-            recorded and the reconstruction end with the context.
+    If the policy chose the actions after the context (``imagined``), what was recorded and the reconstruction end with
+    the context.
     """
 
     spaces: Mapping[NestedKey, Space]
-    start: int
-    context: int
-    observation: dict[NestedKey, Tensor]
-    reward: Tensor
-    terminated: Tensor
-    kl: Tensor
-    reconstruction: Predictions
-    prediction: Predictions
+    start: int  # index of the first step in its episode
+    context: int  # the open loop sees so many steps, then none
+    observation: dict[NestedKey, Tensor]  # what was recorded, as `Predictions` has it
+    reward: Tensor  # [T], received on arrival
+    terminated: Tensor  # [T], 1 where the task itself ended, else 0
+    kl: Tensor  # [T], of the posterior from the prior, in nats
+    reconstruction: Predictions  # from the posterior of each step, which has seen it
+    prediction: Predictions  # the same during the context, then from the prior
     imagined: bool = False
 
     def __len__(self) -> int:

@@ -35,12 +35,12 @@ class Strip(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One chart, ``[T]`` each: what was recorded, what the posterior says, what the open loop says."""
+    """One chart, ``[T]`` each."""
 
     title: str
-    real: Tensor | None
-    seen: Tensor | None
-    predicted: Tensor | None
+    real: Tensor | None  # recorded
+    seen: Tensor | None  # reconstructed from the posterior
+    predicted: Tensor | None  # by the open loop
 
 
 class Sheet(NamedTuple):
@@ -94,9 +94,6 @@ def still(loop: OpenLoop, title: str) -> np.ndarray:
     return sheet.picture
 
 
-# What is shown ------------------------------------------------------------------------------------------------------
-
-
 def strips_of(loop: OpenLoop) -> list[Strip]:
     """All kinds of pictures of each image key; of a free imagination there is only the truth of the context."""
     strips = []
@@ -143,21 +140,12 @@ def curves_of(loop: OpenLoop) -> list[Curve]:
     ]
 
 
-# Drawing ------------------------------------------------------------------------------------------------------------
-
-
 def draw_sheet(
     loop: OpenLoop, title: str, width: int, columns: int, labels: Sequence[str], strips: Sequence[Strip]
 ) -> Sheet:
-    """Title, labels of the images, and curves; the images themselves are pasted, which is faster than drawing them.
+    """Title, a label for each image, and curves; the images are pasted later, which is faster than drawing them.
 
-    Args:
-        loop: what is shown.
-        title: above everything.
-        width: in pixels.
-        columns: how many images are side by side.
-        labels: one above each image.
-        strips: one of them tells the shape of the images, which an agent's are all of.
+    An agent's images are all of one shape, so that one of the ``strips`` is enough to know it.
     """
     wide = (width - 2 * MARGIN + GAP) // columns - GAP
     high = max(1, round(wide * strips[0].pictures.shape[1] / strips[0].pictures.shape[2])) if strips else 0

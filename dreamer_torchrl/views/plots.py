@@ -7,7 +7,7 @@ A line is the median over the seeds of an experiment, the band around it goes fr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -53,9 +53,6 @@ class Panel:
     metrics: tuple[str, ...]
     experiments: tuple[Experiment, ...]
     large: bool = False
-
-
-# What is drawn ------------------------------------------------------------------------------------------------------
 
 
 def return_panels(experiments: Sequence[Experiment]) -> list[Panel]:
@@ -133,9 +130,6 @@ def draw(
     return figure
 
 
-# Drawing ------------------------------------------------------------------------------------------------------------
-
-
 def draw_panel(
     axes: Axes, panel: Panel, experiments: Sequence[Experiment], axis: Axis = "steps", smoothing: int | None = None
 ) -> None:
@@ -147,7 +141,7 @@ def draw_panel(
         stack(axes, panel, axis)
     else:
         for each in panel.experiments:
-            for metric in panel.metrics[:1] if each.baseline else panel.metrics:
+            for metric in (RETURN,) if each.baseline else panel.metrics:
                 draw_line(axes, panel, each, metric, experiments, axis, smoothing, end)
     if not axes.has_data():
         axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color=QUIET, fontsize=9)
@@ -170,14 +164,16 @@ def draw_line(
     end: float,
 ) -> None:
     """Median and band of an experiment; behind them the single values of a smoothed run, or an evaluation's spread."""
-    curves = experiment.curves(RETURN if experiment.baseline else metric, axis)
+    curves = experiment.curves(metric, axis)
     if not curves:
         return
     alone = len(experiments) == 1
     color, dash = line_style(panel.metrics.index(metric) if alone else experiments.index(experiment))
-    evaluation = metric == EVALUATION and not experiment.baseline
-    points = 1 if evaluation and len(panel.metrics) > 1 else smoothing or usual_smoothing(metric, len(curves[0]))
-    band = experiment.band(RETURN if experiment.baseline else metric, axis, points).until(end)
+    evaluation = metric == EVALUATION
+    noisy = metric.startswith(("episode/", "rate/")) and not experiment.baseline
+    points = smoothing or (max(1, min(len(curves[0]) // 25, 100)) if noisy else 1)
+    points = 1 if evaluation and len(panel.metrics) > 1 else points
+    band = experiment.band(metric, axis, points).until(end)
     if len(curves) == 1 and points > 1 and len(curves[0]) <= MOST_DOTS:
         axes.plot(curves[0].x, curves[0].y, ".", color=color, alpha=0.3, markersize=3.5, markeredgewidth=0)
     low, high = band.low, band.high
@@ -209,11 +205,6 @@ def stack(axes: Axes, panel: Panel, axis: Axis) -> None:
         axes.set(ylim=(0, 1.5), yticks=(0, 0.5, 1))  # the legend has the place above
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)
-
-
-def usual_smoothing(metric: str, points: int) -> int:
-    """Over how many of so many points a value is averaged by default: 1 but for noisy metrics."""
-    return max(1, min(points // 25, 100)) if metric.startswith(("episode/", "rate/")) else 1
 
 
 def set_ticks(axes: Axes, panel: Panel, axis: Axis) -> None:
@@ -312,14 +303,7 @@ def panel_svg(panel: Panel, experiments: Sequence[Experiment], width: float = 29
     for color, name in CSS_NAMES.items():
         text = text.replace(color, f"var({name}, {color})")
     box = re.search(r'viewBox="[^"]*"', text)[0]
-    told = escape(f"{panel.title}: {'; '.join(spoken(panel)) or 'not measured yet'}")
+    last = [(name, run) for name in panel.metrics for each in panel.experiments for run in each.runs]
+    spoken = [f"{name} {run.last(name):g}" for name, run in last if run.last(name) is not None]
+    told = escape(f"{panel.title}: {'; '.join(spoken) or 'not measured yet'}")
     return re.sub(r"<svg [^>]*>", f'<svg class="chart" {box} role="img" aria-label="{told}">', text, count=1)
-
-
-def spoken(panel: Panel) -> Iterator[str]:
-    """The last value of each metric, for screen readers."""
-    for metric in panel.metrics:
-        for experiment in panel.experiments:
-            for run in experiment.runs:
-                if (value := run.last(metric)) is not None:
-                    yield f"{metric} {value:g} at step {run.curve(metric).x[-1]:g}"
