@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from dreamer_torchrl.config.checks import as_word, leaves
 from dreamer_torchrl.config.compose import CHANGEABLE
 from dreamer_torchrl.config.overrides import choices
-from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.config.schema import LEARNER, Settings
 from dreamer_torchrl.learners import hyperparameters
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +144,11 @@ def kinds() -> dict[str, str]:
         else:
             yield path, possible(schema)
 
-    return dict(inner(whole, "")) | {"learner._target_": "text"}
+    return dict(inner(whole, "")) | {
+        "learner._target_": "text",
+        "learner.optimizer": "entries, null",
+        "learner.extra_losses": "list of entries",
+    }
 
 
 def possible(schema: Mapping[str, Any]) -> str:
@@ -205,7 +209,7 @@ def setting_tables() -> str:
         rows = []
         for entry in inner:
             name = entry.path.rpartition(".")[2]
-            named = ["" if name == "_target_" else f"`{official.get(name, name)}`"] if section == "learner" else []
+            named = ["" if name in LEARNER else f"`{official.get(name, name)}`"] if section == "learner" else []
             rows.append([*setting(entry, allowed), *named])
         title = f"### {section}\n" + (f"\n{sentence(heads[section])}\n" if heads.get(section) else "")
         parts.append((title if section else "### Of the whole run\n") + "\n" + table(head, rows))

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dreamer_torchrl.config.schema import CHECKED, Settings
-from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env, check_factory
+from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env
 from dreamer_torchrl.record.metrics import missing_tensorboard
 
 GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")
@@ -74,7 +74,7 @@ def _line(error: Mapping[str, Any], path: str) -> str:
 
 
 def check_machine(settings: Settings) -> None:
-    """Refuse what this machine does not have: the environment, a library, a GPU, an own part."""
+    """Refuse what this machine does not have: the environment, a library, a GPU."""
     device, options = settings.device, settings.env.options
     if device == "mps" and sys.platform != "darwin":
         raise ConfigError("device=mps is for Macs, and this machine is none: leave it at auto.")
@@ -89,20 +89,6 @@ def check_machine(settings: Settings) -> None:
             check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
     except UnknownEnvironment as error:
         raise ConfigError(str(error)) from None
-    for name, part in (("agent.encoder", settings.agent.encoder), ("learner", settings.learner_part)):
-        if part is not None:
-            _check_target(name, part.get("_target_"))
-
-
-def _check_target(name: str, target: str | None) -> None:
-    if not target:
-        raise ConfigError(f"{name}._target_ is missing: give module.Class.")
-    module, _, function = target.rpartition(".")
-    try:
-        check_factory(f"{module}:{function}")
-    except UnknownEnvironment as error:
-        text = str(error).replace("The factory", f"{name}._target_").replace(f"{module}:{function}", target)
-        raise ConfigError(text.replace("package.module:function", "package.module.function")) from None
 
 
 def remarks(settings: Settings) -> list[str]:

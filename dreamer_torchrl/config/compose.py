@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_torchrl.config.checks import ConfigError, as_plain, as_word, check_machine, leaves, validated
 from dreamer_torchrl.config.overrides import check_supported, chosen, for_hydra, keys, parse, quoted
+from dreamer_torchrl.config.parts import check_targets
 from dreamer_torchrl.config.schema import LEARNER, EnvironmentSettings, Settings
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
@@ -86,7 +87,12 @@ def load(overrides: Sequence[str]) -> Configuration:
         raise ConfigError(f"{folder} has checkpoints but no {VALUES}: put it back, or give another run_dir.")
     else:
         configuration = _configuration(composed(overrides), overrides)
-    check_machine(configuration.settings)
+    settings = configuration.settings
+    check_machine(settings)
+    if settings.agent.encoder is not None:
+        check_targets({"_target_": None} | dict(settings.agent.encoder), "agent.encoder")
+    check_targets(settings.learner_part, "learner")
+    check_targets(settings.log.loggers, "log.loggers")
     return configuration
 
 
@@ -136,10 +142,9 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"{name}={as_word(values[name])} replaces a whole section: set entries of it.")
     env, options = _apart(values["env"], EnvironmentSettings)
     learner, part = _apart(values["learner"], Hyperparameters)
-    part = {"_target_": LEARNER} | part
-    if part["_target_"] == LEARNER and len(part) > 1:
-        learner |= part  # no names but those that are known
-        del learner["_target_"]
+    part = LEARNER | part
+    if part["_target_"] == LEARNER["_target_"]:  # one of your own has arguments of any name
+        learner |= {name: part.pop(name) for name in [*part] if name not in LEARNER}
     apart = {"env": {**env, "options": options}, "learner": learner, "learner_part": part}
     return validated(Settings, {**values, **apart, "run_dir": values["run_dir"] or ""})
 

@@ -17,7 +17,7 @@ GROUPS = ("env", "size", "experiment", "logger")
 DEFAULT_ENVIRONMENT = "cartpole"
 """As in config.yaml."""
 
-FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder")
+FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")
 """Sections that take entries of any name."""
 
 OTHER_ENVIRONMENTS = (

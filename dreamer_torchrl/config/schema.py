@@ -15,7 +15,9 @@ from pydantic.dataclasses import dataclass
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
-LEARNER = "dreamer_torchrl.learners.learner.Learner"
+LEARNER = {"_target_": "dreamer_torchrl.learners.learner.Learner", "optimizer": None, "extra_losses": []}
+"""The class of the learner, and those of its arguments that are parts."""
+
 IMAGE_BLOCKS = 8
 """Blocks into which the decoder of images splits the belief."""
 
@@ -142,7 +144,7 @@ class Settings:
     agent: AgentSettings = field(default_factory=AgentSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     learner: Hyperparameters = field(default_factory=Hyperparameters)
-    learner_part: Part = field(default_factory=lambda: {"_target_": LEARNER})  # class of the learner, own arguments
+    learner_part: Part = field(default_factory=lambda: LEARNER)
     eval: EvaluationSettings = field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -25,9 +25,11 @@ from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.config.labels import environment_name
+from dreamer_torchrl.config.parts import make_part
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.envs import make_env
+from dreamer_torchrl.learners.learner import Learner
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -88,9 +90,17 @@ def make_agent(settings: Settings, envs: StreamEnvs) -> Agent:
         getattr(torch, settings.dtype),
         settings.unimix,
         settings.actor_unimix,
+        settings.agent.encoder and partial(make_part, settings.agent.encoder),
     )
     attach(agent, decide(settings.native, choose_device(settings.device)))
     return agent
+
+
+def make_learner(settings: Settings, agent: Agent) -> Learner:
+    """The run's learner, of the class that the settings name."""
+    part = {name: value for name, value in settings.learner_part.items() if value not in (None, [])}
+    seed = seed_for(settings.seed, "learner")
+    return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 
 
 def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:

@@ -18,10 +18,10 @@ from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
 from dreamer_torchrl.config.schema import Settings
-from dreamer_torchrl.learners.learner import Learner, set_generator_state
+from dreamer_torchrl.learners.learner import set_generator_state
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
-from dreamer_torchrl.training.build import choose_device, make_agent, make_envs, make_policy, make_replay, seed_for
+from dreamer_torchrl.training import build
 from dreamer_torchrl.training.evaluation import Cancelled, Evaluator, recorded_steps
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.progress import Clock, Progress
@@ -51,17 +51,16 @@ class Training:
 
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
-        seed = settings.seed
-        self.device = choose_device(settings.device)
+        self.device = build.choose_device(settings.device)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
-        self.envs = make_envs(settings, "training", settings.env.num_envs)
+        self.envs = build.make_envs(settings, "training", settings.env.num_envs)
         console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
-        self.replay = make_replay(settings, run_dir)
-        agent = make_agent(settings, self.envs).to(self.device)
+        self.replay = build.make_replay(settings, run_dir)
+        agent = build.make_agent(settings, self.envs).to(self.device)
         for note in notes_at_start(settings, agent, self.device):
             console.note(note)
-        self.learner = Learner(agent, settings.learner, seed_for(seed, "learner"), settings.compile, settings.native)
-        self.policy = make_policy(agent, seed_for(seed, "policy"))
+        self.learner = build.make_learner(settings, agent)
+        self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"))
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
         self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
         record = recorded_steps(settings)
@@ -280,8 +279,8 @@ class Training:
         self.restore(saved)
         self.clock = Clock(self.progress)
         # The same random numbers would lead to the same place.
-        self.learner.generator.manual_seed(seed_for(self.settings.seed, "learner, after going back"))
-        self.replay.sampler.generator.manual_seed(seed_for(self.settings.seed, "replay, after going back"))
+        self.learner.generator.manual_seed(build.seed_for(self.settings.seed, "learner, after going back"))
+        self.replay.sampler.generator.manual_seed(build.seed_for(self.settings.seed, "replay, after going back"))
 
     def close(self) -> None:
         """Close collector and environments."""

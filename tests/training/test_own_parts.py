@@ -1,0 +1,61 @@
+"""The parts of one's own on docs/parts.md, in the commands that stand there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from dreamer_torchrl import evaluate, train
+from dreamer_torchrl.training.build import load, make_learner
+from tests.training.training_examples import TINY
+
+PAGE = (
+    (Path(__file__).parents[2] / "docs/parts.md")
+    .read_text()
+    .partition("## Parts of your own in `train`")[2]
+    .partition("\n## ")[0]
+)
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments of all commands, in a folder with the module."""
+    code, commands = (
+        re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)[1] for language in ("python", "text")
+    )
+    (tmp_path / "my_parts.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
+    return [argument for line in commands.splitlines() for argument in shlex.split(line)[3:]]
+
+
+def test_own_parts_train_resume_evaluate_and_load(page: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """All of the page at once."""
+    assert (
+        train.main([*TINY, *page, "env=cartpole", "total_steps=40", "eval.every=0", "log.every=0", "run_dir=run"]) == 0
+    )
+    assert train.main(["run_dir=run", "total_steps=48"]) == 0
+    assert "Resumed at step 40" in capsys.readouterr().out
+    assert evaluate.main(["run", "--episodes", "1"]) == 0
+    metrics = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    losses = [one["train/loss_belief"] for one in metrics if "train/loss_belief" in one]
+    assert losses and all(0 < loss < 0.01 for loss in losses)
+    run = load("run")
+    learner = make_learner(run.settings, run.agent)
+    assert (type(run.agent.encoder).__name__, len(run.agent.encoder.mlp)) == ("MyEncoder", 1)
+    assert (type(learner).__name__, type(learner.optimizer).__name__) == ("MyLearner", "Adam")
+    learner.load_state_dict(run.saved.parts["learner"])
+
+
+def test_arguments_that_a_part_does_not_take_are_told(page: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """When the part is made; nothing is trained."""
+    small = [*TINY, "env=cartpole", "agent.encoder._target_=my_parts.MyEncoder", "agent.encoder.layer=1", "run_dir=run"]
+    assert train.main(small) == 2
+    told = capsys.readouterr().out
+    assert "my_parts.MyEncoder cannot be made: " in told and "unexpected keyword argument 'layer'" in told
