@@ -61,7 +61,7 @@ those.
 
 `--help` prints `config.yaml`; `--cfg` behind other overrides prints the configuration they make and stops. Overrides
 are checked before torch is loaded: a mistake ends in exit code 2 and names the nearest right name
-([messages](faults.md#wrong-words)).
+([messages](faults.md#invalid-overrides)).
 
 `run_dir=RUN` continues the run that is in that folder, with its settings. What may change then:
 {changeable}.

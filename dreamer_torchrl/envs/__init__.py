@@ -1,4 +1,4 @@
-"""Environments: one file per family, and the door to all of them. Torch is imported when one is made, not before."""
+"""Environments, one file per family. torch is imported when one is made, not before."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_env(family: str, options: Mapping[str, Any]) -> EnvBase:
 
 
 def frame(env: EnvBase) -> np.ndarray | None:
-    """A picture of an environment as it is now, uint8 ``[height, width, 3]``; None if it was made without a renderer.
+    """An image of the current state of an environment, uint8 ``[height, width, 3]``; None if it has no renderer.
 
     Example:
         >>> env = make_env("gym", {"id": "dreamer_torchrl/GridReach-v0", "render": True})

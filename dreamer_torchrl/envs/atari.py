@@ -19,7 +19,7 @@ STICKY = 0.25
 
 
 class AtariGame(gymnasium.Env):
-    """One game, straight on ALE.
+    """One game, directly on ALE.
 
     A step holds an action for ``frame_skip`` frames and shows the maximum of the last two, made smaller and then gray.
     Sticky: on each frame the previous action is held with probability 0.25. An episode starts with up to ``noops``
@@ -49,7 +49,7 @@ class AtariGame(gymnasium.Env):
         self.action_space = Discrete(len(self.actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start the game anew and do nothing for a random while."""
+        """Restart the game and take a random number of no-op actions."""
         super().reset(seed=seed)
         self._restart()
         for _ in range(self.np_random.integers(self.noops + 1)):
@@ -62,7 +62,7 @@ class AtariGame(gymnasium.Env):
         return self._picture(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Hold an action for some frames, fewer if the game ends meanwhile."""
+        """Repeat an action for some frames, fewer if the game ends."""
         reward = 0.0
         for index in range(self.frame_skip):
             reward += self._act(self.actions[action], hold=self._sticks())
@@ -76,7 +76,7 @@ class AtariGame(gymnasium.Env):
         return self._picture(), reward, over, late and not over, {}
 
     def render(self) -> np.ndarray:
-        """The whole screen in color."""
+        """The full RGB screen."""
         return self.ale.getScreenRGB()
 
     def _restart(self) -> None:

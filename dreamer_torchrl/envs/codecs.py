@@ -18,16 +18,16 @@ from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.spaces import MOST_CLASSES
 
 TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "next"}
-"""Names that a step, the agent or TorchRL needs for itself: such an observation is renamed to ``observed_<name>``."""
+"""Reserved names of steps, agent and TorchRL: such an observation is renamed to ``observed_<name>``."""
 
 
 class Codec(Protocol):
-    """A spec, and the way between its tensors and the values of a gymnasium space."""
+    """A spec, and the conversion between its tensors and values of a gymnasium space."""
 
     spec: TensorSpec
 
     def to_tensor(self, value: Any) -> Tensor | TensorDictBase:
-        """Read a value; the tensor shares no memory with it, since many environments write into one array."""
+        """Convert a value; the tensor shares no memory with it, since many environments reuse one array."""
 
     def to_value(self, tensor: Tensor | Mapping[str, Any]) -> Any:
         """Undo `to_tensor`."""
@@ -66,7 +66,7 @@ class Array:
 
 
 class Classes:
-    """One class or several, as one-hot vectors: side by side if their numbers of values differ, else one below another.
+    """One class or several, as one-hot vectors: concatenated if their numbers of values differ, else stacked.
 
     These are the specs that TorchRL's `GymEnv` gives them, of one byte per entry.
     """
@@ -111,7 +111,7 @@ class Bits:
 
 
 class Fields:
-    """Several spaces by name; those of a tuple are named 0, 1 and so on. Fields that hold nothing are left out."""
+    """Several spaces by name; those of a tuple are named 0, 1 and so on. Empty fields are omitted."""
 
     def __init__(self, space: spaces.Dict | spaces.Tuple, name: str):
         self.is_tuple, self.name = isinstance(space, spaces.Tuple), name
@@ -123,14 +123,14 @@ class Fields:
         self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
 
     def rename_taken(self) -> None:
-        """Rename what would stand in the way of something else at the top level of a step."""
+        """Rename fields that would collide with reserved names at the top level of a step."""
         for key, old in self.names.items():
             new = "observation" if old == "state" and "observation" not in self.names.values() else old
             self.names[key] = f"observed_{new}" if new in TAKEN else new
         self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
 
     def read(self, value: Any) -> dict[str, Tensor | TensorDictBase]:
-        """Read all fields into a plain dictionary."""
+        """Convert all fields to a plain dictionary."""
         return {self.names[key]: self._read(key, field, value) for key, field in self.fields.items()}
 
     def _read(self, key: Any, field: Codec, value: Any) -> Tensor | TensorDictBase:
@@ -155,7 +155,7 @@ class Fields:
 
 
 def codec_of(space: gymnasium.Space, name: str) -> Codec:
-    """Find the spec of a gymnasium space and the way to it.
+    """Choose the codec of a gymnasium space.
 
     Example:
         >>> fields = codec_of(spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-1, 1, (2,))]), "observation")

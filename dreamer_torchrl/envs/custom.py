@@ -1,4 +1,4 @@
-"""Environments of your own, by the name of a function that makes one."""
+"""Custom environments, by the name of a function that builds one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamer_torchrl.envs.registry import check_factory
 
 
 def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvBase:
-    """Call ``package.module:function``, which makes a TorchRL or a gymnasium environment; the folder you are in counts.
+    """Call ``package.module:function``, which makes a TorchRL or gymnasium environment; the current folder counts.
 
     Example:
         >>> custom_env("dreamer_torchrl.envs.tasks:Memory", {"lamps": 4}).reset()["observation"].shape

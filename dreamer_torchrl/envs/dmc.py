@@ -1,4 +1,4 @@
-"""The DeepMind Control suite: vectors, pictures or both."""
+"""The DeepMind Control suite: vectors, images or both."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dreamer_torchrl.envs.gym import Gymnasium
 from dreamer_torchrl.envs.registry import UnknownEnvironment, check_dmc, check_env
 
 CAMERAS = {"quadruped": 2}
-"""Where the official agent looks from, if not from camera 0."""
+"""Cameras of the official agent, where not 0."""
 
 FRAME = (240, 320)
-"""Height and width of the pictures for videos."""
+"""Height and width of video frames."""
 
 
 class ControlTask(gymnasium.Env):
@@ -27,7 +27,7 @@ class ControlTask(gymnasium.Env):
     def __init__(self, domain: str, task: str, image: bool, proprio: bool, size: int, camera: int):
         from dm_control import suite
 
-        self.random = np.random.RandomState(0)  # the task keeps it, and each seeded reset seeds it anew
+        self.random = np.random.RandomState(0)  # the task keeps it, and each seeded reset reseeds it
         self.env = suite.load(domain, task, task_kwargs={"random": self.random})
         self.image, self.proprio, self.size = image, proprio, size
         self.camera = CAMERAS.get(domain, 0) if camera == -1 else camera
@@ -42,7 +42,7 @@ class ControlTask(gymnasium.Env):
         self.observation_space = Dict(seen)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Start an episode; a seed decides all of it."""
+        """Start an episode, determined by the seed."""
         super().reset(seed=seed)
         if seed is not None:
             self.random.seed(seed % 2**32)
@@ -55,11 +55,11 @@ class ControlTask(gymnasium.Env):
         return self._seen(step.observation), step.reward, terminated, step.last() and not terminated, {}
 
     def render(self) -> np.ndarray:
-        """A picture for videos."""
+        """A frame for videos."""
         return self._draw(*FRAME)
 
     def close(self) -> None:
-        """Free what MuJoCo holds."""
+        """Free the renderer's resources."""
         self.env.close()
 
     def _seen(self, observation: dict[str, Any]) -> dict[str, Any]:

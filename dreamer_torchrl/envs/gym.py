@@ -21,7 +21,7 @@ from dreamer_torchrl.envs.registry import check_gym
 
 
 class Gymnasium(GymWrapper):
-    """TorchRL's `GymWrapper` for one environment that reads every space that an agent can use.
+    """TorchRL's `GymWrapper` for one environment, with codecs for every space that an agent can use.
 
     An observation that is one array stands under ``pixels`` if it is an image, else under ``observation``. Floats come
     as float32, gray images with a channel axis, the parts of a `Tuple` as keys "0", "1" and so on. The actions of a
@@ -66,13 +66,13 @@ class Gymnasium(GymWrapper):
         return super()._reset(tensordict, seed=seed, options=options)
 
     def read_action(self, action: Tensor | dict[str, Any]) -> Any:
-        """Turn what stands under ``action`` into what the environment takes."""
+        """Convert ``action`` to a value of the environment's space."""
         if isinstance(action, Tensor) and isinstance(self._action, Fields):  # a single field comes without its name
             return self._action.to_value(dict.fromkeys(self._action.names.values(), action))
         return self._action.to_value(action if isinstance(action, Tensor) else action["action"])
 
     def read_obs(self, observations: Any) -> dict[str, Tensor | TensorDictBase]:
-        """Turn an observation into tensors of their own."""
+        """Convert an observation to tensors that share no memory with it."""
         read = self._observation.read({self._single: observations} if self._single else observations)
         if self._unchecked:
             self._unchecked -= 1
@@ -104,13 +104,13 @@ class Gymnasium(GymWrapper):
         return reset_data
 
     def read_reward(self, reward: Any) -> Tensor:
-        """Turn a number, or an array that holds one, into a tensor ``[1]``."""
+        """Convert a number, or an array of one, to a tensor ``[1]``."""
         return torch.from_numpy(np.array(reward, dtype=np.float32).reshape(1))
 
     def read_done(
         self, terminated: bool, truncated: bool, done: bool | None = None
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Turn the two ways to end into tensors ``[1]``, with their union."""
+        """Convert terminated and truncated to tensors ``[1]``, with their union done."""
         ended = bool(terminated or truncated)
         return torch.tensor([bool(terminated)]), torch.tensor([bool(truncated)]), torch.tensor([ended]), ended
 
@@ -131,20 +131,20 @@ def wrapped(env: gymnasium.Env) -> Gymnasium:
 
 
 class FreshWorld(gymnasium.Wrapper):
-    """BipedalWalker with a physics world of its own for each episode.
+    """BipedalWalker with a new physics world per episode.
 
     In gymnasium it keeps one, whose memory of earlier contacts makes episodes of the same seed differ.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start in a new world; the walker destroys nothing in the old one, since it has no terrain then."""
+        """Start in a new world; the walker destroys nothing in the old one, since it has no terrain."""
         walker = self.unwrapped
         walker.world, walker.terrain = type(walker.world)(), []
         return super().reset(seed=seed, options=options)
 
 
 def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = False) -> Gymnasium:
-    """Make a gymnasium environment by its id, with arguments of its own if it takes some.
+    """Make a gymnasium environment by its id, with its own arguments.
 
     Where ``render`` is set, and the environment can draw, `dreamer_torchrl.envs.frame` gives pictures.
 

@@ -1,4 +1,4 @@
-"""Is there such an environment? Answered before torch is imported, with the nearest right name or the way to get it."""
+"""Validation of environment names before torch is imported, with the nearest name or the installation command."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OWN = {
 
 
 class UnknownEnvironment(ValueError):
-    """There is no such environment, or something that it needs is missing; the message says what would be right."""
+    """An unknown environment, or missing software; the message names the remedy."""
 
 
 def check_env(family: str, options: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def check_family(family: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a message: the known name that is most like the word, or all of them where they are few.
+    """End of a message: the most similar known name, or all of them where they are few.
 
     Example:
         >>> nearest("Pong", ["ping", "pong"])
@@ -90,8 +90,8 @@ def check_gym(id: str) -> None:
     try:
         load_env_creator(spec.entry_point)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-        mend = f": pip install {error.name}" if isinstance(error, ImportError) and error.name else ""
-        raise UnknownEnvironment(f"The environment {id!r} needs something that is missing ({error}){mend}") from error
+        remedy = f": pip install {error.name}" if isinstance(error, ImportError) and error.name else ""
+        raise UnknownEnvironment(f"The environment {id!r} needs something that is missing ({error}){remedy}") from error
 
 
 def check_arguments(id: str, arguments: Iterable[str]) -> None:
@@ -110,7 +110,7 @@ def check_arguments(id: str, arguments: Iterable[str]) -> None:
 
 
 def register(id: str) -> None:
-    """Let gymnasium know the id of one of this package's own, of ALE's or of the module before the colon."""
+    """Register this package's ids, ALE's, or those of the module before the colon."""
     import gymnasium
 
     module, _, name = id.rpartition(":")
@@ -128,7 +128,7 @@ def register(id: str) -> None:
 
 
 def check_atari(game: str) -> str:
-    """Check a game such as ``ms_pacman``; its name as ALE knows it comes back."""
+    """Check a game such as ``ms_pacman``; returns ALE's name."""
     game = {"james_bond": "jamesbond"}.get(game, game)
     games = atari_games()
     if game not in games:
@@ -137,14 +137,14 @@ def check_atari(game: str) -> str:
 
 
 def atari_games() -> list[str]:
-    """All games of ALE, but for those for two players only: to load one would end the process."""
+    """All games of ALE without two-player ones, which end the process when loaded."""
     from ale_py import ALEInterface, roms
 
     return [game for game in roms.get_all_rom_ids() if ALEInterface.isSupportedROM(roms.get_rom_path(game))]
 
 
 def check_dmc(task: str) -> tuple[str, str]:
-    """Check a task such as ``walker_walk``; its domain and task as dm_control knows them come back."""
+    """Check a task such as ``walker_walk``; returns dm_control's domain and task."""
     _need_mujoco(task, "dm_control")
     known = dmc_tasks()
     if task not in known:
@@ -169,7 +169,7 @@ def dmc_tasks() -> dict[str, tuple[str, str]]:
     choose_renderer()  # before the import
     try:
         from dm_control import suite
-    except (RuntimeError, AttributeError, ImportError) as error:  # as its renderers say that they cannot be had
+    except (RuntimeError, AttributeError, ImportError) as error:  # raised by unavailable renderers
         raise UnknownEnvironment(
             f"dm_control cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error} Unset MUJOCO_GL, "
             "or set MUJOCO_GL=egl and install its library (Debian and Ubuntu: apt install libegl1)."
@@ -179,13 +179,13 @@ def dmc_tasks() -> dict[str, tuple[str, str]]:
 
 
 def choose_renderer() -> None:
-    """Let MuJoCo draw without a screen, unless MUJOCO_GL says how; it is read once, when dm_control is imported."""
+    """Set up rendering without a screen, unless MUJOCO_GL is set; dm_control reads it once, on import."""
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl" if _loads("libEGL.so.1") or not _loads("libOSMesa.so.8") else "osmesa")
 
 
 def check_factory(factory: str) -> tuple[str, str]:
-    """Check ``package.module:function`` by reading the file, without running it; the two parts come back."""
+    """Check ``package.module:function`` by parsing the file, without running it; returns the two parts."""
     module, colon, function = factory.partition(":")
     if not (module and colon and function):
         raise UnknownEnvironment(f"The factory {factory!r} must be of the form 'package.module:function'.")
@@ -206,7 +206,7 @@ def check_factory(factory: str) -> tuple[str, str]:
 
 
 def module_source(name: str) -> Path | None:
-    """Find a module's file, also in the present folder, without importing the packages that it is in."""
+    """Find a module's file, also in the current folder, without importing its packages."""
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     top, *parts = name.split(".")

@@ -1,4 +1,4 @@
-"""Two small environments that show at once whether an agent sees and whether it remembers."""
+"""Two small environments that test vision and memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ BACKGROUND, TARGET, AGENT = (40, 40, 40), (60, 200, 80), (230, 70, 70)
 
 
 class GridReach(gymnasium.Env):
-    """Walk a red square to a green one on a small grid, seen as a 64 x 64 picture.
+    """Walk a red square to a green one on a small grid, seen as a 64 x 64 image.
 
-    Both squares start anywhere, on different cells. Each step costs 1 / ``limit``, reaching the target gives 1 and ends
-    the episode; after ``limit`` steps, as many as there are cells, it is cut off. The shortest way is 2 / 3 * ``cells``
-    steps long on average: an agent that always takes it gets the `optimum`.
+    Both squares start on random, different cells. Each step costs 1 / ``limit``; reaching the target gives 1 and
+    terminates; after ``limit`` steps, the number of cells, the episode is truncated. The shortest path has
+    2 / 3 * ``cells`` steps on average: an agent that always takes it gets the `optimum`.
 
     Args:
         cells: on a side, 2 to 10.
@@ -41,7 +41,7 @@ class GridReach(gymnasium.Env):
         self.action_space = Discrete(len(MOVES))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Put both squares somewhere."""
+        """Place both squares."""
         super().reset(seed=seed)
         agent, target = self.np_random.choice(self.cells**2, 2, replace=False)
         self.agent, self.target = divmod(int(agent), self.cells), divmod(int(target), self.cells)
@@ -73,7 +73,7 @@ class Memory(gymnasium.Env):
 
     The observation holds the lamps, 1 or -1 where the card is shown and 0 elsewhere, and a flag that asks for the
     choice. The card is shown at the first step, the flag ``corridor`` steps later. The right choice gives 1, the wrong
-    one 0; what is done before changes nothing. With the choice the episode ends and the card is shown again, so that
+    one 0; earlier actions change nothing. With the choice the episode ends and the card is shown again, so that
     an agent sees what it should have remembered. The `optimum` is 1, by chance one gets 1 / 2.
 
     Args:
@@ -93,14 +93,14 @@ class Memory(gymnasium.Env):
         self.action_space = Discrete(2)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Draw a card and show it."""
+        """Sample a card and show it."""
         super().reset(seed=seed)
         self.card = self.np_random.integers(2, size=self.lamps)
         self.left = int(self.np_random.integers(self.shortest, self.corridor + 1))
         return self._seen(card=True), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Go on; the action counts where the flag was seen."""
+        """Take a step; the action counts where the flag was shown."""
         chosen = self.left == 0
         self.left -= 1
         reward = float(chosen and action == self.card[0])

@@ -101,7 +101,7 @@ def test_sticky_frames_hold_the_action_before() -> None:
 def test_what_a_game_skips_is_what_is_counted(words: str) -> None:
     """Frames as ALE itself counts them, of a stream as training has it."""
     env = load(["env=pong", "env.noops=0", *words.split()]).settings.env
-    stream = stream_env(env.family, env.options, env.action_repeat, (0,))
+    stream = stream_env(env.family, env.options, env.action_repeat, entropy=0, index=0)
     stream.rollout(10)
     assert stream.env._env.ale.getEpisodeFrameNumber() == 10 * env.frames_per_step
     assert env.frames_per_step == {"": 4, "env.frame_skip=1": 1}.get(words, 6)
