@@ -95,9 +95,12 @@ class Training:
             pass
         finally:
             self.tell_failures()
-            if self.consistent:
+            if self.consistent and self.progress != before:  # else it was stopped at once, or finished before
                 with stop.saving():
-                    self.finish(before)
+                    self.log()
+                    self.save(wait=True)
+                if not stop.requested:  # there is little time then, and the command `report` makes the page
+                    self.reports.refresh(at_end=True)
 
     def train(self, stop: StopSignals) -> None:
         """Train until the run is finished, stopped, or has skipped too many updates in a row."""
@@ -129,13 +132,6 @@ class Training:
                     raise error.__cause__ from None
                 raise
             yield steps
-
-    def finish(self, before: Progress) -> None:
-        """Save the last state; a run that is stopped at once, or was finished before, is left as it is."""
-        if self.progress != before:
-            self.log()
-            self.save(wait=True)
-            self.reports.refresh(at_end=True)
 
     def store(self, steps: TensorDictBase) -> None:
         """Store collected steps; each earns its share of an update once there is enough to learn from."""

@@ -71,6 +71,27 @@ def test_a_second_signal_ends_the_process_at_once(second: signal.Signals) -> Non
     assert process.returncode == 128 + second and time.monotonic() - before < 5
 
 
+@pytest.mark.parametrize(
+    ("work", "code", "told"),
+    [
+        ("", 143, "Ended without saving; the last checkpoint is unchanged."),
+        ("with stop.saving(): pass", 0, "saved; not"),
+    ],
+)
+def test_what_takes_too_long_is_left(work: str, code: int, told: str) -> None:
+    """Whatever the main thread does, before the last save and after it."""
+    program = f"""
+with StopSignals(console.note, seconds=0.5) as stop:
+    {work}
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    process = start(program)
+    process.send_signal(signal.SIGTERM)
+    said, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (code, "") and told in said
+
+
 @pytest.mark.parametrize("length", [50, 100_000])
 def test_a_signal_in_the_middle_of_a_blocked_print(length: int) -> None:
     """The reader is slow (`| less`), the pipe is full, and another line is to be printed."""
@@ -151,7 +172,7 @@ class Sleeps(gymnasium.Env):
 
 
 @pytest.mark.parametrize("busy", ["a step", "500 environments start"])
-def test_a_training_that_cannot_finish_in_time_ends_with_its_last_checkpoint(tmp_path: Path, busy: str) -> None:
+def test_a_training_whose_environments_are_busy_ends_within_ten_seconds(tmp_path: Path, busy: str) -> None:
     """An environment is busy in the process of the training itself."""
     (tmp_path / "sleeps.py").write_text(ENVIRONMENT)
     words = ["env=custom", "env.factory=sleeps:Sleeps", "run_dir=run", "total_steps=1000000", "eval.every=0"]
@@ -174,10 +195,9 @@ def test_a_training_that_cannot_finish_in_time_ends_with_its_last_checkpoint(tmp
         output = process.stdout.read()
         assert process.wait() in (128 + signal.SIGTERM, 0), output
         assert time.monotonic() - before < GRACE_SECONDS + 2
-    if process.returncode:
-        assert "Ended without saving; the last checkpoint is unchanged." in output
-    if busy == "a step":
-        assert process.returncode and checkpoints.load().damaged == []
+    if busy == "a step":  # which is interrupted; all before it is saved
+        assert "Stopped and saved at step" in output and not process.returncode
+        assert checkpoints.load().damaged == []
 
 
 def test_a_signal_before_anything_has_begun(tmp_path: Path) -> None:
