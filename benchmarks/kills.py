@@ -144,7 +144,7 @@ def final_state(run: Path) -> dict[str, Any]:
     saved.parts.pop("metrics")  # where the lines end depends on how many intervals there were
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     check_lines(lines)
-    first, end = replay.sampler.oldest, replay.sampler.written
+    first, end = replay.oldest, replay.written
     return {
         **saved.parts,
         "sampler": replay.sampler.state_dict(),

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = open_run(parser, options.run, options.checkpoint)
 
     from dreamer_torchrl.agents.exporting import compare, export_policy  # need torch, which takes seconds
-    from dreamer_torchrl.checkpoint.tree_files import DamagedFile
+    from dreamer_torchrl.checkpoint.manifest import DamagedFile
 
     try:
         steps = run.recorded(STEPS)

@@ -173,7 +173,7 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
     with ExitStack() as cleanup:
         try:
             training = cleanup.enter_context(closing(Training(settings, run_dir, console)))
-            saved = training.checkpoints.load()
+            saved = training.checkpoints.load(training.replay)
         except NoSoundCheckpoint as error:
             console.note(str(error))
             return NO_CHECKPOINT

@@ -1,4 +1,9 @@
-"""What a run saves and how it comes back: whole checkpoints, checked before they are used."""
+"""What a run saves and how it comes back: whole checkpoints, checked before they are used.
+
+`torchrl.checkpoint` writes without ``fsync`` and checksums, on the calling thread, and a replay whole each time. Here a
+checkpoint that the system reports as saved survives a power cut, one that is damaged is noticed, named and passed over
+for the one before, training goes on while files are written, and a step of the replay is written once.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +19,28 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-from dreamer_torchrl.checkpoint.manifest import Manifest, library_versions, read_manifest
-from dreamer_torchrl.checkpoint.replay_files import Piece, ReplayFiles, Snapshot
-from dreamer_torchrl.checkpoint.tree_files import (
-    DamagedFile,
-    check_file,
+from dreamer_torchrl.checkpoint.files import (
+    ReplayFiles,
+    Snapshot,
     copy_tree,
     read_tree,
     sync_folder,
     tree_bytes,
     write_tree,
 )
+from dreamer_torchrl.checkpoint.manifest import (
+    DamagedFile,
+    Manifest,
+    NoSoundCheckpoint,
+    Piece,
+    library_versions,
+    read_manifest,
+)
 from dreamer_torchrl.data.replay import Replay
 
 REPLAY = "replay"
 _NAME = re.compile(r"(\d{12})(?:-(\d+))?")
 _PART = re.compile(r"[a-z][a-z0-9_]*")
-
-
-class NoSoundCheckpoint(Exception):
-    """There are checkpoints, and none of them can be used; the message names each and its fault."""
 
 
 class SaveFailed(OSError):
@@ -70,12 +77,11 @@ class Saved:
     pieces: list[Piece]
     replay_files: ReplayFiles
 
-    def check_replay(self) -> None:
-        """Read every file of the replay; raise `DamagedFile` unless all are as they were written."""
-        self.replay_files.check(self.replay_state, self.pieces)
-
     def restore_replay(self, replay: Replay) -> None:
-        """Put the steps and their latents back, and everything that the next draw depends on."""
+        """Put the steps and their latents back, and everything that the next draw depends on.
+
+        Reads each file once; raises `DamagedFile` unless all are as they were written.
+        """
         self.replay_files.restore(replay, self.replay_state, self.pieces)
 
     def last_steps(self, count: int) -> TensorDictBase:
@@ -102,7 +108,8 @@ class Checkpoints:
 
     Args:
         folder: where they are.
-        keep: how many.
+        keep: of how many steps.
+        exact: save latents that have changed again, see `ReplayFiles`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -112,29 +119,28 @@ class Checkpoints:
         ...     first = checkpoints.load()
         ...     checkpoints.save(7, {"learner": {"weight": [1.0, 1.0]}}, replay)
         ...     checkpoints.wait()
-        ...     saved = checkpoints.load()
-        ...     saved.restore_replay(replay)
+        ...     saved = checkpoints.load(replay)
         True
         >>> first, saved.step, saved.parts
         (None, 7, {'learner': {'weight': [1.0, 1.0]}})
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    def __init__(self, folder: str | Path, keep: int = 2, exact: bool = True):
         if keep < 1:
             raise ValueError(f"keep is {keep}: keep at least 1 checkpoint.")
         self.folder, self.keep = Path(folder), keep
-        self._replay_files = ReplayFiles(self.folder / REPLAY)
+        self._replay_files = ReplayFiles(self.folder / REPLAY, exact)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: tuple[_Job, Future[list[Piece]]] | None = None
         self._failure: SaveFailed | None = None
         self._loaded = False
         self._damaged: list[str] = []  # later than the one that was loaded
 
-    def load(self, replay: bool = True) -> Saved | None:
+    def load(self, replay: Replay | None = None) -> Saved | None:
         """The newest sound checkpoint, or None where there is none yet. Only reads.
 
-        Raises `NoSoundCheckpoint` where there are some and all are damaged. Without ``replay`` that of the checkpoint
-        need not be sound, and is not looked at.
+        Raises `NoSoundCheckpoint` where there are some and all are damaged. The replay of the checkpoint is put into
+        ``replay``; without one it need not be sound, and is not looked at.
         """
         self.wait()
         damaged = {}
@@ -217,19 +223,17 @@ class Checkpoints:
         if names and step < _age(_NAME.fullmatch(names[-1]))[0]:
             raise ValueError(f"Step {step} is before the checkpoint {names[-1]}: load() it, and go on from there.")
 
-    def read(self, name: str, replay: bool = True) -> Saved:
-        """One checkpoint, checked, its ``replay`` if asked; raises `DamagedFile` if it is not as it was written."""
+    def read(self, name: str, replay: Replay | None = None) -> Saved:
+        """One checkpoint, as `load` does; raises `DamagedFile` if it is not as it was written."""
         path = self.folder / name
         manifest = read_manifest(path)
-        for file in manifest.files:
-            check_file(path, file)
         trees = {Path(file.name).stem: read_tree(path, file) for file in manifest.files}
         replay_state = trees.pop(REPLAY, None)
         if not isinstance(replay_state, dict):
             raise DamagedFile("manifest.json names no replay")
         saved = Saved(manifest.step, trees, path, [], replay_state, manifest.replay, self._replay_files)
-        if replay:
-            saved.check_replay()
+        if replay is not None:
+            saved.restore_replay(replay)
         return saved
 
     def _write(self, job: _Job) -> list[Piece]:
@@ -270,7 +274,8 @@ class Checkpoints:
             with contextlib.suppress(FileNotFoundError):  # somebody was faster
                 (self.folder / name).rename(_free(self.folder / f"damaged-{name}"))
             self._damaged.pop()  # its name may now be given anew
-        for name in self.names()[: -self.keep]:
+        names = {_age(_NAME.fullmatch(name))[0]: name for name in self.names()}  # the last one of each step
+        for name in set(self.names()) - set(list(names.values())[-self.keep :]):
             # What is half removed must not look like a checkpoint.
             (self.folder / name).rename(self.folder / f".partial-old-{name}")
         for path in self.folder.glob(".partial-*"):

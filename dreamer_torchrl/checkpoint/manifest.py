@@ -11,10 +11,45 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dreamer_torchrl.checkpoint.replay_files import Piece
-from dreamer_torchrl.checkpoint.tree_files import DamagedFile, SavedFile
+FORMAT = 2
 
-FORMAT = 1
+
+class NoSoundCheckpoint(Exception):
+    """There are checkpoints, and none of them can be used; the message names each and its fault."""
+
+
+class OtherFormat(NoSoundCheckpoint):
+    """A checkpoint is of another version of this package."""
+
+
+class DamagedFile(Exception):
+    """A file is not what was written; the message names it and its fault."""
+
+
+@dataclass(frozen=True)
+class SavedFile:
+    """How a file is known again."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name:
+            raise ValueError(f"{self.name} is not the name of a file")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A file of the replay: ``kind`` is ``whole`` (steps with latents), ``steps`` (without) or ``latents``.
+
+    It holds the steps at the positions ``first`` to ``end``.
+    """
+
+    kind: str
+    first: int
+    end: int
+    file: SavedFile
 
 
 @dataclass(frozen=True)
@@ -43,12 +78,16 @@ class Manifest:
         """Read what `to_text` wrote; raise `DamagedFile` if this is something else."""
         try:
             body = json.loads(text)
-            if body["format"] != FORMAT:
-                raise DamagedFile(f"manifest.json has format {body['format']}, this version reads {FORMAT}")
             if body.pop("sha256") != _digest(body):
                 raise DamagedFile("manifest.json has another checksum than when it was written")
-            files = [_saved_file(entry) for entry in body["files"]]
-            pieces = [Piece(**(entry | {"file": _saved_file(entry["file"])})) for entry in body["replay"]]
+            if body["format"] != FORMAT:
+                writer = body["versions"].get("dreamer_torchrl", "another version")
+                raise OtherFormat(
+                    f"The checkpoint has format {body['format']}, this dreamer_torchrl reads format {FORMAT}: use "
+                    f"dreamer_torchrl {writer}, which wrote it, or give another run_dir."
+                )
+            files = [SavedFile(**entry) for entry in body["files"]]
+            pieces = [Piece(**(entry | {"file": SavedFile(**entry["file"])})) for entry in body["replay"]]
             return cls(int(body["step"]), body["versions"], files, pieces)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedFile(f"manifest.json is not a manifest ({type(error).__name__})") from error
@@ -60,13 +99,6 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.from_text((path / "manifest.json").read_bytes())
     except OSError as error:
         raise DamagedFile(f"manifest.json cannot be read: {error.strerror}") from error
-
-
-def _saved_file(entry: dict[str, Any]) -> SavedFile:
-    file = SavedFile(**entry)
-    if Path(file.name).name != file.name:
-        raise ValueError(f"{file.name} is not the name of a file")
-    return file
 
 
 def _digest(body: dict[str, Any]) -> str:

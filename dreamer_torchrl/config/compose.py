@@ -35,7 +35,17 @@ from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
 CHANGEABLE = (
     *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "threads"),
-    *("eval", "checkpoint", "log", "wandb", "collector", "env.workers", "env.step_timeout", "replay.storage"),
+    *(
+        "eval",
+        "checkpoint",
+        "log",
+        "wandb",
+        "collector",
+        "env.workers",
+        "env.step_timeout",
+        "replay.storage",
+        "replay.prefetch",
+    ),
 )
 """What may differ when a run goes on; all else would make it another run."""
 

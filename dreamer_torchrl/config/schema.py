@@ -68,6 +68,22 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class SamplerFractions:
+    """How sequences are drawn after the new ones."""
+
+    uniform: Share = 1.0
+    prioritized: Share = 0.0
+    recency: Share = 0.0
+
+    def __post_init__(self) -> None:
+        total = self.uniform + self.prioritized + self.recency
+        if abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"uniform, prioritized and recency are {total:g} in sum: give fractions that are 1 in sum."
+            )
+
+
+@dataclass(frozen=True, config=CHECKED)
 class ReplaySettings:
     """What the replay buffer keeps, and what a batch looks like."""
 
@@ -75,6 +91,10 @@ class ReplaySettings:
     batch: Count = 16
     length: Annotated[int, Field(ge=2)] = 16
     storage: Literal["memory", "disk"] = "memory"
+    sampler: Literal["online", "uniform", "prioritized", "recency"] = "online"
+    fracs: SamplerFractions = field(default_factory=SamplerFractions)
+    latents: Literal["float32", "bfloat16"] | None = None
+    prefetch: CountOrNone = 0
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -98,6 +118,7 @@ class CheckpointSettings:
 
     every: Seconds = 60.0
     keep: Count = 2
+    latents: Literal["exact", "stale"] | None = None
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.config.labels import environment_name
 from dreamer_torchrl.config.parts import make_part
 from dreamer_torchrl.config.schema import Settings
+from dreamer_torchrl.data.prioritized import PrioritizedSampler
 from dreamer_torchrl.data.replay import Replay
+from dreamer_torchrl.data.samplers import MixedSampler, OnlineSampler, RecencySampler, StreamSampler
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.learners.learner import Learner
 
@@ -97,8 +99,11 @@ def make_agent(settings: Settings, envs: StreamEnvs) -> Agent:
 
 
 def make_learner(settings: Settings, agent: Agent) -> Learner:
-    """The run's learner, of the class that the settings name."""
+    """The run's learner, of the class that the settings name; it gives priorities where sequences are drawn by them."""
     part = {name: value for name, value in settings.learner_part.items() if value not in (None, [])}
+    replay = settings.replay
+    if replay.sampler == "prioritized" or (replay.sampler == "online" and replay.fracs.prioritized):
+        part = {"priorities": True, **part}
     seed = seed_for(settings.seed, "learner")
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 
@@ -115,7 +120,49 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
         scratch if replay.storage == "disk" else None,
         seed_for(settings.seed, "replay"),
         most=settings.total_steps,
+        sampler=make_sampler(settings),
+        prefetch=replay.prefetch,
+        pin_memory=choose_device(settings.device).type == "cuda",
+        latents=latent_dtype(settings),
     )
+
+
+def make_sampler(settings: Settings) -> StreamSampler:
+    """The sampler of sequences that the settings name."""
+    replay, streams = settings.replay, settings.env.num_envs
+    slice_len = replay.length + settings.learner.context
+    makers = {
+        "uniform": lambda: StreamSampler(slice_len, streams),
+        "prioritized": lambda: PrioritizedSampler(slice_len, streams),
+        "recency": lambda: RecencySampler(slice_len, streams, capacity=replay.capacity),
+    }
+    if replay.sampler in makers:
+        return makers[replay.sampler]()
+    fractions = {name: fraction for name, fraction in asdict(replay.fracs).items() if fraction}
+    if len(fractions) == 1:
+        then = makers[next(iter(fractions))]()
+    else:
+        then = MixedSampler({name: makers[name]() for name in fractions}, fractions)
+    return OnlineSampler(slice_len, streams, then=then)
+
+
+LARGE = 2048
+"""The belief of size12m, from which on latents are stored in bfloat16 and saved once unless settings say otherwise."""
+
+
+def latent_dtype(settings: Settings) -> torch.dtype:
+    """What the replay stores beliefs in."""
+    return getattr(torch, settings.replay.latents or ("bfloat16" if settings.size.belief >= LARGE else "float32"))
+
+
+def exact_latents(settings: Settings) -> bool:
+    """Whether checkpoints save latents that have changed again."""
+    return (settings.checkpoint.latents or ("stale" if settings.size.belief >= LARGE else "exact")) == "exact"
+
+
+def make_checkpoints(settings: Settings, run_dir: Path) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep, exact_latents(settings))
 
 
 def make_policy(agent: Agent, seed: int) -> Policy:
@@ -187,7 +234,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
             f"{path} has no checkpoint {checkpoint!r}; it has {', '.join(checkpoints.names()) or 'none'}."
         )
     # What was learned is of use without the replay, which may be large and slow to read.
-    saved = checkpoints.load(replay=False) if checkpoint is None else checkpoints.read(checkpoint, replay=False)
+    saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
     if saved is None:
         raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
     envs = make_envs(settings, "specs", 1)

@@ -32,7 +32,7 @@ def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | No
     from torchrl import logger
 
     from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint
-    from dreamer_torchrl.checkpoint.tree_files import DamagedFile
+    from dreamer_torchrl.checkpoint.manifest import DamagedFile
     from dreamer_torchrl.training.build import load
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes

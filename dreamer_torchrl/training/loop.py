@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint, Saved
+from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint, Saved
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
@@ -52,7 +52,7 @@ class Training:
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
         self.device = build.choose_device(settings.device)
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep)
+        self.checkpoints = build.make_checkpoints(settings, run_dir)
         self.envs = build.make_envs(settings, "training", settings.env.num_envs)
         console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
         self.replay = build.make_replay(settings, run_dir)
@@ -137,7 +137,7 @@ class Training:
         """Store collected steps; each earns its share of an update once there is enough to learn from."""
         settings, progress = self.settings, self.progress
         with self.changing(), self.stopwatch("replay"):
-            self.replay.extend(steps.transpose(0, 1))
+            self.replay.extend(steps)
             finished = self.episodes.commit()
             self.drawn = self.policy.generator.get_state()
             progress.steps += steps.numel()
@@ -245,9 +245,8 @@ class Training:
         }
 
     def restore(self, saved: Saved) -> None:
-        """Go on where a checkpoint was taken."""
+        """Go on where a checkpoint was taken, whose replay is loaded already."""
         self.learner.load_state_dict(saved.parts["learner"])
-        saved.restore_replay(self.replay)
         set_generator_state(self.policy.generator, saved.parts["policy_generator"])
         self.progress.__dict__.update(saved.parts["progress"])
         self.metrics.load_state_dict(saved.parts["metrics"])
@@ -276,7 +275,7 @@ class Training:
         self.clock = Clock(self.progress)
         # The same random numbers would lead to the same place.
         self.learner.generator.manual_seed(build.seed_for(self.settings.seed, "learner, after going back"))
-        self.replay.sampler.generator.manual_seed(build.seed_for(self.settings.seed, "replay, after going back"))
+        self.replay.generator.manual_seed(build.seed_for(self.settings.seed, "replay, after going back"))
 
     def close(self) -> None:
         """Close collector and environments."""
@@ -307,7 +306,7 @@ class Training:
 
     def _sound_checkpoint(self) -> Saved | None:
         try:
-            return self.checkpoints.load()
+            return self.checkpoints.load(self.replay)
         except NoSoundCheckpoint as error:
             self.console.note(str(error))
             return None

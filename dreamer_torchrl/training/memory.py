@@ -12,18 +12,20 @@ from dreamer_torchrl.agents.agent import build_agent
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.schema import Settings
-from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes_per_step
+from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes
 from dreamer_torchrl.record.console import size
+from dreamer_torchrl.training.build import exact_latents, latent_dtype
 
 
 def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: bool = False) -> str:
     """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit.
 
-    A save copies the latents that have changed, all of them at worst, so that they are counted twice.
+    Where checkpoints are exact, a save copies the latents that have changed, all of them at worst: they count twice.
     """
     with torch.device("meta"):  # an agent without memory
         agent = build_agent(envs.observation_spec, envs.full_action_spec, settings.size)
-    whole, copied = bytes_per_step(agent), latent_bytes_per_step(agent)
+    dtype = latent_dtype(settings)
+    whole, copied = bytes_per_step(agent, dtype), latent_bytes(agent, dtype) if exact_latents(settings) else 0
     steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}
     in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step
@@ -31,22 +33,22 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     for place, per_step in needs.items():
         if steps * per_step > free[place]:
             least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
-            fitting = min(int(0.8 * free[other]) // part for other, part in needs.items())
+            fitting = min(int(0.8 * free[other]) // part for other, part in needs.items() if part)
             mend = f"give replay.capacity={max(fitting, least)}"
             if continued:
                 mend = "make room, give a smaller total_steps"
             if not on_disk and all(steps * part <= free[other] for other, part in from_disk.items()):
                 mend += " or replay.storage=disk"
-            named = f"disk in {run_dir}" if place == "disk" else f"memory (saves copy {copied:,} of each)"
+            named = f"disk in {run_dir}" if place == "disk" else "memory"
+            if place == "memory" and copied:
+                named += f" (saves copy {copied:,} of each)"
             raise ConfigError(
                 f"The replay of {steps:,} steps of {whole:,} bytes needs {size(steps * per_step)} of {named}, "
                 f"{size(free[place])} are free: {mend}."
             )
     where = f"disk in {run_dir}" if on_disk else "memory"
-    return (
-        f"Replay: {whole:,} bytes a step, {size(steps * whole)} of {where} for {steps:,} steps; "
-        f"up to {size(steps * copied)} of memory more in a save."
-    )
+    more = f"up to {size(steps * copied)} of memory more in a save" if copied else "a save copies what is new"
+    return f"Replay: {whole:,} bytes a step, {size(steps * whole)} of {where} for {steps:,} steps; {more}."
 
 
 def scratch_bytes(run_dir: Path) -> int:

@@ -37,10 +37,8 @@ def parts(step: int) -> dict[str, Any]:
 
 def resume(checkpoints: Checkpoints) -> tuple[Saved | None, Replay]:
     """What a new process finds."""
-    replay, saved = small_replay(), checkpoints.load()
-    if saved:
-        saved.restore_replay(replay)
-    return saved, replay
+    replay = small_replay()
+    return checkpoints.load(replay), replay
 
 
 def train(folder: Path, report: int, updates: int, kill_at: int) -> None:
@@ -103,7 +101,7 @@ class Watch:
         """Each checkpoint is sound, the newest is all of one instant, and nothing that was reported is lost."""
         checkpoints = Checkpoints(self.folder)
         for name in checkpoints.names():
-            checkpoints.read(name)
+            checkpoints.read(name, small_replay())
         saved, replay = resume(checkpoints)
         if saved is None:
             assert self.reported == 0

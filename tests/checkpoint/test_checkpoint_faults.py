@@ -87,7 +87,7 @@ def test_a_disk_that_fills_up(limit: type, number: int, large: str, tmp_path: Pa
         checkpoints.wait()
         assert checkpoints.failure is None
         again = small_replay()
-        Checkpoints(tmp_path / "checkpoints").load().restore_replay(again)
+        Checkpoints(tmp_path / "checkpoints").load(again)
         assert_same(again, replay)
 
 
@@ -101,7 +101,7 @@ def test_what_a_failed_save_missed_comes_with_the_next_one(tmp_path: Path) -> No
             checkpoints.wait()
         assert (checkpoints.failure is not None) == fails
         if not fails:
-            Checkpoints(tmp_path).load().restore_replay(again)
+            Checkpoints(tmp_path).load(again)
             assert_same(again, replay)
 
 
@@ -120,7 +120,7 @@ def test_a_disk_that_becomes_read_only(tmp_path: Path) -> None:
     checkpoints.wait()
     assert checkpoints.failure is None
     again = small_replay()
-    Checkpoints(tmp_path / "checkpoints").load().restore_replay(again)
+    Checkpoints(tmp_path / "checkpoints").load(again)
     assert_same(again, replay)
 
 

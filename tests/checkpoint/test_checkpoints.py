@@ -18,8 +18,7 @@ from torchrl.data import Composite, OneHot, Unbounded
 
 from dreamer_torchrl import Learner, build_agent
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint
-from dreamer_torchrl.checkpoint.manifest import Manifest
-from dreamer_torchrl.checkpoint.tree_files import DamagedFile
+from dreamer_torchrl.checkpoint.manifest import DamagedFile, Manifest
 from dreamer_torchrl.learners.learner import example_batch
 from tests.checkpoint.checkpoint_examples import assert_same, grow, small_replay
 
@@ -96,18 +95,19 @@ def damage(path: Path, fault: str) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("file", "fault"),
+    [*((file, "bit_flipped") for file in FILES), *(("learner.pt", fault) for fault in FAULTS), ("latents", "half")],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Path, file: str, fault: str) -> None:
     path = only_of(run, 2, file)
     damage(path, fault)
     before = whole(run)
     checkpoints, replay = Checkpoints(run), small_replay()
-    saved = checkpoints.load()
+    saved = checkpoints.load(replay)
     assert saved.step == 1
     assert len(saved.damaged) == 1
     assert saved.damaged[0].startswith(f"{run / '000000000002'} is damaged: {path.name} ")
-    saved.restore_replay(replay)
     assert_same(replay, twin(1))
     assert whole(run) == before  # loading only reads
 
@@ -117,9 +117,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Path, fil
     checkpoints.wait()
     assert checkpoints.failure is None
     assert {path.name for path in run.iterdir()} == {"000000000001", "000000000002", "damaged-000000000002", "replay"}
-    again = Checkpoints(run).load()
+    again = Checkpoints(run).load(replay)
     assert (again.step, again.damaged) == (2, [])
-    again.restore_replay(replay)
     assert_same(replay, twin(2))
 
 
@@ -128,7 +127,7 @@ def test_what_a_damaged_checkpoint_holds_is_kept(run: Path) -> None:
     kept = whole(run / "000000000002")
     for number in ("", "-1"):
         checkpoints, replay = Checkpoints(run), small_replay()
-        checkpoints.load().restore_replay(replay)
+        checkpoints.load(replay)
         grow(replay, 6)
         checkpoints.save(2, parts(2), replay)
         checkpoints.wait()
@@ -143,7 +142,7 @@ def test_where_all_are_damaged_nothing_is_touched(run: Path, file: str) -> None:
     before = whole(run)
     checkpoints = Checkpoints(run)
     with pytest.raises(NoSoundCheckpoint) as caught:
-        checkpoints.load()
+        checkpoints.load(small_replay())
     for step in (1, 2):
         assert f"{run / f'{step:012d}'} is damaged: " in str(caught.value)
     with pytest.raises(RuntimeError, match=r"holds checkpoints: load\(\) them"):
@@ -155,11 +154,21 @@ def test_a_shared_file_of_the_replay_damages_all_that_use_it(run: Path) -> None:
     shared = Checkpoints(run).read("000000000001").pieces[0]
     damage(run / "replay" / shared.file.name, "bit_flipped")
     with pytest.raises(NoSoundCheckpoint, match=f"(?s)0002 is damaged: {shared.file.name}.*0001 is damaged: "):
-        Checkpoints(run).load()
-    saved = Checkpoints(run).load(replay=False)  # what was learned is none the worse for it
+        Checkpoints(run).load(small_replay())
+    saved = Checkpoints(run).load()  # what was learned is none the worse for it
     assert (saved.step, saved.damaged) == (2, [])
     with pytest.raises(DamagedFile, match=shared.file.name):
-        saved.check_replay()
+        saved.restore_replay(small_replay())
+
+
+def test_loading_reads_each_file_of_the_replay_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read_bytes(path))
+    saved = Checkpoints(run).load(small_replay())
+    monkeypatch.undo()
+    pieces = sorted(piece.file.name for piece in saved.pieces)
+    assert sorted(name for name in opened if name.startswith(("steps", "latents"))) == pieces
 
 
 @pytest.mark.parametrize("kind", ["plain", "torch"])
@@ -173,7 +182,7 @@ def test_no_code_is_run_from_a_checkpoint(run: Path, tmp_path: Path, file: str, 
         path.write_bytes(pickle.dumps(Bomb(fuse)))
     manifest = run / "000000000002" / "manifest.json"
     forge(manifest, path)
-    saved = Checkpoints(run).load()
+    saved = Checkpoints(run).load(small_replay())
     assert saved.step == 1
     assert f"{path.name} is not a file of tensors and plain values" in saved.damaged[0]
     assert not fuse.exists()
@@ -214,20 +223,33 @@ def test_every_flipped_bit_of_a_manifest_is_noticed_or_harmless(run: Path) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": 2}, "has format 2, this version reads 1"),
         ({"files": [{"name": "../../secret", "bytes": 1, "sha256": ""}]}, "is not a manifest"),
         ({"files": "all"}, "is not a manifest"),
         ({"files": []}, "names no replay"),
         ({"replay": []}, "names no file of the steps from position 0 on"),
     ],
-    ids=["newer_format", "a_path", "no_list", "no_files", "no_pieces"],
+    ids=["a_path", "no_list", "no_files", "no_pieces"],
 )
 def test_a_manifest_that_cannot_be_right_is_damage(run: Path, change: dict[str, Any], words: str) -> None:
     manifest = run / "000000000002" / "manifest.json"
     sign(manifest, json.loads(manifest.read_text()) | change)
-    saved = Checkpoints(run).load()
+    saved = Checkpoints(run).load(small_replay())
     assert saved.step == 1
     assert words in saved.damaged[0]
+
+
+def test_a_checkpoint_of_another_version_is_no_damage(run: Path) -> None:
+    """It is not put aside, and the message says which version to take."""
+    manifest, before = run / "000000000002" / "manifest.json", whole(run).keys()
+    sign(manifest, json.loads(manifest.read_text()) | {"format": 1})
+    checkpoints = Checkpoints(run)
+    with pytest.raises(
+        NoSoundCheckpoint, match="has format 1, this dreamer_torchrl reads format 2: use dreamer_torchrl"
+    ):
+        checkpoints.load()
+    with pytest.raises(RuntimeError, match="load"):
+        checkpoints.save(3, parts(3), small_replay())
+    assert whole(run).keys() == before
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", "7", '{"format": 1}', "[" * 100_000, "\xff\xfe"])
@@ -253,12 +275,22 @@ def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
         checkpoints.save(5, {"loop": {"note": note}}, replay, wait=True)
         checkpoints.wait()
         assert Checkpoints(tmp_path).load().parts == {"loop": {"note": note}}
-    assert checkpoints.names() == ["000000000005-10", "000000000005-11"]
+    assert checkpoints.names() == ["000000000005-11"]
+
+
+def test_the_same_step_is_kept_once(tmp_path: Path) -> None:
+    """So that two checkpoints are of two steps, also after a run saves its last step again."""
+    checkpoints, replay = Checkpoints(tmp_path, keep=2), small_replay()
+    for step in (1, 2, 3, 3):
+        grow(replay, 6)
+        checkpoints.save(step, parts(step), replay, wait=True)
+        checkpoints.wait()
+    assert checkpoints.names() == ["000000000002", "000000000003-1"]
 
 
 def test_going_back_without_loading_is_refused(run: Path) -> None:
     checkpoints, replay = Checkpoints(run), small_replay()
-    checkpoints.load().restore_replay(replay)
+    checkpoints.load(replay)
     with pytest.raises(ValueError, match="Step 1 is before the checkpoint 000000000002"):
         checkpoints.save(1, parts(1), replay)
 

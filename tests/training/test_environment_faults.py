@@ -30,7 +30,7 @@ def test_a_fault_now_and_then(fault: str, tmp_path: Path, capsys: pytest.Capture
     lengths = [line["episode/length"] for line in measured if "episode/length" in line]
     assert lengths and set(lengths) == {12}
     replay = make_replay(saved_settings(run))
-    Checkpoints(run / "checkpoints").load().restore_replay(replay)
+    Checkpoints(run / "checkpoints").load(replay)
     steps = replay.copy_steps(0, 100)
     assert steps["done"].sum() == len(lengths) + failures and not steps["terminated"].any()
     assert capsys.readouterr().out.count("Environment 0 failed and is replaced") == failures
@@ -94,8 +94,8 @@ def test_environments_that_break_for_good(
     assert measured[-1]["count/environment_failures"] == 11
     assert {line["episode/length"] for line in measured if "episode/return" in line} == {12}
     replay = make_replay(saved_settings(run))
-    Checkpoints(run / "checkpoints").load().restore_replay(replay)
-    steps = replay.copy_steps(0, 45)  # [T, N]
+    Checkpoints(run / "checkpoints").load(replay)
+    steps = replay.copy_steps(0, 90).reshape(45, 2)  # [T, N]
     assert torch.equal(steps["is_init"][1:], steps["done"][:-1])
     assert not steps["terminated"].any()
 

@@ -60,6 +60,22 @@ def test_latents_of_a_replay_on_disk_must_fit_into_memory(
     complaint = r"needs 144 MB of memory \(saves copy 144 of each\), 143 MB are free: give replay.capacity=794444\."
     with pytest.raises(ConfigError, match=complaint):
         replay_size(settings, envs, tmp_path)
+    stale = replace(settings, checkpoint=replace(settings.checkpoint, latents="stale"))
+    assert replay_size(stale, envs, tmp_path).endswith("a save copies what is new.")
+
+
+def test_atari_as_in_the_official_benchmark_starts_with_128_gib(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five million frames of 96 x 96 with beliefs of 8192 numbers in bfloat16 and 32 classes, which no save copies."""
+    settings = load(["experiment=atari", "env.num_envs=1"]).settings
+    envs = make_envs(settings, "training", 1)
+    monkeypatch.setattr(memory, "free_memory", partial(int, 125 * 2**30))
+    message = replay_size(settings, envs, tmp_path)
+    envs.close()
+    per_step = int(message.split()[1].replace(",", ""))
+    assert 0 < per_step - (96 * 96 + 2 * 8192 + 32) < 200
+    assert "for 5,000,000 steps; a save copies what is new." in message
 
 
 def test_the_disk_is_named_where_it_has_the_room(settings: Settings, tmp_path: Path) -> None:

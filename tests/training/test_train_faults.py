@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from dreamer_torchrl import evaluate, export, train
-from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Manifest, Saved
-from dreamer_torchrl.checkpoint.tree_files import SavedFile
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
+from dreamer_torchrl.checkpoint.manifest import Manifest, SavedFile
 from dreamer_torchrl.config.compose import load as configured
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.loggers import JsonLinesLogger

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from dreamer_torchrl.checkpoint.replay_files import LATENTS, STEPS, Piece, ReplayFiles
-from dreamer_torchrl.checkpoint.tree_files import DamagedFile, copy_tree
+from dreamer_torchrl.checkpoint.files import LATENTS, STEPS, WHOLE, ReplayFiles, copy_tree
+from dreamer_torchrl.checkpoint.manifest import DamagedFile, Piece
 from dreamer_torchrl.data.replay import Replay, Where
 from tests.checkpoint.checkpoint_examples import (
     assert_equal,
@@ -33,9 +33,9 @@ ACTIONS = st.one_of(st.tuples(st.just("grow"), st.integers(1, 20)), st.sampled_f
 class Kept:
     """A replay and its files, as a run keeps them."""
 
-    def __init__(self, folder: Path, on_disk: bool = False):
-        self.folder, self.on_disk, self.built = folder, on_disk, 0
-        self.files, self.replay = ReplayFiles(folder / "replay"), self.new_replay()
+    def __init__(self, folder: Path, on_disk: bool = False, exact: bool = True):
+        self.folder, self.on_disk, self.built, self.exact = folder, on_disk, 0, exact
+        self.files, self.replay = ReplayFiles(folder / "replay", exact), self.new_replay()
         self.state, self.pieces, self.twin = self.replay.state_dict(), [], small_replay()
 
     def new_replay(self) -> Replay:
@@ -53,8 +53,7 @@ class Kept:
 
     def restart(self) -> None:
         """Another process goes on with what was saved."""
-        self.files, self.replay = ReplayFiles(self.folder / "replay"), self.new_replay()
-        self.files.check(self.state, self.pieces)
+        self.files, self.replay = ReplayFiles(self.folder / "replay", self.exact), self.new_replay()
         self.files.restore(self.replay, self.state, self.pieces)
 
 
@@ -94,13 +93,31 @@ def test_only_what_is_new_or_changed_is_written(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     kept.replay.extend(steps(0, 10))
     kept.save()
-    assert of(STEPS, kept.pieces) == of(LATENTS, kept.pieces) == [(0, 4), (4, 8), (8, 10)]
+    assert of(STEPS, kept.pieces) == of(LATENTS, kept.pieces) == [(0, 8), (8, 16), (16, 20)]
     assert kept.save() == []
     kept.replay.extend(steps(10, 1))
-    assert kept.save() == [(STEPS, 10, 11), (LATENTS, 8, 11)]
-    where = Where(torch.tensor([[5, 6]]), torch.tensor([[1, 1]]))
+    assert kept.save() == [(STEPS, 20, 22), (LATENTS, 16, 22)]
+    where = Where(torch.tensor([[11, 13]]), torch.zeros(1, 2, dtype=torch.long))
     kept.replay.refresh(where, TensorDict({"belief": torch.ones(1, 2, 1), "state": torch.ones(1, 2, 1).byte()}, [1, 2]))
-    assert kept.save() == [(LATENTS, 4, 8)]
+    assert kept.save() == [(LATENTS, 8, 16)]
+
+
+def test_stale_latents_are_written_once_with_their_steps(tmp_path: Path) -> None:
+    """What is refreshed after that is lost; a process with the other setting writes all of it its own way."""
+    kept = Kept(tmp_path, exact=False)
+    kept.replay.extend(steps(0, 10))
+    assert kept.save() == [(WHOLE, 0, 8), (WHOLE, 8, 16), (WHOLE, 16, 20)]
+    then = content(kept.replay)
+    refresh(kept.replay)
+    assert kept.save() == []
+    kept.restart()
+    assert_equal(content(kept.replay), then)
+    for exact, kinds in ((True, {STEPS, LATENTS}), (False, {WHOLE})):
+        kept.exact = exact
+        kept.restart()
+        assert {kind for kind, _, _ in kept.save()} == {piece.kind for piece in kept.pieces} == kinds
+        kept.restart()
+        assert_equal(content(kept.replay), then)
 
 
 def test_files_of_overwritten_steps_disappear(tmp_path: Path) -> None:
@@ -108,8 +125,8 @@ def test_files_of_overwritten_steps_disappear(tmp_path: Path) -> None:
     for first in range(0, 50, 5):
         kept.replay.extend(steps(first, 5))
         kept.save()
-    assert of(STEPS, kept.pieces)[0][1] > 30
-    assert of(LATENTS, kept.pieces)[0][1] > 30
+    assert of(STEPS, kept.pieces)[0][1] > 60
+    assert of(LATENTS, kept.pieces)[0][1] > 60
     assert {path.name for path in (tmp_path / "replay").iterdir()} == {piece.file.name for piece in kept.pieces}
 
 
@@ -186,7 +203,7 @@ def test_a_snapshot_stays_as_it_was(tmp_path: Path) -> None:
         ({"capacity": 44}, "capacity 40, this one 44: build it with the saved capacity"),
         ({"capacity": 63, "streams": 3}, "capacity 40, this one 63"),
         ({"length": 5}, "slice length 5, this one 6"),
-        ({"block": 8}, "block 4, this one 8"),
+        ({"block": 4}, "block 8, this one 4"),
     ],
     ids=["capacity", "streams", "length", "block"],
 )
@@ -194,7 +211,7 @@ def test_a_replay_of_another_size_is_named(tmp_path: Path, sizes: dict[str, int]
     kept = Kept(tmp_path)
     grow(kept.replay, 9)
     kept.save()
-    other = Replay(**({"capacity": 40, "streams": 2, "batch": 2, "length": 4, "block": 4} | sizes))
+    other = Replay(**({"capacity": 40, "streams": 2, "batch": 2, "length": 4, "block": 8} | sizes))
     with pytest.raises(ValueError, match=words):
         kept.files.restore(other, kept.state, kept.pieces)
 
@@ -204,10 +221,9 @@ def test_a_gap_is_damage(tmp_path: Path, missing: int) -> None:
     kept = Kept(tmp_path)
     grow(kept.replay, 11)
     kept.save()
-    kept.files.check(kept.state, kept.pieces)
     del kept.pieces[missing]
     with pytest.raises(DamagedFile, match=f"no file of the {LATENTS if missing == -1 else STEPS} from position"):
-        kept.files.check(kept.state, kept.pieces)
+        kept.files.restore(kept.replay, kept.state, kept.pieces)
 
 
 @pytest.mark.parametrize("written", [2, 11, 26, 43])
@@ -221,7 +237,19 @@ def test_the_last_steps_are_those_of_the_whole_replay(tmp_path: Path, written: i
     for count in (1, 3, 6, 14, 20, 99):
         found = kept.files.last_steps(count, kept.state, kept.pieces)
         assert found.shape == (min(count, written, 20), 2)
-        assert_equal(found, kept.replay.copy_steps(max(kept.replay.sampler.oldest, written - count), written))
+        first = max(kept.replay.oldest, 2 * (written - count))
+        assert_equal(found, kept.replay.copy_steps(first, 2 * written).reshape(-1, 2))
+
+
+def test_the_last_steps_of_streams_that_advance_at_different_rates(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    stream = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0])
+    kept.replay.extend(TensorDict({"stream": stream, "n": torch.arange(13), "belief": torch.zeros(13, 1)}, [13]))
+    kept.replay.extend(kept.replay.copy_steps(0, 2).update({"belief": torch.zeros(2, 1)}))
+    kept.files.exact = False
+    kept.save()
+    assert kept.files.last_steps(2, kept.state, kept.pieces)["n"].tolist() == [[0, 7], [1, 8]]
+    assert kept.files.last_steps(9, kept.state, kept.pieces)["n"].tolist() == [[11, 2], [12, 5], [0, 7], [1, 8]]
 
 
 def test_of_the_last_steps_only_their_own_files_are_read(tmp_path: Path) -> None:
@@ -229,18 +257,19 @@ def test_of_the_last_steps_only_their_own_files_are_read(tmp_path: Path) -> None
     kept = Kept(tmp_path)
     grow(kept.replay, 11)
     kept.save()
+    last = kept.replay.copy_steps(12, 22).reshape(-1, 2)
     for piece in kept.pieces:
         file = tmp_path / "replay" / piece.file.name
         flip_a_bit(file)
-        if piece.kind == STEPS and piece.end > 11 - 5:
+        if piece.kind == STEPS and piece.end > 12:
             with pytest.raises(DamagedFile, match=f"{file.name} has another checksum"):
                 kept.files.last_steps(5, kept.state, kept.pieces)
         else:
-            assert_equal(kept.files.last_steps(5, kept.state, kept.pieces), kept.replay.copy_steps(6, 11))
+            assert_equal(kept.files.last_steps(5, kept.state, kept.pieces), last)
         flip_a_bit(file)
-    assert of(STEPS, kept.pieces) == [(0, 4), (4, 8), (8, 11)]
+    assert of(STEPS, kept.pieces) == [(0, 8), (8, 16), (16, 22)]
     del kept.pieces[1]
-    with pytest.raises(DamagedFile, match="no file of the steps from position 6 on"):
+    with pytest.raises(DamagedFile, match="no file of the steps from position 8 on"):
         kept.files.last_steps(5, kept.state, kept.pieces)
 
 
@@ -256,7 +285,7 @@ def test_what_a_killed_process_left_on_disk_is_removed_and_nothing_else(tmp_path
     left = small_replay(str(tmp_path))
     grow(left, 9)
     replay = small_replay(str(tmp_path))
-    assert replay.sampler.written == 0
+    assert replay.written == 0
     grow(replay, 7)
     assert_same(replay, _grown(7))
     assert (tmp_path / "thesis.tex").exists()

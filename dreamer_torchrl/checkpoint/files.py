@@ -1,0 +1,286 @@
+"""Trees of tensors and a replay as files: surely on the disk once written, checked as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from dreamer_torchrl.checkpoint.manifest import DamagedFile, Piece, SavedFile
+from dreamer_torchrl.data.replay import LATENTS as LATENT_KEYS
+from dreamer_torchrl.data.replay import Replay
+
+WHOLE, STEPS, LATENTS = "whole", "steps", "latents"
+_PIECE_NAME = re.compile(r"(whole|steps|latents)-\d{12}-\d{12}-[0-9a-f]{16}\.pt|\.partial-.*")
+
+
+def copy_tree(tree: Any, where: str) -> Any:
+    """A copy in plain dicts, lists and tuples, with its tensors in the machine's memory."""
+    if isinstance(tree, Tensor):
+        copied = tree.detach().to("cpu", copy=True)
+        if type(copied) is Tensor:
+            return copied
+    elif isinstance(tree, dict) and all(type(key) in (str, int) for key in tree):
+        return {key: copy_tree(value, f"{where}.{key}") for key, value in tree.items()}
+    elif type(tree) in (list, tuple):
+        return type(tree)(copy_tree(value, f"{where}[{index}]") for index, value in enumerate(tree))
+    elif tree is None or type(tree) in (bool, int, float, str):
+        return tree
+    raise TypeError(
+        f"{where} is a {type(tree).__name__}, which a checkpoint cannot hold: make it of dicts (with names or integers "
+        "as keys), lists, tuples, tensors, numbers, strings, bools and None."
+    )
+
+
+def tree_bytes(tree: Any) -> int:
+    """What its tensors take."""
+    if isinstance(tree, Tensor):
+        return tree.nbytes
+    if isinstance(tree, dict):
+        return sum(tree_bytes(value) for value in tree.values())
+    return sum(tree_bytes(value) for value in tree) if isinstance(tree, (list, tuple)) else 0
+
+
+class _HashedFile:
+    """Write and take the checksum in one go."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
+        self.flush = file.flush
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.digest.update(data)
+        self.bytes += len(data)
+        return len(data)
+
+
+def write_tree(path: Path, tree: Any) -> SavedFile:
+    """Write a tree of tensors and plain values; when this returns, it is on the disk."""
+    with path.open("wb") as file:
+        hashed = _HashedFile(file)
+        try:
+            torch.save(tree, hashed)
+        except RuntimeError as error:
+            if hashed.error is None:
+                raise
+            raise hashed.error from error  # torch itself tells of a full disk as of a bad position in the file
+        file.flush()
+        os.fsync(file.fileno())
+    return SavedFile(path.name, hashed.bytes, hashed.digest.hexdigest())
+
+
+def read_tree(folder: Path, file: SavedFile) -> Any:
+    """What `write_tree` wrote, read once; raises `DamagedFile` if it is something else. Runs no code from it."""
+    path = folder / file.name
+    try:
+        if path.stat().st_size != file.bytes:
+            raise DamagedFile(f"{file.name} has {path.stat().st_size:,} bytes instead of {file.bytes:,}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedFile(f"{file.name} cannot be read: {error.strerror}") from error
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise DamagedFile(f"{file.name} has another checksum than when it was written")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # somebody made the checksum fit
+        raise DamagedFile(f"{file.name} is not a file of tensors and plain values ({type(error).__name__})") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, as `os.fsync` does for what is in a file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """What will become a `Piece`."""
+
+    kind: str
+    first: int
+    end: int
+    data: TensorDictBase
+
+
+@dataclass
+class Snapshot:
+    """A replay at one instant: what is on the disk already, and copies of what is not."""
+
+    history: object
+    revision: int
+    saved: list[Piece]
+    unsaved: list[Unsaved]
+
+    @property
+    def bytes(self) -> int:
+        """What is to be written."""
+        return sum(piece.data.bytes() for piece in self.unsaved)
+
+
+class ReplayFiles:
+    """Turns a replay into files and back; remembers which of its steps and latents the last checkpoint holds.
+
+    Args:
+        folder: where the files are. All checkpoints of a run share them.
+        exact: write the latents that have changed again with each checkpoint, so that a run goes on to the last bit;
+            otherwise each step is written once, with the latents that it has then.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from dreamer_torchrl.data.replay import Replay
+        >>> replay, again = (Replay(capacity=20, streams=1, batch=1, length=4) for _ in range(2))
+        >>> replay.extend(TensorDict({"belief": torch.rand(9, 1, 2), "state": torch.zeros(9, 1, 2).byte()}, [9, 1]))
+        >>> with TemporaryDirectory() as folder:
+        ...     files = ReplayFiles(Path(folder))
+        ...     snapshot = files.snapshot(replay)
+        ...     pieces = files.write(snapshot)
+        ...     files.note_saved(snapshot, pieces)
+        ...     files.restore(again, replay.state_dict(), pieces)
+        >>> [(piece.kind, piece.first, piece.end) for piece in pieces], len(files.snapshot(again).unsaved)
+        ([('steps', 0, 9), ('latents', 0, 9)], 0)
+        >>> torch.equal(again.copy(0, 9)["belief"], replay.copy(0, 9)["belief"])
+        True
+    """
+
+    def __init__(self, folder: Path, exact: bool = True):
+        self.folder, self.exact = folder, exact
+        self._history: object = None  # of the replay that the last checkpoint holds
+        self._revision = 0
+        self._pieces: list[Piece] = []
+
+    def snapshot(self, replay: Replay) -> Snapshot:
+        """What a checkpoint of this instant consists of; copies what is not on the disk."""
+        oldest, written, block = replay.oldest, replay.written, replay.block
+        known = [p for p in self._pieces if replay.history is self._history and p.end > oldest]
+        steps = [piece for piece in known if piece.kind == (STEPS if self.exact else WHOLE)]
+        new = max([oldest, *(piece.end for piece in steps)])
+        copy = replay.copy_steps if self.exact else replay.copy
+        unsaved = [
+            Unsaved(STEPS if self.exact else WHOLE, first, end, copy(first, end))
+            for first, end in _spans(new, written, block)
+        ]
+        if not self.exact:
+            return Snapshot(replay.history, replay.revision, steps, unsaved)
+        changed = set(replay.changed_since(self._revision))
+        latents = {p.first // block: p for p in known if p.kind == LATENTS and p.first // block not in changed}
+        unsaved += [
+            Unsaved(LATENTS, first, end, replay.copy_latents(first, end))
+            for first, end in _spans(oldest, written, block)
+            if first // block not in latents
+        ]
+        return Snapshot(replay.history, replay.revision, steps + list(latents.values()), unsaved)
+
+    def write(self, snapshot: Snapshot) -> list[Piece]:
+        """Write what is not on the disk yet, and let go of the copies; all pieces of the replay, in order."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pieces = list(snapshot.saved)
+        while snapshot.unsaved:
+            new = snapshot.unsaved.pop()
+            partial = self.folder / f".partial-{new.kind}"
+            file = write_tree(partial, new.data.to_dict())
+            name = f"{new.kind}-{new.first:012d}-{new.end:012d}-{file.sha256[:16]}.pt"
+            partial.replace(self.folder / name)
+            pieces.append(Piece(new.kind, new.first, new.end, SavedFile(name, file.bytes, file.sha256)))
+        sync_folder(self.folder)
+        return sorted(pieces, key=lambda piece: (piece.kind == LATENTS, piece.first))
+
+    def note_saved(self, snapshot: Snapshot, pieces: list[Piece]) -> None:
+        """Take note that a checkpoint of these pieces is complete: the next one builds on it."""
+        self._history, self._revision, self._pieces = snapshot.history, snapshot.revision, pieces
+
+    def restore(self, replay: Replay, state: Mapping[str, Any], pieces: list[Piece]) -> None:
+        """Put the steps and latents of these pieces into a replay, and the `Replay.state_dict` that goes with them.
+
+        Each file is read once; raises `DamagedFile` unless all are as they were written and leave no gap.
+        """
+        replay.load_state_dict(state, self._steps_with_latents(state, pieces))
+        self._history, self._revision, self._pieces = replay.history, replay.revision, pieces
+
+    def last_steps(self, count: int, state: Mapping[str, Any], pieces: list[Piece]) -> TensorDictBase:
+        """The last ``count`` steps of each stream, or all that each has, without latents, ``[T, N]``.
+
+        Only the files that hold them are read; raises `DamagedFile` where one of these is not as it was written.
+        """
+        first = end = state["written"]
+        if not end:
+            raise ValueError("The replay holds no step yet: let the run train for a while.")
+        streams, parts = state["sizes"]["streams"], []
+        lengths = torch.zeros(streams, dtype=torch.long)
+        for piece in reversed([piece for piece in pieces if piece.kind != LATENTS]):
+            if lengths.min() >= count:
+                break
+            if piece.end != first:
+                raise _gap(piece.kind, piece.end)
+            part = self._read(piece)
+            first = max(piece.first, end - state["stored"])
+            parts.insert(0, part.exclude(*LATENT_KEYS)[first - piece.first :])
+            lengths += parts[0]["stream"].long().flatten().bincount(minlength=streams)
+        steps = torch.cat(parts)
+        stream = steps["stream"].flatten()
+        length = min(count, int(lengths.min()))
+        return torch.stack([steps[(stream == number).nonzero().flatten()[-length:]] for number in range(streams)], 1)
+
+    def remove_unused(self, used: Collection[str]) -> None:
+        """Remove the files of the replay that no checkpoint uses: outdated ones, and what a killed save left."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name not in used and _PIECE_NAME.fullmatch(path.name):
+                    path.unlink()
+
+    def _steps_with_latents(self, state: Mapping[str, Any], pieces: list[Piece]) -> Iterator[TensorDictBase]:
+        position, block = state["written"] - state["stored"], state["sizes"]["block"]
+        latents = {piece.first // block: piece for piece in pieces if piece.kind == LATENTS}
+        beside, fresh = None, None  # the file of latents that was read last
+        for piece in (piece for piece in pieces if piece.kind != LATENTS and piece.end > position):
+            if piece.first > position:
+                raise _gap(piece.kind, position)
+            steps = self._read(piece)[position - piece.first :]
+            if piece.kind == STEPS:
+                if beside is None or beside.first // block != position // block:
+                    beside = latents.get(position // block)
+                    if beside is None or not beside.first <= position < piece.end <= beside.end:
+                        raise _gap(LATENTS, position)
+                    fresh = self._read(beside)
+                steps.update(fresh[position - beside.first : piece.end - beside.first])
+            yield steps
+            position = piece.end
+        if position < state["written"]:
+            raise _gap(STEPS, position)
+
+    def _read(self, piece: Piece) -> TensorDictBase:
+        tree = read_tree(self.folder, piece.file)
+        try:
+            return TensorDict(tree, batch_size=[piece.end - piece.first])
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise DamagedFile(f"{piece.file.name} does not hold the {piece.kind} of its positions: {error}") from error
+
+
+def _gap(kind: str, position: int) -> DamagedFile:
+    return DamagedFile(f"The manifest names no file of the {kind} from position {position} on")
+
+
+def _spans(first: int, end: int, block: int) -> Iterator[tuple[int, int]]:
+    """Cut the positions ``first`` to ``end`` at the multiples of ``block``."""
+    while first < end:
+        stop = min(end, (first // block + 1) * block)
+        yield first, stop
+        first = stop

@@ -1,0 +1,170 @@
+"""Prioritized replay of sequences, by the formulas of the official DreamerV3 code.
+
+TorchRL's `PrioritizedSliceSampler` needs a C++ extension that is missing with some versions of torch, and each
+trajectory in one piece. Here the streams are interleaved, and the tree of sums is of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+from torchrl.data.replay_buffers import Storage
+
+from dreamer_torchrl.data.samplers import StreamIndex, StreamSampler, last_of_each
+
+
+class PrioritizedSampler(StreamSampler):
+    """Slices by the priorities of their records.
+
+    The weight of a slice is the mean of its records' priorities to the power of ``exponent``, mixed with their maximum.
+    Infinite weights come first; where all are zero, all are equally likely.
+
+    Args:
+        slice_len, streams, stream_key: as in `StreamSampler`.
+        exponent: 0 is uniform.
+        initial: priority of a new record.
+        zero_on_sample: set the priorities of drawn records to zero until they are updated.
+        maxfrac: share of the maximum in the weight.
+        branching: children of a node of the tree of sums.
+    """
+
+    def __init__(
+        self,
+        slice_len: int,
+        streams: int,
+        stream_key: NestedKey = "stream",
+        exponent: float = 0.8,
+        initial: float = torch.inf,
+        zero_on_sample: bool = True,
+        maxfrac: float = 0.5,
+        branching: int = 16,
+    ):
+        super().__init__(slice_len, streams, stream_key)
+        self.exponent, self.initial, self.maxfrac = exponent, initial, maxfrac
+        self.zero_on_sample, self.branching = zero_on_sample, branching
+        self._shift = (
+            0  # from slots to leaves: after a restart, records have other slots, and their slices the old leaves
+        )
+
+    def attach(self, index: StreamIndex) -> None:
+        super().attach(index)
+        self.priority = torch.full((index.capacity,), self.initial)  # [slots]
+        self.tree = SumTree(index.capacity, self.branching)  # each slice at its first record's slot, but for `_shift`
+
+    def note_written(self, slots: Tensor) -> None:
+        index = self.index
+        self.priority[slots] = self.initial
+        self.tree.remove((slots + self._shift) % index.capacity)
+        self._weigh(index.stream[slots].long(), index.number[slots] - self.slice_len + 1)
+
+    def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        if not self.zero_on_sample:
+            return self._draw(count, generator)
+        drawn = []
+        for _ in range(count):  # what one draw sets to zero counts in the next
+            drawn.append(self._draw(1, generator))
+            self.update_priority(self.index.slots(*drawn[-1]), 0.0)
+        stream, start = zip(*drawn, strict=True)
+        return torch.cat(stream), torch.cat(start)
+
+    def _draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        slot = (self.tree.sample(count, generator) - self._shift) % self.index.capacity
+        return self.index.stream[slot].long(), self.index.number[slot]
+
+    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
+        """Set the priorities of the records in the slots ``index``, and the weights of all slices that hold them."""
+        slots = torch.as_tensor(index, device="cpu").reshape(-1)
+        priority = torch.as_tensor(priority, device="cpu").float().reshape(-1).expand(len(slots))
+        last = last_of_each(slots)
+        self.priority[slots[last]] = priority[last]
+        start = self.index.number[slots].unsqueeze(1) - torch.arange(self.slice_len)  # [M, L]
+        stream = self.index.stream[slots].long().unsqueeze(1).expand_as(start)
+        once = ((stream << 40) + start.clamp(min=0)).unique()
+        self._weigh(once >> 40, once & ((1 << 40) - 1))
+
+    def _weigh(self, stream: Tensor, start: Tensor) -> None:
+        """Compute the weights of slices anew; those that are not whole have none."""
+        there = (start >= self.index.first[stream]) & (start + self.slice_len <= self.index.end[stream])
+        slots = self.index.slots(stream[there], start[there])  # [M, L]
+        priority = self.priority[slots].double().pow(self.exponent)
+        weight = priority.mean(1)
+        if self.maxfrac:
+            weight = self.maxfrac * priority.amax(1) + (1 - self.maxfrac) * weight
+        self.tree.set((slots[:, 0] + self._shift) % self.index.capacity, weight)
+
+    def _slots_in_order(self) -> Tensor:
+        """Slots of all records, the oldest first."""
+        index = self.index
+        return (index.newest - torch.arange(int((index.end - index.first).sum())).flip(0)) % index.capacity
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        if self.index is None:
+            return state
+        slots = self._slots_in_order()
+        return state | {"priority": self.priority[slots], "shift": (int(slots[0]) + self._shift) % self.index.capacity}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._shift = state_dict.get("shift", 0)
+        if self.index is not None:
+            slots = self._slots_in_order()
+            self.priority[slots] = state_dict["priority"]
+            for some in slots.split(65536):
+                self._weigh(self.index.stream[some].long(), self.index.number[some])
+
+
+class SumTree:
+    """Draw leaves by their weights, in a time that grows with the logarithm of how many there are.
+
+    Among the children of a node, infinite weights are equally likely and come first; if all are zero, so are those
+    that hold leaves.
+
+    Args:
+        leaves: how many may be set.
+        branching: children of a node.
+
+    Example:
+        >>> tree = SumTree(40)
+        >>> tree.set(torch.tensor([3, 30]), torch.tensor([0.0, 2.0]))
+        >>> tree.sample(3)
+        tensor([30, 30, 30])
+    """
+
+    def __init__(self, leaves: int, branching: int = 16):
+        self.branching = branching
+        self.levels: list[Tensor] = []  # sums of weights, and how many leaves they are of  [2, nodes], leaves first
+        while not self.levels or leaves > 1:
+            leaves = -(-leaves // branching)
+            self.levels.append(torch.zeros(2, leaves * branching, dtype=torch.float64))
+
+    def set(self, leaf: Tensor, weight: Tensor) -> None:
+        """Set the weights of leaves, ``[M]`` both."""
+        self.levels[0][0, leaf], self.levels[0][1, leaf] = weight.double(), 1.0
+        self._sum_above(leaf)
+
+    def remove(self, leaf: Tensor) -> None:
+        """Let these leaves never be drawn, until they are set."""
+        self.levels[0][:, leaf] = 0.0
+        self._sum_above(leaf)
+
+    def _sum_above(self, node: Tensor) -> None:
+        for below, above in zip(self.levels, self.levels[1:], strict=False):
+            node = (node // self.branching).unique()
+            above[:, node] = below.unflatten(1, (-1, self.branching))[:, node].sum(-1)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ``count`` leaves."""
+        node = torch.zeros(count, dtype=torch.long)
+        for level in reversed(self.levels):
+            weight, leaves = level.unflatten(1, (-1, self.branching))[:, node]  # [count, branching]
+            total = weight.sum(1, keepdim=True)
+            weight = torch.where(total.isinf(), weight.isinf().double(), torch.where(total > 0, weight, leaves.sign()))
+            sums = weight.cumsum(1)
+            uniform = torch.rand(count, 1, dtype=torch.float64, generator=generator)
+            node = node * self.branching + (sums <= uniform * sums[:, -1:]).sum(1).clamp(max=self.branching - 1)
+        return node

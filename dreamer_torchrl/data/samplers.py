@@ -1,0 +1,332 @@
+"""Samplers of sequences from several streams whose records share one ring, for any TorchRL replay buffer.
+
+TorchRL's `SliceSampler` takes interleaved streams with ``fragmented=True``, and indexes them anew after each write;
+here a draw costs the same however much the buffer holds (`benchmarks/replay.py` compares them).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import NestedKey
+from torch import Tensor
+from torchrl.data.replay_buffers import Sampler, Storage
+
+
+class StreamIndex:
+    """Which slots hold the records of each stream, in order. Looking up and writing take constant time per record.
+
+    Args:
+        slice_len: records per slice.
+        capacity: slots of the ring.
+        first: number, within its stream, of the first record that will be written.  ``[streams]``
+    """
+
+    def __init__(self, slice_len: int, capacity: int, first: Tensor):
+        self.slice_len, self.capacity = slice_len, capacity
+        self.first, self.end = first.clone(), first.clone()  # numbers of the records that are there  [streams]
+        self.stream = torch.full((capacity,), -1, dtype=torch.int32)  # of each slot's record
+        self.number = torch.zeros(capacity, dtype=torch.long)  # of each slot's record, within its stream
+        self._slots = torch.zeros(len(first), 64, dtype=torch.int32)  # slot of record n of a stream in column n % width
+        self.newest = -1  # the slot written last
+
+    def write(self, slots: Tensor, streams: Tensor) -> None:
+        """Note that ``slots`` ``[M]``, which follow each other, now hold the next records of these ``streams``."""
+        replaced = self.stream[slots]
+        replaced = replaced[replaced >= 0].long()
+        self.first.index_add_(0, replaced, torch.ones_like(replaced))
+        order = streams.argsort(stable=True)
+        sorted_streams = streams[order]
+        earlier = torch.empty_like(streams)  # records of the same stream before this one in this call
+        earlier[order] = torch.arange(len(streams)) - torch.searchsorted(sorted_streams, sorted_streams)
+        numbers = self.end[streams] + earlier
+        self.end.index_add_(0, streams, torch.ones_like(streams))
+        while int((self.end - self.first).max()) > self._slots.shape[1]:
+            self._widen()
+        self._slots[streams, numbers % self._slots.shape[1]] = slots.int()
+        self.stream[slots], self.number[slots] = streams.int(), numbers
+        self.newest = int(slots[-1])
+
+    def _widen(self) -> None:
+        width = self._slots.shape[1]
+        numbers = self.first.unsqueeze(1) + torch.arange(width)  # [streams, width]
+        wider = torch.zeros(len(self.first), 2 * width, dtype=torch.int32)
+        wider.scatter_(1, numbers % (2 * width), self._slots.gather(1, numbers % width))
+        self._slots = wider
+
+    @property
+    def slices(self) -> Tensor:
+        """How many slices each stream holds, ``[streams]``."""
+        return (self.end - self.first - self.slice_len + 1).clamp(min=0)
+
+    def slots(self, stream: Tensor, start: Tensor) -> Tensor:
+        """Slots ``[B, slice_len]`` of the slices that begin at the records ``start`` ``[B]`` of ``stream`` ``[B]``."""
+        number = start.unsqueeze(1) + torch.arange(self.slice_len)  # [B, L]
+        return self._slots[stream.unsqueeze(1), number % self._slots.shape[1]].long()
+
+
+class StreamSampler(Sampler):
+    """Slices of one stream each, all equally likely.
+
+    The records of all streams lie in one ring in order of arrival, each with the number of its stream; streams may
+    advance at different rates. Slices may cross episodes: the world model resets itself where ``is_init`` is set.
+
+    Args:
+        slice_len: records per slice.
+        streams: how many there are.
+        stream_key: where a record has the number of its stream, 0 to ``streams - 1``.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer
+        >>> buffer = ReplayBuffer(storage=LazyTensorStorage(10), sampler=StreamSampler(3, streams=2), batch_size=6)
+        >>> steps = TensorDict({"stream": torch.tensor([0, 1, 1, 0, 0]), "time": torch.tensor([0, 0, 1, 1, 2])}, [5])
+        >>> _ = buffer.extend(steps)
+        >>> buffer.sample()["time"]
+        tensor([0, 1, 2, 0, 1, 2])
+    """
+
+    def __init__(self, slice_len: int, streams: int, stream_key: NestedKey = "stream"):
+        self.slice_len, self.streams, self.stream_key = slice_len, streams, stream_key
+        self.index: StreamIndex | None = None
+        self._first = torch.zeros(streams, dtype=torch.long)
+
+    def attach(self, index: StreamIndex) -> None:
+        """Draw from the records of this index, of which there is none yet."""
+        self.index = index
+
+    def note_written(self, slots: Tensor) -> None:
+        """Take notice of new records, which the index knows already."""
+
+    def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Streams ``[count]`` and starts ``[count]`` of slices that are there."""
+        slices = self.index.slices
+        before = slices.cumsum(0) - slices
+        number = torch.randint(int(slices.sum()), (count,), generator=generator)
+        stream = torch.searchsorted(before + slices, number, right=True)
+        return stream, self.index.first[stream] + number - before[stream]
+
+    def mark_update(self, index: int | Tensor, *, storage: Storage | None = None) -> None:
+        """The buffer has written these slots."""
+        slots = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
+        if self.index is None:
+            self.attach(StreamIndex(self.slice_len, storage.max_size, self._first))
+        column = storage[:].get(self.stream_key)
+        streams = column[slots.to(column.device)].reshape(-1).to("cpu", torch.long)
+        if int(streams.min()) < 0 or int(streams.max()) >= self.streams:
+            raise ValueError(
+                f"Streams are 0 to {self.streams - 1}, these steps are of {sorted(set(streams.tolist()))}."
+            )
+        self.index.write(slots, streams)
+        self.note_written(slots)
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
+        """Slots ``[batch_size]`` of as many slices as that gives."""
+        if not self.can_sample(storage, batch_size):
+            raise RuntimeError(
+                f"The replay holds {len(storage)} steps, none of its streams the {self.slice_len} that a sequence "
+                "needs: collect more first."
+            )
+        slots = self.index.slots(*self.draw(batch_size // self.slice_len, self._rng))
+        return slots.flatten(), {}
+
+    def can_sample(self, storage: Storage, batch_size: int) -> bool:
+        """Whether any stream holds a slice."""
+        return self.index is not None and bool(self.index.slices.any())
+
+    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
+        """Nothing here depends on priorities."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next draw depends on, but for the records and the buffer's generator."""
+        return {"first": self._first if self.index is None else self.index.first.clone()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Call it on an empty buffer, write the records that were there, the oldest first, and call it again.
+        """
+        self._first = state_dict["first"]
+
+    def _empty(self) -> None:
+        self.index, self._first = None, torch.zeros_like(self._first)
+
+    def dumps(self, path: str | Path) -> None:
+        """Write `state_dict` into a folder."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        torch.save(self.state_dict(), Path(path) / "sampler.pt")
+
+    def loads(self, path: str | Path) -> None:
+        """Read what `dumps` wrote."""
+        self.load_state_dict(torch.load(Path(path) / "sampler.pt"))
+
+
+class OnlineSampler(StreamSampler):
+    """Each new stretch of ``slice_len`` records of a stream once, the oldest first; then the slices of another sampler.
+
+    Args:
+        slice_len, streams, stream_key: as in `StreamSampler`.
+        then: uniform if left out.
+    """
+
+    def __init__(
+        self, slice_len: int, streams: int, stream_key: NestedKey = "stream", then: StreamSampler | None = None
+    ):
+        super().__init__(slice_len, streams, stream_key)
+        self.then = then or StreamSampler(slice_len, streams, stream_key)
+        self.fresh: deque[tuple[int, int]] = deque()  # (stream, start) of stretches not drawn yet
+
+    def attach(self, index: StreamIndex) -> None:
+        super().attach(index)
+        self.then.attach(index)
+
+    def note_written(self, slots: Tensor) -> None:
+        number = self.index.number[slots] + 1
+        last = number % self.slice_len == 0
+        starts = number[last] - self.slice_len
+        self.fresh.extend(zip(self.index.stream[slots][last].tolist(), starts.tolist(), strict=True))
+        while self.fresh and not self._is_there(*self.fresh[0]):
+            self.fresh.popleft()
+        self.then.note_written(slots)
+
+    def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        new: list[tuple[int, int]] = []
+        while self.fresh and len(new) < count:
+            stretch = self.fresh.popleft()
+            if self._is_there(*stretch):
+                new.append(stretch)
+        stream, start = torch.tensor(new, dtype=torch.long).reshape(-1, 2).unbind(1)
+        if len(new) == count:
+            return stream, start
+        others = self.then.draw(count - len(new), generator)
+        return torch.cat([stream, others[0]]), torch.cat([start, others[1]])
+
+    def _is_there(self, stream: int, start: int) -> bool:
+        return start >= int(self.index.first[stream])
+
+    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
+        self.then.update_priority(index, priority, storage=storage)
+
+    def state_dict(self) -> dict[str, Any]:
+        fresh = torch.tensor(self.fresh, dtype=torch.long).reshape(-1, 2)  # [stretches, (stream, start)]
+        return super().state_dict() | {"fresh": fresh, "then": self.then.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.then.load_state_dict(state_dict["then"])
+        self.fresh = deque((stream, start) for stream, start in state_dict["fresh"].tolist())
+
+    def _empty(self) -> None:
+        super()._empty()
+        self.then._empty()
+        self.fresh.clear()
+
+
+class RecencySampler(StreamSampler):
+    """Slices by the age of their last record: a weight of ``1 / (1 + age) ** exponent``.
+
+    While there are fewer slices than the weights were made for, ages are scaled down to those that are there.
+
+    Args:
+        slice_len, streams, stream_key: as in `StreamSampler`.
+        exponent: 0 is uniform.
+        capacity: how many ages have a weight; as many as the buffer has slots if left out.
+    """
+
+    def __init__(
+        self,
+        slice_len: int,
+        streams: int,
+        stream_key: NestedKey = "stream",
+        exponent: float = 1.0,
+        capacity: int | None = None,
+    ):
+        super().__init__(slice_len, streams, stream_key)
+        self.exponent, self.capacity = exponent, capacity
+
+    def attach(self, index: StreamIndex) -> None:
+        super().attach(index)
+        ages = torch.arange(1, (self.capacity or index.capacity) + 1, dtype=torch.float64)
+        self._cumulative = ages.pow_(-self.exponent).cumsum(0)  # [ages]
+
+    def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        index, ages = self.index, len(self._cumulative)
+        slices = int(index.slices.sum())
+        stream, start = super().draw(count, generator)  # stays where a stream that lags has no slice of that age
+        uniform = torch.rand(count, dtype=torch.float64, generator=generator) * self._cumulative[-1]
+        age = torch.searchsorted(self._cumulative, uniform, right=True).clamp(max=ages - 1)  # [count]
+        if slices < ages:
+            age = age * slices // ages
+        slot = (index.newest - age) % index.capacity
+        aged_stream = index.stream[slot].long()
+        aged_start = index.number[slot] - self.slice_len + 1
+        there = (aged_stream >= 0) & (aged_start >= index.first[aged_stream.clamp(min=0)])
+        return torch.where(there, aged_stream, stream), torch.where(there, aged_start, start)
+
+
+class MixedSampler(StreamSampler):
+    """Each slice from one of several samplers, drawn by their fractions.
+
+    Args:
+        samplers: of the same streams and slice length.
+        fractions: one each, 1 in sum.
+    """
+
+    def __init__(self, samplers: Mapping[str, StreamSampler], fractions: Mapping[str, float]):
+        one = next(iter(samplers.values()))
+        super().__init__(one.slice_len, one.streams, one.stream_key)
+        if samplers.keys() != fractions.keys() or abs(sum(fractions.values()) - 1) > 1e-6:
+            raise ValueError(f"Fractions of {', '.join(samplers)} must be 1 in sum, these are {dict(fractions)}.")
+        self.samplers = samplers
+        self._fractions = torch.tensor([fractions[name] for name in samplers])
+
+    def attach(self, index: StreamIndex) -> None:
+        super().attach(index)
+        for sampler in self.samplers.values():
+            sampler.attach(index)
+
+    def note_written(self, slots: Tensor) -> None:
+        for sampler in self.samplers.values():
+            sampler.note_written(slots)
+
+    def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        chosen = torch.multinomial(self._fractions, count, replacement=True, generator=generator)
+        drawn = torch.zeros(2, count, dtype=torch.long)
+        for number, sampler in enumerate(self.samplers.values()):
+            rows = (chosen == number).nonzero().flatten()
+            if len(rows):
+                drawn[:, rows] = torch.stack(sampler.draw(len(rows), generator))
+        return drawn[0], drawn[1]
+
+    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
+        for sampler in self.samplers.values():
+            sampler.update_priority(index, priority, storage=storage)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {name: sampler.state_dict() for name, sampler in self.samplers.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for name, sampler in self.samplers.items():
+            sampler.load_state_dict(state_dict[name])
+
+    def _empty(self) -> None:
+        super()._empty()
+        for sampler in self.samplers.values():
+            sampler._empty()
+
+
+def last_of_each(values: Tensor) -> Tensor:
+    """Where each of the values ``[N]`` stands for the last time.
+
+    Example:
+        >>> last_of_each(torch.tensor([7, 5, 7]))
+        tensor([1, 2])
+    """
+    distinct, inverse = values.unique(return_inverse=True)
+    order = torch.arange(len(values), device=values.device)
+    return torch.zeros_like(distinct).scatter_reduce_(0, inverse, order, "amax")
