@@ -21,19 +21,6 @@ PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "ale_py", "pillow", "
 EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
 """Packages that an extra of ours brings; the rest works without."""
 
-OLD_STEP = "step() is of the old Gym API: return observation, reward, terminated, truncated, info"
-OLD_RESET = "reset() is of the old Gym API: return observation, info"
-NO_SPACES = "set self.observation_space and self.action_space in __init__"
-HINTS = {
-    "expected 5, got 4": OLD_STEP,
-    "keyword argument 'seed'": "write reset(self, *, seed=None, options=None) and call super().reset(seed=seed) in it",
-    "to unpack (expected 2": OLD_RESET,
-    "observation_space": NO_SPACES,
-    "action_space": NO_SPACES,
-    "cannot reshape": "an observation has another shape than its observation_space says",
-}
-"""What a part of an error's text means."""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -54,31 +41,23 @@ class Report:
 
     Example:
         >>> report = Report()
-        >>> report.problem("disk", "no space left", "delete old runs")
+        >>> report.add("problem", "disk", "no space left", "delete old runs")
         >>> print(report, report.exit_code)
         problem  disk: no space left -> delete old runs 1
     """
 
     findings: list[Finding] = field(default_factory=list)
 
-    def ok(self, subject: str, text: str) -> None:
-        """Note what works."""
-        self.findings.append(Finding("ok", subject, text))
-
-    def warning(self, subject: str, text: str, remedy: str = "") -> None:
-        """Note what training can do without."""
-        self.findings.append(Finding("warning", subject, text, remedy))
-
-    def problem(self, subject: str, text: str, remedy: str = "") -> None:
-        """Note what training cannot do without."""
-        self.findings.append(Finding("problem", subject, text, remedy))
+    def add(self, level: Literal["ok", "warning", "problem"], subject: str, text: str, remedy: str = "") -> None:
+        """Note one thing."""
+        self.findings.append(Finding(level, subject, text, remedy))
 
     def look(self, subject: str, check: Callable[[], str], remedy: str) -> None:
         """Note what a check returns; where it raises, a warning."""
         try:
-            self.ok(subject, check())
+            self.add("ok", subject, check())
         except Exception as error:  # a library of which a part is missing may raise anything
-            self.warning(subject, f"none ({error})", remedy)
+            self.add("warning", subject, f"none ({error})", remedy)
 
     @property
     def exit_code(self) -> int:
@@ -97,24 +76,22 @@ def machine() -> Report:
     from dreamer_torchrl.agents import backend
 
     report = Report()
-    report.ok("python", f"{platform.python_version()} on {platform.platform()}")
+    report.add("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     for package in (*PACKAGES, *EXTRAS):
         try:
-            report.ok(package, metadata.version(package))
+            report.add("ok", package, metadata.version(package))
         except metadata.PackageNotFoundError:
-            if package in EXTRAS:
-                remedy = f"pip install 'dreamer_torchrl[{EXTRAS[package]}]' if you need it"
-                report.warning(package, "not installed", remedy)
-            else:
-                report.problem(package, "not installed", f"pip install {package}")
+            extra = EXTRAS.get(package)
+            remedy = f"pip install 'dreamer_torchrl[{extra}]' if you need it" if extra else f"pip install {package}"
+            report.add("warning" if extra else "problem", package, "not installed", remedy)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    report.ok("processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory")
+    report.add("ok", "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    report.ok("GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
+    report.add("ok", "GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
     if names and not find_spec("triton"):
-        report.warning("Triton", "not installed, so networks are not compiled", "pip install triton")
+        report.add("warning", "Triton", "not installed, so networks are not compiled", "pip install triton")
     status = backend.status()
-    (report.ok if status == "Kernels in C run." else report.warning)("kernels", status)
+    report.add("ok" if status == "Kernels in C run." else "warning", "kernels", status)
     remedy = "use replay.sampler=prioritized, which does not need it; its C++ extension takes torch 2.14 or later"
     report.look("TorchRL's prioritized samplers", lambda: f"{PrioritizedSampler(8, 0.7, 0.5)} loads", remedy)
     report.look("gymnasium pictures", _gymnasium_draws, "pip install 'gymnasium[classic-control]'")
@@ -179,12 +156,12 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report
     try:
         env = make_env(family, options)
     except Exception as error:  # whatever the environment's own code raises
-        report.problem("making it", *_told(error))
+        report.add("problem", "making it", _first_line(error))
         return report
     for kind, specs in (("observation", env.observation_spec), ("action", env.full_action_spec)):
         for key, spec in specs.items(True, True):
             dtype = str(spec.dtype).removeprefix("torch.")
-            report.ok(kind, f"{_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
+            report.add("ok", kind, f"{_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
     checks = {
         "specs": _check_specs,
         "agent": _check_agent,
@@ -195,15 +172,13 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report
         try:
             check(env, report)
         except Exception as error:  # an environment may raise anything, and the other checks still tell something
-            report.problem(subject, *_told(error))
+            report.add("problem", subject, _first_line(error))
     env.close()
     return report
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """First line of an error, and what it means."""
-    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-    return text, next((hint for part, hint in HINTS.items() if part in str(error)), "")
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
 def _check_specs(env: EnvBase, report: Report) -> None:
@@ -212,11 +187,10 @@ def _check_specs(env: EnvBase, report: Report) -> None:
     try:
         check_env_specs(env)
     except AssertionError as error:
-        text, hint = _told(error)
         remedy = "what it returns must agree with its observation_space or observation_spec"
-        report.problem("specs", text, hint or remedy)
+        report.add("problem", "specs", _first_line(error), remedy)
     else:
-        report.ok("specs", "check_env_specs passes")
+        report.add("ok", "specs", "check_env_specs passes")
 
 
 def _check_agent(env: EnvBase, report: Report) -> None:
@@ -229,13 +203,13 @@ def _check_agent(env: EnvBase, report: Report) -> None:
     agent = build_agent(stream.observation_spec, stream.full_action_spec, "nano")
     per_step = bytes_per_step(agent)
     total = per_step * 1_000_000 / 2**30
-    report.ok("replay", f"{per_step:,} bytes per step with size=nano, {total:.1f} GiB for a million steps")
+    report.add("ok", "replay", f"{per_step:,} bytes per step with size=nano, {total:.1f} GiB for a million steps")
     for sentence in float_images(agent):
-        report.warning("image", sentence)
+        report.add("warning", "image", sentence)
     for key, bounds in stream.bounds.items():
         low, high = ({f"{number:g}" for number in bound.flatten().tolist()} for bound in bounds)
         text = f"from {'..'.join(sorted(low, key=float))} to {'..'.join(sorted(high, key=float))}"
-        report.ok("action", f"{_name(key)} {text}, seen by the agent as -1 to 1")
+        report.add("ok", "action", f"{_name(key)} {text}, seen by the agent as -1 to 1")
 
 
 def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
@@ -264,17 +238,17 @@ def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
     ended = len(lengths) - 1
     if ended:
         text = f"{ended} in {steps} random steps, length {_spread(lengths[:-1])}, return {_spread(returns[:-1])}"
-        report.ok("episodes", text)
+        report.add("ok", "episodes", text)
     else:
         text = f"none ended in {steps} random steps, return so far {returns[0]:.4g}"
-        report.warning("episodes", text, "fine if its limit is longer, else give it one")
-    report.ok("speed", f"{steps / seconds:,.0f} steps per second in one process")
+        report.add("warning", "episodes", text, "fine if its limit is longer, else give it one")
+    report.add("ok", "speed", f"{steps / seconds:,.0f} steps per second in one process")
     if outside:
         remedy = "correct the bounds of its observation space; training itself does not use them"
-        report.warning("bounds", f"{', '.join(sorted(outside))} left the declared bounds", remedy)
+        report.add("warning", "bounds", f"{', '.join(sorted(outside))} left the declared bounds", remedy)
     if not_finite:
         remedy = "find the division by zero or the overflow in it: training stops such an episode"
-        report.problem("numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", remedy)
+        report.add("problem", "numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", remedy)
 
 
 def _check_seed(env: EnvBase, report: Report) -> None:
@@ -288,10 +262,10 @@ def _check_seed(env: EnvBase, report: Report) -> None:
         torch.set_rng_state(generator)
     first, second = runs
     if first.shape == second.shape and bool((first == second).all()):
-        report.ok("same seed", "the same episode, to the last bit")
+        report.add("ok", "same seed", "the same episode, to the last bit")
         return
     remedy = "draw all its random numbers from what reset(seed=...) seeds; until then a resumed run starts new episodes"
-    report.warning("same seed", "two episodes of the same seed and actions differ", remedy)
+    report.add("warning", "same seed", "two episodes of the same seed and actions differ", remedy)
 
 
 def _name(key: str | tuple[str, ...]) -> str:

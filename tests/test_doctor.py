@@ -120,7 +120,10 @@ def test_pictures_of_floats_are_noticed(tmp_path: Path, capsys: pytest.CaptureFi
     assert printed.count(told) == 1 and printed.count("Kernels in C") == 1
 
 
-@pytest.mark.parametrize(("factory", "hint"), [("OldStep", "step() is of the old"), ("OldReset", "super().reset(seed")])
+OLD = [("OldStep", "as old versions of Gym did: return"), ("OldReset", "super().reset(seed=seed)")]
+
+
+@pytest.mark.parametrize(("factory", "hint"), OLD)
 def test_the_old_gym_interface_is_recognized(factory: str, hint: str) -> None:
     report = examine("custom", {"factory": f"tests.test_doctor:{factory}"}, steps=5)
     assert report.exit_code == 1 and hint in str(report)
