@@ -261,9 +261,7 @@ def new_folder(name: str) -> Path:
             number += 1
             path = base.with_name(f"{base.name}-{number}")
         except OSError as error:
-            raise RunNotWritable(
-                f"The folder {path.absolute()} cannot be made: {error.strerror}. Give run_dir=... a place to write to."
-            ) from error
+            raise RunNotWritable.because(path.absolute(), error) from error
 
 
 def resume_command(run_dir: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -103,6 +104,8 @@ def test_what_is_not_installed_is_named_with_its_command(missing: tuple[str, str
 
 
 def test_help_tells_all_settings(tmp_path: Path) -> None:
+    assert run("list", cwd=tmp_path)[0] == run("--cfg", cwd=tmp_path)[0] == 0
+    assert [*tmp_path.iterdir()] == []
     code, output, _ = run("seed=1", "--help", cwd=tmp_path)
     assert code == 0
     assert output.startswith("``python -m dreamer_torchrl.train``: train an agent, or continue a run.\n\nUsage:\n")
@@ -118,7 +121,7 @@ def test_a_reader_of_the_help_may_leave(tmp_path: Path) -> None:
     assert outcome.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["evaluate", "dream"])
+@pytest.mark.parametrize("command", ["evaluate", "dream", "export"])
 def test_a_folder_without_a_run_is_told_before_torch_is_there(command: str, tmp_path: Path) -> None:
     words = [sys.executable, "-X", "importtime", "-m", f"dreamer_torchrl.{command}", "nothere"]
     outcome = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -142,12 +145,6 @@ def test_the_configuration_is_printed_as_it_would_be_saved(option: str, capsys: 
     values = yaml.safe_load(capsys.readouterr().out)
     assert values == load(["env=pendulum", "total_steps=1e6"]).values
     assert (values["env"]["id"], type(values["total_steps"])) == ("Pendulum-v1", int)
-
-
-def test_printing_needs_no_torch(tmp_path: Path) -> None:
-    assert run("list", cwd=tmp_path)[0] == 0
-    assert run("--cfg", cwd=tmp_path)[0] == 0
-    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_first_lines_come_before_torch(tmp_path: Path) -> None:
@@ -226,7 +223,11 @@ def test_a_place_that_cannot_be_written(
         assert train.main([]) == 1
         told = capsys.readouterr().err
         monkeypatch.chdir(tmp_path.parent)
-    assert re.search(r"The folder .*/runs/cartpole-v1-\d+-\d+ cannot be made: .*\. Give run_dir=\.\.\. a place", told)
+    assert re.search(
+        r"The run directory .*/runs/cartpole-v1-\d+-\d+ cannot be written: .*, or give another run_dir", told
+    )
+    full = train.RunNotWritable.because(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    assert str(full).endswith("No space left on device. Make room on its disk, or give another run_dir.")
 
 
 def test_a_new_folder_is_new_and_named_after_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

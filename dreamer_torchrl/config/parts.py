@@ -30,7 +30,9 @@ def make_part(part: Mapping[str, Any], *arguments: Any) -> Any:
 def check_targets(value: Any, path: str) -> None:
     """Raise `ConfigError` unless each ``_target_`` in a value can be found; imports nothing."""
     for name, target in _targets(value, path):
-        module, _, function = str(target or "").rpartition(".")
+        if not target:
+            raise ConfigError(f"{name}._target_ is missing: give module.Class.")
+        module, _, function = str(target).rpartition(".")
         try:
             check_factory(f"{module}:{function}")
         except UnknownEnvironment as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,9 +24,10 @@ class RunNotWritable(OSError):
     @classmethod
     def because(cls, run_dir: Path, error: OSError) -> RunNotWritable:
         """With the system's reason."""
+        remedy = "Make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
         return cls(
             f"The run directory {run_dir} cannot be written: {error.strerror or error}. "
-            "Make it writable, or give another run_dir."
+            f"{remedy}, or give another run_dir."
         )
 
 

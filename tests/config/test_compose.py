@@ -90,39 +90,25 @@ def test_official_is_official() -> None:
 
 OVERRIDES: list[tuple[str, str, Any]] = [
     ("seed=3", "seed", 3),
-    ("+seed=3", "seed", 3),
     ("++seed=3", "seed", 3),
     ("seed=1 seed=2", "seed", 2),
     ("total_steps=1e6", "total_steps", 1_000_000),
-    ("total_steps=1_000", "total_steps", 1000),
-    ("train_ratio=64", "train_ratio", 64.0),
-    ("threads=2", "threads", 2),
     ("threads=2 threads=null", "threads", None),
-    ("compile=true", "compile", True),
     ("learner.betas=[0.5,0.9]", "learner.betas", [0.5, 0.9]),
-    ("learner.horizon=100", "learner.horizon", 100),
     ("learner.clip=inf", "learner.clip", float("inf")),
     ("seed=7 eval.episodes=${seed}", "eval.episodes", 7),
     ("wandb.name='first,second'", "wandb.name", "first,second"),
-    ('wandb.name="a(b)"', "wandb.name", "a(b)"),
     ("wandb.name=2024", "wandb.name", "2024"),
     ("learner._target_=tests.training.training_toys.Faulty learner.x=1", "learner_part.x", 1),
     ("agent.encoder._target_=tests.training.training_toys.Faulty agent.encoder.x=1", "agent.encoder.x", 1),
-    ("size=size1m experiment=official", "size.belief", 512),
-    ("experiment=official total_steps=5", "total_steps", 5),
     ("experiment=official experiment=null", "total_steps", load(["experiment=null"]).settings.total_steps),
     ("env=pendulum env=cartpole", "env.options.id", "CartPole-v1"),
-    ("env=gym env.id=Acrobot-v1", "env.options.id", "Acrobot-v1"),
-    ("env=pong env.size=64.0", "env.options.size", 64),
     ("env=lunarlander env.arguments.gravity=-5", "env.options.arguments.gravity", -5),
     (f"{OWN} +env.arguments.deep.x=[1]", "env.options.arguments.deep.x", [1]),
     (f"{OWN} env.arguments={{x:1,y:two}}", "env.options.arguments.y", "two"),
     ("env=lunarlander eval.arguments.gravity=-5", "eval.arguments.gravity", -5),
-    ("env.step_timeout=2.5", "env.step_timeout", 2.5),
     ("run_dir=runs/${seed}", "run_dir", "runs/0"),
     ("logger=wandb logger=null", "wandb.mode", "disabled"),
-    ("run_dir=null", "run_dir", ""),
-    ("run_dir=007", "run_dir", "007"),
     ("run_dir=~/x", "run_dir", str(Path.home() / "x")),
     ("run_dir=it's,a(b)=[c]{d}", "run_dir", "it's,a(b)=[c]{d}"),
     ("run_dir='quoted'", "run_dir", "quoted"),
@@ -196,14 +182,8 @@ def test_what_may_change_is_changed_and_saved(run: Path) -> None:
     ("word", "told"),
     [
         ("seed=4", "seed=3, and now seed=4"),
-        ("seed=0", "seed=3, and now seed=0"),  # the default, but asked for
         ("size=size1m", "size.belief=256, and now size.belief=512"),
-        ("env=breakout", "env.game=pong, and now env.game=breakout"),
-        ("env=cartpole", "env.frames_per_action=4, and now env.frames_per_action=1"),
         ("env.frame_skip=2", "env.frame_skip=4, and now env.frame_skip=2"),
-        ("env.num_envs=2", "env.num_envs=1, and now env.num_envs=2"),
-        ("replay.capacity=999", "replay.capacity=1000000, and now replay.capacity=999"),
-        ("learner.betas=[0.5,0.5]", "learner.betas=[0.9, 0.999], and now learner.betas=[0.5, 0.5]"),
         ("dtype=float32", "dtype=bfloat16, and now dtype=float32"),
     ],
 )
@@ -213,12 +193,6 @@ def test_what_would_make_it_another_run_is_refused(started: Path, word: str, tol
         load([f"run_dir={started}", word])
     assert f"{started} is a run with {told} is asked for" in str(refused.value)
     assert (started / "config.yaml").read_text() == before
-
-
-def test_a_new_argument_makes_another_run(tmp_path: Path) -> None:
-    load([f"run_dir={tmp_path}", "env=gym"]).save(tmp_path)
-    with pytest.raises(ConfigError, match=r"env\.arguments\.x=nothing, and now env\.arguments\.x=1"):
-        load([f"run_dir={tmp_path}", "env.arguments.x=1"])
 
 
 def older(run: Path, values: dict[str, Any]) -> None:
@@ -300,7 +274,3 @@ def test_checkpoints_without_a_configuration_are_not_trained_over(run: Path) -> 
         load([f"run_dir={run}"])
     with pytest.raises(ConfigError, match=r"is no run: there is no config\.yaml in it"):
         saved_settings(run)
-
-
-def test_overrides_are_kept_as_they_were_read(run: Path) -> None:
-    assert json.loads((run / "overrides.json").read_text())["overrides"][1:3] == ["env=pong", "experiment=null"]

@@ -60,13 +60,3 @@ def test_every_choice_of_every_group_is_there(generator: ModuleType) -> None:
     for group in GROUPS:
         for name, about in choices(group).items():
             assert about in " ".join(found[f"{group}={name}"])
-
-
-def test_comments_are_read(generator: ModuleType, tmp_path: Path) -> None:
-    """Behind a value, behind an inner one, and going on in the next line; a line of its own is nobody's."""
-    file = tmp_path / "some.yaml"
-    file.write_text(
-        "# about\ndefaults: [a]\none: 1  # first\n# nobody\npart:  # all\n  two: [2, 3]  # second\n        # and more\n"
-    )
-    found = [(entry.path, entry.default, entry.meaning) for entry in generator.entries(file)]
-    assert found == [("one", 1, "first"), ("part.two", [2, 3], "second and more")]
