@@ -2,6 +2,7 @@
 
     python benchmarks/kills.py --kills 50
     python benchmarks/kills.py --kills 50 --json benchmarks/results/kills.json
+    python benchmarks/kills.py --kills 25 --threads 2 --belief 256
 
 After each kill, the newest checkpoint must load and be no older than one that was seen before, and the metrics must be
 whole lines without repetition. The next process must go on from that very checkpoint. After the last kill, a process
@@ -36,16 +37,33 @@ from dreamer_torchrl.train import main as train
 from dreamer_torchrl.training.build import make_replay
 
 SETTINGS = (
-    *("env=cartpole", "device=cpu", "threads=1", "size=nano", "size.belief=32", "size.hidden=16", "size.units=16"),
-    *("replay.batch=2", "replay.length=8", "learner.imagination_length=3", "train_ratio=8", "log.every=0.2"),
+    *(
+        "env=cartpole",
+        "device=cpu",
+        "size=nano",
+        "size.hidden=16",
+        "size.units=16",
+        "replay.length=8",
+        "learner.imagination_length=3",
+    ),
+    *("train_ratio=8", "log.every=0.2"),
     *("checkpoint.every=0.1", "eval.every=100", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0"),
 )
+PARALLEL = 32_768
+"""Elements from which on torch writes with several threads: a batch of latents has as many where there are several."""
+
 ENDLESS = 1_000_000
 LAST_STEPS = 50
 """Steps trained after the last kill."""
 
 PATIENCE = 120.0
 """Seconds without progress after which a process counts as hanging."""
+
+
+def settings_for(threads: int, belief: int) -> list[str]:
+    """What to ask of training."""
+    batch = 2 if threads == 1 else -(-PARALLEL // (8 * belief))
+    return [*SETTINGS, f"threads={threads}", f"size.belief={belief}", f"replay.batch={batch}"]
 
 
 def live(words: list[str], log: Path) -> None:
@@ -59,7 +77,8 @@ def live(words: list[str], log: Path) -> None:
 class Watch:
     """The run that is killed, and what was observed of it."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, settings: list[str]):
+        self.settings = settings
         self.run, self.log = folder / "run", folder / "log.txt"
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["dreamer_torchrl.train", "dreamer_torchrl.training.loop"])
@@ -70,7 +89,7 @@ class Watch:
     def start(self, run: Path, steps: int) -> BaseProcess:
         """A process that trains to a step."""
         process = self.context.Process(
-            target=live, args=([*SETTINGS, f"run_dir={run}", f"total_steps={steps}"], self.log)
+            target=live, args=([*self.settings, f"run_dir={run}", f"total_steps={steps}"], self.log)
         )
         process.start()
         return process
@@ -166,9 +185,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [path]
 
 
-def torture(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def torture(folder: Path, kills: int, seed: int, settings: list[str]) -> dict[str, Any]:
     """Kill `kills` times, then compare the end with an uninterrupted run."""
-    watch, moment, start = Watch(folder), random.Random(seed), time.monotonic()
+    watch, moment, start = Watch(folder, settings), random.Random(seed), time.monotonic()
     for number in range(kills):
         watch.kill_once(moment, wait_for_checkpoint=number % 2 == 0)
         print(f"kill {number + 1:>3}: newest checkpoint of step {watch.committed:,}", flush=True)
@@ -194,17 +213,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
+    parser.add_argument("--belief", type=int, default=32, help="size of the recurrent state")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the outcome, and where it comes from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     record = provenance(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        outcome = torture(Path(folder), arguments.kills, arguments.seed)
+        settings = settings_for(arguments.threads, arguments.belief)
+        outcome = torture(Path(folder), arguments.kills, arguments.seed, settings)
     print(", ".join(f"{key} {value}" for key, value in outcome.items()))
     print("The end is that of a run that was never killed, in all bits.")
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record | {"settings": list(SETTINGS)} | outcome, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(record | {"settings": settings} | outcome, indent=2) + "\n")
 
 
 if __name__ == "__main__":

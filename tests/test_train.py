@@ -20,10 +20,14 @@ KINDS = {
     "image": ["env=grid_reach"],
     "composite": ["env=custom", "env.factory=tests.training.training_toys:Drive"],
     "processes": ["env=cartpole", "env.num_envs=2", "env.workers=processes"],
+    "async": ["env=cartpole", "env.num_envs=2", "env.workers=processes", "collector=async"],
+    "multi_sync": ["env=cartpole", "env.num_envs=2", "collector=multi_sync"],
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "multi_sync" else ()) for kind in KINDS]
+)
 def test_it_trains(kind: str, tmp_path: Path) -> None:
     """To the end, with a record of all updates, a sound checkpoint, and an evaluation."""
     total = 40

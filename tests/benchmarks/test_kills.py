@@ -10,8 +10,12 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("threads", "belief"), [(1, 32), pytest.param(2, 256, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_one_that_was_not(
+    threads: int, belief: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
-    outcome = import_module("kills").torture(tmp_path, kills=3, seed=0)
-    assert sum(outcome["killed_while"].values()) == 3
+    kills = import_module("kills")
+    outcome = kills.torture(tmp_path, kills=2, seed=0, settings=kills.settings_for(threads, belief))
+    assert sum(outcome["killed_while"].values()) == 2
     assert outcome["updates"] > 10 and outcome["episodes_and_evaluations"] > 0

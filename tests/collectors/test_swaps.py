@@ -59,7 +59,13 @@ SWAPS = {
 }
 
 
-@pytest.mark.parametrize("swap", SWAPS)
+PROCESSES = {"MultiSyncCollector", "ParallelEnv"}
+"""Those whose processes take long to start."""
+
+
+@pytest.mark.parametrize(
+    "swap", [pytest.param(swap, marks=pytest.mark.slow if swap in PROCESSES else ()) for swap in SWAPS]
+)
 def test_the_same_steps_reach_the_replay(swap: str, threads: Callable[[int], None]) -> None:
     threads(torch.get_num_threads())  # ParallelEnv changes it
     make: Callable[..., BaseCollector] = SWAPS[swap]
@@ -71,7 +77,8 @@ def test_the_same_steps_reach_the_replay(swap: str, threads: Callable[[int], Non
     streams: list[list[TensorDictBase]] = [[] for _ in range(STREAMS)]
     for steps in collector:
         replay.extend(steps)
-        collector.update_policy_weights_(agent.policy)
+        if "Sync" in swap or "Async" in swap:  # the others share the agent's weights
+            collector.update_policy_weights_(agent.policy)
         for step in steps.reshape(-1) if steps.ndim == 1 else steps.transpose(0, 1).reshape(-1):
             streams[int(step["stream"])].append(step)
         if min(map(len, streams)) >= STEPS:
