@@ -8,7 +8,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch.testing import assert_close
 from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
-from torchrl.envs import GymEnv, SerialEnv
+from torchrl.data import LazyTensorStorage, ReplayBuffer
+from torchrl.envs import GymEnv, InitTracker, TransformedEnv
 
 from dreamer_torchrl import Hyperparameters, Learner, build_agent
 from dreamer_torchrl.data.offline import steps_from_transitions
@@ -129,19 +130,35 @@ def test_pictures_stay_bytes_and_keys_may_be_nested() -> None:
     assert steps["reward"].shape == (4, 1)
 
 
-def test_a_collectors_batches_are_read() -> None:
-    """Each observation of two environments once: those at the root, and one more for each trajectory."""
-    env = SerialEnv(2, lambda: GymEnv("CartPole-v1"))
-    collector = Collector(env, frames_per_batch=120, total_frames=120)
+def test_a_collector_a_replay_buffer_and_a_minari_data_set_give_the_same_steps() -> None:
+    """Each observation once, the latents of the policy beside the observation that they saw."""
+    env = TransformedEnv(GymEnv("CartPole-v1"), InitTracker())
+    agent = build_agent(env.observation_spec, env.action_spec, "nano")
+    collector = Collector(env, agent.policy, frames_per_batch=120, total_frames=120, trust_policy=True)
     (collected,) = [batch.clone() for batch in collector]
     collector.shutdown()
     steps = steps_from_transitions(collected)
     ends = collected["next", "done"].squeeze(-1)
-    assert len(steps) == collected.numel() + int(ends.sum()) + int((~ends[:, -1]).sum())
-    assert steps["is_init"].sum() == steps["done"].sum()
-    assert torch.equal(steps["terminated"].sum(), collected["next", "terminated"].sum())
+    assert len(steps) == collected.numel() + int(ends.sum()) + int(not ends[-1])
     inner = ~steps["is_init"].squeeze(1)
     assert torch.equal(steps["reward"].squeeze(1), inner.float())  # CartPole pays 1 for each arrival
+    seen = ~steps["done"].squeeze(1)
+    for key in ("observation", "action", "belief", "state", "previous_action"):
+        assert torch.equal(steps[key][seen], collected[key]), key
+
+    buffer = ReplayBuffer(storage=LazyTensorStorage(200))
+    buffer.extend(collected)
+    assert_close(steps_from_transitions(buffer[:]), steps)
+
+    episodes = []
+    for part in steps.split(
+        (steps["done"].flatten().nonzero().flatten() + 1).diff(prepend=torch.zeros(1).long()).tolist()
+    ):
+        observations, acted = part["observation"].numpy(), part["action"][:-1].numpy()  # as Minari has them
+        over = {"terminated": part["terminated"][1:], "done": part["done"][1:], "reward": part["reward"][1:]}
+        arrival = over | {"truncated": over["done"] & ~over["terminated"], "observation": observations[1:]}
+        episodes.append(TensorDict({"observation": observations[:-1], "action": acted, "next": arrival}, [len(acted)]))
+    assert_close(steps_from_transitions(torch.cat(episodes)), steps.exclude("belief", "state", "previous_action"))
 
 
 def test_the_learner_learns_from_them() -> None:
