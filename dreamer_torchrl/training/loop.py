@@ -119,7 +119,7 @@ class Training:
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
         """What a new collector yields."""
-        with stop.interruptible():
+        with self.stopwatch("collector"), stop.interruptible():
             agent = self.learner.agent
             self.collector = make_collector(self.settings.collector, self.envs, agent, self.policy, self.episodes)
         iterator = iter(self.collector)

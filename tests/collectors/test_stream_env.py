@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.collectors import Collector
 from torchrl.data import Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
 from torchrl.envs import EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
-from torchrl.envs.utils import ExplorationType, check_env_specs, set_exploration_type
 
-from dreamer_torchrl import build_agent
 from dreamer_torchrl.collectors.stream_env import NotFinite, StreamEnv, episode_seed
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.modules.spaces import scale_action
@@ -79,35 +76,6 @@ def test_of_two_flags_one_may_be_missing(flag: str) -> None:
     steps = StreamEnv(Terse(flag)).rollout(9, break_when_any_done=False)
     for key in ("done", "terminated"):
         assert steps[key].squeeze(-1).tolist() == [episode + 1 == time for episode, time in steps["where"].tolist()]
-
-
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_specs_hold(name: str) -> None:
-    check_env_specs(StreamEnv(GymEnv(name)))
-
-
-def test_a_collector_runs_streams_with_the_agents_policy() -> None:
-    """Root entries are steps: latents stand beside the observation that they saw, time goes on across batches."""
-    env = SerialEnv(2, lambda: StreamEnv(GymEnv("CartPole-v1")))
-    agent = build_agent(env.observation_spec, env.full_action_spec, "nano")
-    with set_exploration_type(ExplorationType.RANDOM):
-        collector = Collector(env, agent.policy, frames_per_batch=2 * 40, total_frames=2 * 120)
-        batches = [batch.exclude("next").clone() for batch in collector]
-    steps = torch.cat(batches, 1)
-    collector.shutdown()
-    assert steps.shape == (2, 120)
-    assert torch.equal(steps["is_init"][:, 1:], steps["done"][:, :-1])
-    assert steps["done"].sum() >= 4
-    fresh = steps["is_init"].squeeze(-1)
-    assert (steps["reward"].squeeze(-1)[fresh] == 0).all()
-    t = 50
-    rssm = agent.rssm
-    expected = rssm.core(
-        steps["belief"][:, t - 1] * ~fresh[:, t, None],
-        steps["state"][:, t - 1].flatten(1) * ~fresh[:, t, None],
-        steps["previous_action"][:, t - 1] * ~fresh[:, t, None],
-    )
-    torch.testing.assert_close(steps["belief"][:, t], expected)
 
 
 class Echo(Staircase):
@@ -259,17 +227,6 @@ def test_what_is_not_finite_is_named(key: str, value: float) -> None:
     env = StreamEnv(Faulty(key, value))
     with pytest.raises(NotFinite, match=rf"gave {key} = \[.*({value}|nan)"):
         env.step(env.rand_action(env.reset()))
-
-
-def test_same_seed_gives_the_same_stream() -> None:
-    streams = []
-    for _ in range(2):
-        env = StreamEnv(GymEnv("CartPole-v1"))
-        env.set_seed(3)
-        torch.manual_seed(0)
-        streams.append(env.rollout(60, break_when_any_done=False))
-    assert torch.equal(streams[0]["observation"], streams[1]["observation"])
-    assert streams[0]["is_init"].sum() > 1
 
 
 def test_a_batch_of_environments_is_refused() -> None:

@@ -42,6 +42,7 @@ def opened() -> Iterator[Callable[..., StreamEnvs]]:
 
 
 def test_torchrl_takes_it_for_an_environment(opened: Callable[..., StreamEnvs]) -> None:
+    check_env_specs(walk(0, {}))
     envs = opened({}, {})
     check_env_specs(envs)
     rolled = envs.rollout(60)

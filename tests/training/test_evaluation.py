@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import pstdev
 from typing import Any
 
 import gymnasium
@@ -26,7 +25,7 @@ from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.envs.gym import Gymnasium
 from dreamer_torchrl.envs.tasks import GridReach
-from dreamer_torchrl.training.evaluation import Cancelled, Evaluation, evaluate
+from dreamer_torchrl.training.evaluation import Cancelled, evaluate
 from tests.agents.acting_examples import TINY
 from tests.collectors.troubles import ENTROPY, walks
 
@@ -110,16 +109,6 @@ def test_the_same_numbers_each_time() -> None:
     sure = [evaluate(seeded(agent, seed), streams, 4, deterministic=True).returns for seed in (1, 2)]
     assert sure[0] == sure[1] != drawn[0]
     assert evaluate(seeded(agent, 1), walks({}, {}), 4).returns == drawn[0]
-
-
-def test_what_is_logged() -> None:
-    evaluation = Evaluation([1.0, 2.0, 6.0], [10, 20, 60])
-    assert evaluation.values() == {
-        "eval/return": 3.0,
-        "eval/return_std": pstdev([1, 2, 6]),
-        "eval/length": 30.0,
-        "eval/episodes": 3.0,
-    }
 
 
 def test_an_episode_in_which_the_environment_fails_does_not_count(tmp_path: Path) -> None:
