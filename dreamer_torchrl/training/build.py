@@ -20,6 +20,7 @@ from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.agents.player import Latents, Player
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
+from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
@@ -82,8 +83,13 @@ def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) 
         ) from error
 
 
-def make_agent(settings: Settings, envs: StreamEnvs) -> Agent:
-    """The run's agent with its initial weights."""
+def specs_of(envs: StreamEnvs) -> Specs:
+    """What an agent for these environments is built from, without their batch dimension."""
+    return Specs(envs.observation_spec_unbatched, envs.full_action_spec_unbatched, envs.bounds)
+
+
+def make_agent(settings: Settings, envs: StreamEnvs | Specs, device: str | None = None) -> Agent:
+    """The run's agent with its initial weights; kernels are used where ``device``, that of the run, can use them."""
     torch.manual_seed(seed_for(settings.seed, "weights"))
     agent = build_agent(
         envs.observation_spec,
@@ -94,7 +100,7 @@ def make_agent(settings: Settings, envs: StreamEnvs) -> Agent:
         settings.actor_unimix,
         settings.agent.encoder and partial(make_part, settings.agent.encoder),
     )
-    attach(agent, decide(settings.native, choose_device(settings.device)))
+    attach(agent, decide(settings.native, choose_device(device or settings.device)))
     return agent
 
 
@@ -224,7 +230,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
         checkpoint: name of one of its checkpoints, the newest sound one if left out.
 
     Returns:
-        The agent (``.agent``, ``.policy``, ``.act``) on the CPU.
+        The agent (``.agent``, ``.policy``, ``.act``) on the CPU. The environment is not needed.
     """
     path = Path(run)
     settings = saved_settings(path)
@@ -237,7 +243,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
     if saved is None:
         raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
-    envs = make_envs(settings, "specs", 1)
-    agent = make_agent(settings, envs)
+    specs = Specs.from_tree(saved.parts["specs"])
+    agent = make_agent(settings, specs, "cpu")
     agent.load_state_dict(saved.parts["learner"]["agent"])
-    return LoadedRun(path, settings, agent.eval(), saved, envs.bounds)
+    return LoadedRun(path, settings, agent.eval(), saved, specs.bounds)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dreamer_torchrl.training.build import LoadedRun
     from dreamer_torchrl.training.evaluation import Evaluation
 
-FAILED, NO_CHECKPOINT = 1, 3
+FAILED, BAD_ARGUMENTS, NO_CHECKPOINT = 1, 2, 3
 
 
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:
@@ -55,7 +55,12 @@ def play(settings: Settings, agent: Agent, film: bool = False, record: int = 0) 
     from dreamer_torchrl.collectors.stream_envs import TooManyFailures
     from dreamer_torchrl.training.evaluation import Evaluator
 
-    with closing(Evaluator(settings, agent, film, record)) as evaluator:
+    try:
+        evaluator = Evaluator(settings, agent, film, record)
+    except (ConfigError, UnknownEnvironment) as error:  # the agent does not need its environment, playing does
+        print(error, file=sys.stderr)
+        sys.exit(BAD_ARGUMENTS)
+    with closing(evaluator):
         try:
             evaluation = evaluator.run()
         except TooManyFailures as error:

@@ -238,6 +238,7 @@ class Training:
         """Everything that the rest of the run depends on, but the replay."""
         return {
             "learner": self.learner.state_dict(),
+            "specs": build.specs_of(self.envs).to_tree(),
             "episodes": self.episodes.state_dict(),
             "policy_generator": self.drawn,
             "progress": asdict(self.progress),

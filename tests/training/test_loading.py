@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dreamer_torchrl import dream, evaluate, export
+from dreamer_torchrl.training.build import load
 from dreamer_torchrl.training.loading import open_run
 from tests.checkpoint.checkpoint_examples import flip_a_bit
-from tests.training.training_examples import trained_twice
+from tests.training.training_examples import trained, trained_twice
 
 COMMANDS = pytest.mark.parametrize(
     "main", [dream.main, evaluate.main, export.main], ids=["dream", "evaluate", "export"]
@@ -81,3 +85,20 @@ def test_the_threads_of_training(kept: Path, tmp_path: Path) -> None:
         (run / "config.yaml").write_text(text.replace("threads: 1", f"threads: {count}"))
         open_run(argparse.ArgumentParser(), run, None)
         assert torch.get_num_threads() == count
+
+
+def test_what_was_learned_loads_where_the_environment_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On whatever machine: specs and bounds are in the checkpoint. Only playing needs the environment."""
+    module = tmp_path / "here_today.py"
+    module.write_text("import gymnasium\n\n\ndef make():\n    return gymnasium.make('MountainCarContinuous-v0')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = trained(tmp_path / "run", "env=custom", "env.factory=here_today:make", "total_steps=20", "eval.every=0")
+    module.unlink()
+    monkeypatch.delitem(sys.modules, "here_today")
+    importlib.invalidate_caches()
+    loaded = load(run)
+    action, _ = loaded.act({"observation": np.zeros(2, dtype=np.float32)})
+    assert action.shape == (1,) and loaded.action_bounds["action"][1] == 1
+    assert "here_today" in ends_with(2, evaluate.main, [str(run)], capsys)
