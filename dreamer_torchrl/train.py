@@ -157,7 +157,7 @@ def start(configuration: Configuration) -> int:
 
 
 def train(configuration: Configuration, run_dir: Path, console: Console, stop: StopSignals) -> int:
-    """Build everything, go on where the newest checkpoint stands, train, and say how to continue."""
+    """Build everything, resume from the newest checkpoint, train, and print the command that resumes."""
     # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of a large update.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch  # this and what needs it takes seconds
@@ -196,7 +196,7 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
 
 
 def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> int:
-    """Train to the end or a signal, and say how to go on from there; the exit code."""
+    """Train to the end or a signal and print the command that resumes; returns the exit code."""
     from dreamer_torchrl.collectors.stream_envs import TooManyFailures
     from dreamer_torchrl.training.loop import Diverged
 
@@ -215,7 +215,7 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
             raise
         return NOT_TRAINED
     steps = training.progress.steps
-    if training.checkpoints.failure:  # the console has told why
+    if training.checkpoints.failure:  # the console has said why
         say(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
         return NOT_TRAINED
     if stop.requested:
@@ -265,7 +265,7 @@ def new_folder(name: str) -> Path:
 
 
 def resume_command(run_dir: Path) -> str:
-    """What to type in a shell to go on with a run.
+    """The shell command that resumes a run.
 
     Example:
         >>> resume_command(Path("my runs/first"))

@@ -1,4 +1,4 @@
-"""Act without TorchRL: what a Gymnasium environment gives goes in, what it takes comes out."""
+"""Act without TorchRL, with observations and actions of Gymnasium."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Bounds = Mapping[NestedKey, tuple[ArrayLike, ArrayLike]]
 
 
 class Latents(NamedTuple):
-    """What an agent remembers of N environments; a new one comes out of each step, none is changed."""
+    """State of a policy in N environments: latents and previous action. Each step returns a new one."""
 
     belief: Tensor  # [N, D]
     state: Tensor  # [N, S, K]
     previous_action: Tensor  # [N, A]
 
     def forget(self, ended: ArrayLike) -> Latents:
-        """Start anew in those of N environments whose episode ended, given as N booleans.
+        """Reset the environments whose episode ended, given as N booleans.
 
         Example:
             >>> Latents(torch.ones(2, 1), torch.ones(2, 1, 1), torch.ones(2, 1)).forget([True, False]).belief
@@ -50,7 +50,7 @@ class Latents(NamedTuple):
 
 
 class Player:
-    """An agent that takes and gives what Gymnasium environments give and take.
+    """An agent with Gymnasium's observations and actions.
 
     An observation is an array, or a dict of arrays, of one environment or of N with N in front. The agent's specs tell
     which: one more dimension than there is N. Actions come in the same way: an int for a `Discrete` space, an array
@@ -89,7 +89,7 @@ class Player:
 
     @torch.no_grad()
     def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
-        """Choose an action, and give what to remember until the next one; no state starts an episode."""
+        """Choose an action; returns it and the new state. Without a state an episode starts."""
         self._follow_agent()
         seen, batch = self._read(observation)
         count = prod(batch)
@@ -233,7 +233,7 @@ def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
 
 
 def _kinds(space: Space) -> tuple[str, str]:
-    """NumPy's letters for the kinds of numbers that a space takes, and words for them."""
+    """NumPy's letters for the kinds of numbers that a space takes, and their names."""
     if isinstance(space, Image):
         return "u", "uint8 from 0 to 255"
     if isinstance(space, Continuous):

@@ -95,7 +95,7 @@ class Episodes:
 
     @property
     def states(self) -> list[StreamState]:
-        """What it takes to bring each stream back to the step that follows the last one that was committed."""
+        """State from which each stream resumes at the step after the last committed one."""
         return [self._state(stream) for stream in range(len(self.length))]
 
     def _state(self, stream: int) -> StreamState:
@@ -123,7 +123,7 @@ class Episodes:
         return {"streams": streams, "total_reward": [*self.total_reward], "length": [*self.length]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; `states` are then those."""
+        """Continue from `state_dict`; `states` are then those."""
         self.total_reward, self.length = [*state["total_reward"]], [*state["length"]]
         self._loaded = [
             StreamState(each["episode"], *map(_read, (each["actions"], each["step"]), (1, 0)))

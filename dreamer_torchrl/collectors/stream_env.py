@@ -114,7 +114,7 @@ class StreamEnv(EnvBase):
         return self._seen(reward, first=False)
 
     def resume(self, episode: int, actions: Iterable[TensorDictBase]) -> TensorDictBase:
-        """Start an episode anew and act as it was done then; the step where that leads."""
+        """Restart an episode and repeat its actions; returns the last step."""
         self.episode = episode
         step = self.begin()
         for action in actions:

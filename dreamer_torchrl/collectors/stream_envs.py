@@ -1,4 +1,4 @@
-"""N endless streams as one batched environment; what breaks is built anew, and its stream goes on."""
+"""N endless streams as one batched environment; a broken one is rebuilt, and its stream continues."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dreamer_torchrl.keys import ENDLESS, LATENTS
 
 
 class TooManyFailures(RuntimeError):
-    """Environments break all the time; the message holds the last reason."""
+    """Environments fail repeatedly; the message has the last error."""
 
 
 class StreamState(NamedTuple):
-    """What it takes to bring a stream back.
+    """State from which a stream resumes.
 
     Args:
         episode: number of the present episode.
@@ -174,7 +174,7 @@ class StreamEnvs(EnvBase):
         return step
 
     def _restored(self, index: int, state: StreamState) -> TensorDictBase:
-        """Repeat an episode up to where it was; one that leads elsewhere ends with the step that was recorded."""
+        """Repeat an episode up to its last recorded step; one that diverges ends with that step."""
         self._episodes[index] = state.episode
         if state.step is None:
             return self._started(index, None)
@@ -211,7 +211,7 @@ class StreamEnvs(EnvBase):
                 actions = None
 
     def _replace(self, index: int, failure: EnvironmentFailed) -> None:
-        """Give up a broken environment; its stream goes on with the next episode."""
+        """Discard a broken environment; its stream continues with the next episode."""
         self._recent.append(self._clock)
         while self._recent[0] <= self._clock - self.window / len(self.makers):
             self._recent.popleft()

@@ -1,4 +1,4 @@
-"""From plain values to checked settings: what is wrong is told in one line, with the nearest name that there is."""
+"""From plain values to checked settings: errors are one line, with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def check_machine(settings: Settings) -> None:
 
 
 def remarks(settings: Settings) -> list[str]:
-    """What is possible and most likely not meant."""
+    """Settings that are valid but most likely a mistake."""
     found, cores = [], os.cpu_count() or 1
     if settings.total_steps <= settings.first_update:
         found.append(
@@ -117,7 +117,7 @@ def as_word(value: Any) -> str:
 
 
 def as_plain(value: Any) -> Any:
-    """Settings as dictionaries, lists, words and numbers, which any file format can hold."""
+    """Settings as dictionaries, lists, strings and numbers, which any file format can hold."""
     if is_dataclass(value):
         return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

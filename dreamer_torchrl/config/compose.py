@@ -56,7 +56,7 @@ VALUES, OVERRIDES = "config.yaml", "overrides.json"
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings, the plain values they are made of, the overrides that asked for them, and what to say about them."""
+    """Settings, their plain values, the overrides, and notes for the console."""
 
     settings: Settings
     values: dict[str, Any]

@@ -20,7 +20,7 @@ NAMING = ("id", "game", "task", "factory")
 
 
 def describe(settings: Settings) -> str:
-    """A run in a few words."""
+    """A short title of a run."""
     named = ", ".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
     return f"{named}, size {size_name(settings)}, {settings.total_steps:,} steps, seed {settings.seed}"
 
@@ -43,7 +43,7 @@ def environment_name(settings: Settings) -> str:
 
 
 def wandb_place(configuration: Configuration, run_dir: Path) -> Place:
-    """Where W&B shows a run: the settings' own words, else the names it has here."""
+    """Project, name and group of a run in W&B: those of the settings, else derived ones."""
     settings, wandb = configuration.settings, configuration.settings.wandb
     names = (experiment_of(configuration.overrides), environment_name(settings), size_name(settings))
     tags = tuple(name[:LONGEST_TAG] for name in dict.fromkeys(filter(None, names)))
@@ -71,8 +71,8 @@ def seeds_group(configuration: Configuration) -> str:
     experiment, environment = experiment_of(configuration.overrides), environment_name(configuration.settings)
     same = experiment and letters(environment).startswith(letters(experiment))
     base = experiment if same else "-".join(filter(None, (experiment, environment)))
-    words = {keys([word])[0]: word for word in configuration.overrides}  # the last on a setting counts
-    group = " ".join([base, *(words[key] for key in sorted(words) if makes_another_training(key))])
+    given = {keys([one])[0]: one for one in configuration.overrides}  # the last on a setting counts
+    group = " ".join([base, *(given[key] for key in sorted(given) if makes_another_training(key))])
     return group if len(group) <= LONGEST_LABEL else f"{group[: LONGEST_LABEL - 9]}-{zlib.crc32(group.encode()):08x}"
 
 

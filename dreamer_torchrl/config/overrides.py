@@ -1,4 +1,4 @@
-"""Overrides, the ``key=value`` of a command line: Hydra reads them, and a wrong one is told in one line."""
+"""Overrides, the ``key=value`` of a command line: Hydra parses them, and an invalid one is a one-line error."""
 
 from __future__ import annotations
 

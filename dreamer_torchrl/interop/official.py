@@ -33,8 +33,8 @@ def load_official(
 ) -> Learner:
     """Build an agent from official weights, inside the learner that owns what else the checkpoint holds.
 
-    The learner continues where the official one stopped: slow critic, return normalizer and optimizer state come along
-    as far as they are there. To act, take ``load_official(...).agent.policy``.
+    The learner continues where the official one stopped: target critic, return normalizer and optimizer state are
+    restored if they exist. To act, take ``load_official(...).agent.policy``.
 
     Args:
         source: a log directory, its ``ckpt`` folder, one checkpoint in it, an ``.npz`` file, or the arrays themselves.
@@ -166,7 +166,7 @@ def _action_spec(arrays: Arrays) -> Composite:
 
 
 def _slow_links(learner: Learner) -> list[Link]:
-    """Links of the slow critic under the names of the fast one."""
+    """Links of the target critic under the names of the critic."""
     loss = learner.value_loss
     fast = {id(parameter): key for key, parameter in loss.value_params.items(True, True)}
     return [

@@ -35,7 +35,7 @@ def core_of(w: StepWeights, shared: bool = False) -> c.CoreWeights:
 
 
 def actor_fits(actor: Actor) -> bool:
-    """Whether the kernels have room for so many layers, and for so many parts of an action."""
+    """Whether the kernels support so many layers and parts of an action."""
     room = len(actor.mlp) <= c.MOST_LAYERS and 2 * max(len(actor.heads), len(actor.space.parts)) <= c.MOST_HEADS
     return type(actor) is Actor and room
 

@@ -161,7 +161,7 @@ class Learner:
         return Outcome(metrics, TensorDict(latents, batch_size=data.batch_size), norms)
 
     def zero_grad(self) -> None:
-        """Forget all gradients, also those that somebody else left."""
+        """Reset all gradients, also stale ones."""
         for parameter in self.trained.values():
             parameter.grad = None
 
@@ -195,7 +195,7 @@ class Learner:
         return "gradient of " + ", ".join(self.with_gradient[index] for index in bad[:5])
 
     def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:
-        """What a batch must hold."""
+        """Keys that a batch must have."""
         rssm = self.agent.rssm
         spaces = self.agent.spaces | self.agent.action_space.spaces | {"reward": Continuous((1,))}
         spaces |= dict.fromkeys(("is_init", "terminated", "done"), FLAG)
@@ -234,7 +234,7 @@ class Learner:
         } | ({"extra_losses": extra} if extra else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken."""
+        """Continue exactly from `state_dict`."""
         self.agent.load_state_dict(state["agent"])
         for key, value in self.slow_update.slow.items():
             value.copy_(state["slow_value"][key])

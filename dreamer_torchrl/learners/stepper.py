@@ -37,5 +37,5 @@ class LearnerStepper(OptimizationStepper):
         return self.learner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue exactly where `state_dict` was taken."""
+        """Continue exactly from `state_dict`."""
         self.learner.load_state_dict(state_dict)

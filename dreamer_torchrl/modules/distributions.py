@@ -266,7 +266,7 @@ def two_hot_cross_entropy(logits: Tensor, bins: Tensor, targets: Tensor, weights
 
 
 class BernoulliDist(Distribution):
-    """Yes or no; ``log_prob`` takes soft targets in [0, 1] too, as the continue target with the horizon in it is.
+    """Bernoulli; ``log_prob`` takes soft targets in [0, 1] too, such as the continue target with gamma in it.
 
     Args:
         logits: ``[..., 1]``; the event is ``[1]``, noise is ``[..., 1]``.

@@ -47,7 +47,7 @@ class TwoHotCrossEntropy(nn.Module):
 
 
 class ContinueHead(nn.Module, AsTensorDictModule):
-    """Predict how likely the episode goes on, with the horizon's discount in it.
+    """Predict the probability that the episode continues, times the discount gamma.
 
     Example:
         >>> logits, probability = ContinueHead(6, units=8)(torch.ones(5, 6))

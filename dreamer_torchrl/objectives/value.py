@@ -51,13 +51,13 @@ class ValueLoss(StepLoss):
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
         >>> loss = ValueLoss(agent.value.tensordict_module(), replay_scale=0)
-        >>> dream = TensorDict(
+        >>> imagined = TensorDict(
         ...     features=torch.zeros(2, 6, agent.rssm.feature_size),
         ...     lambda_target=torch.ones(2, 6, 1),
         ...     discount_weight=torch.ones(2, 6, 1),
         ...     batch_size=[2, 6],
         ... )
-        >>> losses, _ = loss(TensorDict(imagination=dream, batch_size=[2]))
+        >>> losses, _ = loss(TensorDict(imagination=imagined, batch_size=[2]))
         >>> losses["loss_value"].backward()
     """
 
@@ -105,8 +105,8 @@ class ValueLoss(StepLoss):
     def in_keys(self) -> list[NestedKey]:
         keys = self.tensor_keys
         replay = [keys.features, keys.reward, keys.terminated, keys.done, keys.bootstrap] if self.replay_scale else []
-        dream = [keys.features, keys.lambda_target, keys.discount_weight]
-        return [*(_inside(keys.imagination, key) for key in dream), *replay]
+        imagined = [keys.features, keys.lambda_target, keys.discount_weight]
+        return [*(_inside(keys.imagination, key) for key in imagined), *replay]
 
     @property
     def out_keys(self) -> list[str]:
@@ -130,14 +130,14 @@ class ValueLoss(StepLoss):
         """The target critic as a module of its own, for `ActorLoss`."""
         return SlowValue(self)
 
-    def _imagined(self, dream: TensorDictBase) -> Tensor:
+    def _imagined(self, imagined: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
-        logits = dream.get(keys.state_value_logits, None)
+        logits = imagined.get(keys.state_value_logits, None)
         if logits is None:
-            features = dream.get(keys.features).detach()
+            features = imagined.get(keys.features).detach()
             logits = self._predict(self.value_params, features).get(keys.state_value_logits)
-        slow = self.predict_slow(dream.get(keys.features))
-        target, weight = dream.get(keys.lambda_target), dream.get(keys.discount_weight).squeeze(-1)
+        slow = self.predict_slow(imagined.get(keys.features))
+        target, weight = imagined.get(keys.lambda_target), imagined.get(keys.discount_weight).squeeze(-1)
         loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.two_hot_cross_entropy)
         return (weight.detach() * loss)[..., :-1]  # the last step has a value, but no return
 

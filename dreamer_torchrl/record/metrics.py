@@ -28,7 +28,7 @@ class MetricsLogger(Protocol):
 
 
 class RunLogger:
-    """A logger of ours, told more of a run than TorchRL's loggers; what it has no use for it leaves as it is here."""
+    """Base class of our loggers: more callbacks than TorchRL's, which do nothing unless overridden."""
 
     position: int | None = None
     """How far a file goes that `cut` can shorten."""

@@ -178,7 +178,7 @@ def make_policy(agent: Agent, seed: int) -> Policy:
 
 
 def dream_title(settings: Settings, step: int) -> str:
-    """What stands above a dream."""
+    """Title of a prediction video."""
     return f"{environment_name(settings)}: what the world model believes after {step:,} steps of training"
 
 
@@ -214,7 +214,7 @@ class LoadedRun:
         return self.agent.policy
 
     def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
-        """See `Player.act`: an observation and what was remembered to an action of the environment and a new memory."""
+        """See `Player.act`: observation and state to action and new state."""
         return self._player.act(observation, state)
 
     def recorded(self, steps: int) -> TensorDictBase:

@@ -29,7 +29,7 @@ FILMED = 2_000
 
 
 class Cancelled(Exception):
-    """An evaluation was to end before its last episode did."""
+    """An evaluation was interrupted."""
 
 
 @dataclass

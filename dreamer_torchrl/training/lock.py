@@ -1,4 +1,4 @@
-"""One process trains in a run directory; a second one is told which."""
+"""A lock: one process trains in a run directory; a second one gets an error that names it."""
 
 from __future__ import annotations
 

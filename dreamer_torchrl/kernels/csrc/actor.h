@@ -45,7 +45,7 @@ static ROWS NAME(perceptron)(int n, const NAME(layer) * layers, long count, ROWS
     return x;
 }
 
-/* One row's action from the actor's parameters: what ActionDistribution draws. `probs` is room for one part's. */
+/* One row's action from the actor's parameters: what ActionDistribution draws. `probs` is scratch memory for one part's. */
 static void NAME(draw)(const actor_weights *w, const REAL *parameters, const REAL *noise, REAL *probs, REAL *action) {
     for (long part = 0; part < w->parts; part++) {
         const long count = w->part_count[part], classes = w->part_classes[part];
@@ -68,7 +68,7 @@ static void NAME(draw)(const actor_weights *w, const REAL *parameters, const REA
     }
 }
 
-/* Room for what the actor computes on its way for n rows. */
+/* Scratch memory of the actor for n rows. */
 typedef struct {
     ROWS here, there, parameters;
     REAL *probs;

@@ -1,4 +1,4 @@
-/* Dreams: what `imagine` of modules/rollout.py says under a policy, forwards only. A tile of rows is carried through
+/* Imagination: what `imagine` of modules/rollout.py computes, forward only. A tile of rows is carried through
  * all its steps by one thread. */
 
 typedef struct {

@@ -12,7 +12,7 @@ typedef struct {
 } NAME(rows);
 #define ROWS NAME(rows)
 
-/* Room for n rows, not a power of two apart: those would crowd into the same few places of the cache. */
+/* Memory for n rows, not a power of two apart: those would map to the same few cache sets. */
 static ROWS NAME(room)(arena *memory, int n, long width) {
     const long stride = (width + LANES - 1) / LANES * LANES + LANES;
     return (ROWS){take(memory, (size_t)n * stride * sizeof(REAL)), stride};
