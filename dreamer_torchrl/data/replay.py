@@ -253,7 +253,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], pieces: Iterable[TensorDictBase]) -> None:
-        """Go on exactly where `state_dict` was taken.
+        """Continue exactly from `state_dict`.
 
         Args:
             state: what `state_dict` gave.

@@ -31,13 +31,13 @@ from dreamer_torchrl.training.stopwatch import Stopwatch
 from dreamer_torchrl.views.report_page import Reports
 
 MOST_SKIPPED = 5
-"""More updates in a row that are not finite are no accident."""
+"""Consecutive non-finite updates after which training returns to a checkpoint."""
 
 NOTHING_WRITTEN = Metrics([]).state_dict()
 
 
 class Diverged(RuntimeError):
-    """Update after update is not finite; the message names what and where the batch is."""
+    """Too many consecutive updates are not finite; the message names the term and the file of the batch."""
 
 
 class Training:
@@ -235,7 +235,7 @@ class Training:
             self.console.note(str(self.checkpoints.failure))
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, but the replay."""
+        """Everything that the rest of the run depends on, without the replay."""
         return {
             "learner": self.learner.state_dict(),
             "specs": build.specs_of(self.envs).to_tree(),
