@@ -161,7 +161,8 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report
     for kind, specs in (("observation", env.observation_spec), ("action", env.full_action_spec)):
         for key, spec in specs.items(True, True):
             dtype = str(spec.dtype).removeprefix("torch.")
-            report.add("ok", kind, f"{_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
+            name = f"{_name(key)} {type(spec).__name__}" if kind == "action" else _name(key)
+            report.add("ok", kind, f"{name} {list(spec.shape)} {dtype}")
     checks = {
         "specs": _check_specs,
         "agent": _check_agent,
