@@ -37,24 +37,16 @@ from dreamer_torchrl.train import main as train
 from dreamer_torchrl.training.build import make_replay
 
 SETTINGS = (
-    *(
-        "env=cartpole",
-        "device=cpu",
-        "size=nano",
-        "size.hidden=16",
-        "size.units=16",
-        "replay.length=8",
-        "learner.imagination_length=3",
-    ),
-    *("train_ratio=8", "log.every=0.2"),
-    *("checkpoint.every=0.1", "eval.every=100", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0"),
+    *("env=cartpole", "device=cpu", "size=nano", "size.hidden=16", "size.units=16", "replay.length=8"),
+    *("learner.imagination_length=3", "log.every=0.2", "checkpoint.every=0.1"),
+    *("eval.every=100", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0"),
 )
 PARALLEL = 32_768
 """Elements from which on torch writes with several threads: a batch of latents has as many where there are several."""
 
 ENDLESS = 1_000_000
-LAST_STEPS = 50
-"""Steps trained after the last kill."""
+LAST_STEPS = 300
+"""Steps after the last kill: more than a batch of either kind needs."""
 
 PATIENCE = 120.0
 """Seconds without progress after which a process counts as hanging."""
@@ -63,7 +55,8 @@ PATIENCE = 120.0
 def settings_for(threads: int, belief: int) -> list[str]:
     """What to ask of training."""
     batch = 2 if threads == 1 else -(-PARALLEL // (8 * belief))
-    return [*SETTINGS, f"threads={threads}", f"size.belief={belief}", f"replay.batch={batch}"]
+    own = [f"threads={threads}", f"size.belief={belief}", f"replay.batch={batch}", f"train_ratio={4 * batch}"]
+    return [*SETTINGS, *own]
 
 
 def live(words: list[str], log: Path) -> None:
