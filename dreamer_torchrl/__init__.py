@@ -11,6 +11,7 @@ _HOMES = {
     "Hyperparameters": "learners.hyperparameters",
     "LaProp": "learners.laprop",
     "Learner": "learners.learner",
+    "LearnerStepper": "learners.stepper",
     "Player": "agents.player",
     "Policy": "agents.policy",
     "Size": "agents.size",

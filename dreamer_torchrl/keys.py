@@ -8,8 +8,9 @@ LATENTS = ("belief", "state", "previous_action")
 WRITTEN = (
     *("noise", "previous", "encoded_latents", "prior_logits", "posterior_logits", "features", "reconstruction"),
     *("reward_logits", "predicted_reward", "continue_logits", "continuation", "imagination", "bootstrap"),
+    *("priority", "priority_weight"),
 )
-"""What an update writes beside the observations."""
+"""What an update writes beside the observations, and the importance weights of a prioritized sampler."""
 
 STREAM = "stream"
 """Which endless stream of steps a step belongs to."""

@@ -31,7 +31,7 @@ class Learner:
 
     Args:
         agent: what is trained, on the device where it is to be trained.
-        hyperparameters: the official ones if left out.
+        hyperparameters: those of ``train`` if left out; ``Hyperparameters.official()`` has the official learning rate.
         seed: of the noise; the same seed and batches give the same weights.
         compile: let ``torch.compile`` fuse networks and loops. None: on a GPU where Triton works.
         native: let kernels in C do the loops on a CPU. None: where they can be built.

@@ -118,7 +118,7 @@ def test_a_batch_of_the_wrong_shape_is_told_the_right_one(select: Callable[[Tens
         learner.update(batch)
 
 
-@pytest.mark.parametrize("key", ["features", "noise", "previous", "encoded_latents", "reconstruction"])
+@pytest.mark.parametrize("key", ["features", "noise", "previous", "priority_weight"])
 def test_an_observation_may_not_have_a_name_that_the_update_writes(key: str) -> None:
     """Or else it is overwritten on the way."""
     with pytest.raises(ValueError, match=f"observation {key!r}.*RenameTransform"):
