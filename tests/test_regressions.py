@@ -21,7 +21,7 @@ from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_b
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.distributions import two_hot_bins
 from dreamer_torchrl.modules.latents import CategoricalLatent
-from dreamer_torchrl.modules.rollout import ObserveSequence, observe
+from dreamer_torchrl.modules.rollout import observe
 from dreamer_torchrl.modules.rssm import RSSM, gru_update
 from dreamer_torchrl.objectives import ActorLoss
 from dreamer_torchrl.objectives.actor_loss import reinforce_loss
@@ -325,19 +325,3 @@ def test_init_key_marks_every_slice_start() -> None:
     for batch in (marked, kept):  # in both cases slices are whole, also across the end of an episode
         assert (batch["time"].diff(dim=1) == 1).all()
         assert batch["done"][:, :-1].any()
-
-
-@pytest.mark.parametrize(("options", "remembers"), [({}, False), ({"init_key": None}, True)], ids=["default", "None"])
-def test_init_key_erases_the_start_latent(options: dict[str, Any], remembers: bool) -> None:
-    """The same slices with two different start latents: only without the marks does it make a difference."""
-    agent = tiny_agent()
-    batch = sampled(stream(agent), **options)
-    batch = batch[batch["time"][:, 0] != 10]  # there an episode really starts
-    dynamics = ObserveSequence(agent.rssm)
-    inputs = (agent.encoder(batch["observation"]), batch["action"].float(), batch["is_init"])
-    noise = torch.rand(*batch.shape, 4)
-    beliefs = [
-        dynamics(*inputs, torch.full_like(batch["belief"], fill), batch["state"], noise)[0] for fill in (-1.0, 1.0)
-    ]
-    assert (beliefs[0] != beliefs[1]).any(-1)[:, 0].all() == remembers
-    assert beliefs[0].equal(beliefs[1]) != remembers

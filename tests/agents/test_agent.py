@@ -100,16 +100,6 @@ def test_unknown_size_is_told_which_there_are() -> None:
         build_agent(VECTOR, MOVE, "size2m")
 
 
-def test_a_size_may_be_ones_own() -> None:
-    agent = build_agent(VECTOR, MOVE, TINY)
-    assert agent.size is TINY
-    assert {key: tuple(spec.shape) for key, spec in agent.latent_spec.items()} == {
-        "belief": (16,),
-        "state": (4, 3),
-        "previous_action": (6,),
-    }
-
-
 def test_a_belief_that_does_not_split_into_its_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="does not split into 4 blocks"):
         build_agent(VECTOR, MOVE, Size(belief=18, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8))
@@ -190,13 +180,6 @@ def test_an_observation_named_state_is_refused_and_the_mend_works(observed: dict
     assert steps["state"].shape == (3, TINY.stochastic, TINY.classes)
 
 
-def test_an_environment_with_the_agents_own_primer_is_no_collision() -> None:
-    env = TransformedEnv(GymEnv("CartPole-v1"), InitTracker())
-    agent = build_agent(env.observation_spec, env.action_spec, TINY)
-    env.append_transform(agent.primer())
-    assert list(build_agent(env.observation_spec, env.action_spec, TINY).spaces) == ["observation"]
-
-
 @pytest.mark.parametrize("form", ["one", "unbatched", "batched"])
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
 def test_one_environment_and_several_give_the_same_agent(name: str, form: str) -> None:
@@ -212,18 +195,6 @@ def test_one_environment_and_several_give_the_same_agent(name: str, form: str) -
     assert (same.spaces, same.action_space.spaces) == (agent.spaces, agent.action_space.spaces)
 
 
-@pytest.mark.parametrize(
-    "leaf",
-    [OneHot(3), Categorical(3), MultiCategorical([2, 3]), MultiOneHot([2, 3]), Binary(2), Bounded(-1, 1, (2,))],
-    ids=lambda leaf: type(leaf).__name__,
-)
-def test_batched_composites_give_the_same_agent(leaf: TensorSpec) -> None:
-    spec = Composite(key=leaf)
-    batched = spec.expand(4)
-    assert build_agent(batched, batched, TINY).spaces == build_agent(spec, spec, TINY).spaces
-    assert build_agent(batched, batched, TINY).action_space.spaces == build_agent(spec, spec, TINY).action_space.spaces
-
-
 # Options
 
 
@@ -233,13 +204,6 @@ def test_actor_unimix_is_the_least_that_each_action_gets(unimix: float, least: f
     certain = torch.tensor([200.0, 0, 0, 0, 0, 0])
     probs = agent.actor.distribution(certain).mean
     assert probs.min().item() == pytest.approx(least)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_parameters_are_float32_whatever_is_computed_in(dtype: torch.dtype) -> None:
-    agent = build_agent(VECTOR, MOVE, TINY, dtype=dtype)
-    assert {parameter.dtype for parameter in agent.parameters()} == {torch.float32}
-    assert agent.encoder(torch.zeros(1, 24)).dtype is dtype
 
 
 def test_the_policy_is_one_object_whose_generator_can_be_set() -> None:

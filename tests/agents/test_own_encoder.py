@@ -60,14 +60,3 @@ def test_an_encoder_that_does_not_say_what_it_reads_or_gives_is_refused(name: st
 
     with pytest.raises(TypeError, match=f"The encoder Silent has no {name}: give it in_keys"):
         build_agent(OBJECTS, MOVE, TINY, encoder=Silent)
-
-
-def test_an_encoder_of_another_environment_is_refused() -> None:
-    class Reads(nn.Module):
-        in_keys, out_features = ["objects"], 7
-
-        def __init__(self, spaces: Mapping[NestedKey, Space]) -> None:
-            super().__init__()
-
-    with pytest.raises(ValueError, match="reads 'objects', which is no observation: there are"):
-        build_agent(Composite(observation=Unbounded((5, 3))), MOVE, TINY, encoder=Reads)

@@ -132,19 +132,6 @@ def test_a_state_stays_as_it_is() -> None:
     assert (again == chosen).all()
 
 
-def test_forgetting_is_starting_anew() -> None:
-    """Bit for bit, and only where an episode ended."""
-    agent, observations = agent_for("Pendulum-v1"), np.random.default_rng(0).normal(size=(3, 3))
-    player = Player(agent, bounds=stream("Pendulum-v1").bounds)
-    _, state = player.act(observations)
-    anew, _ = player.act(observations)
-    on, after = player.act(observations, state)
-    mixed, after_mixed = player.act(observations, state.forget([False, True, False]))
-    np.testing.assert_array_equal(mixed[1], anew[1])
-    np.testing.assert_array_equal(mixed[[0, 2]], on[[0, 2]])
-    assert after_mixed.belief[0].equal(after.belief[0]) and not after_mixed.belief[1].equal(after.belief[1])
-
-
 # Draws
 
 
@@ -207,13 +194,6 @@ def test_numbers_of_every_kind_are_the_same_observation(value: Any) -> None:
     Player(agent).act(value)
     assert taken[0].dtype is torch.float32
     assert taken[0].equal(torch.tensor([[1.0, 2.0, 3.0]]))
-
-
-def test_a_single_number_is_a_vector_of_one() -> None:
-    """As TorchRL has it."""
-    player = Player(small(Unbounded((1,))))
-    (number, _), (vector, _) = player.act(0.5), player.act(np.float32([0.5]))
-    assert number == vector
 
 
 SEES = Composite(

@@ -14,8 +14,7 @@ from torchrl.envs import (
 )
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl import Agent, Learner, build_agent
-from dreamer_torchrl.learners.learner import example_batch
+from dreamer_torchrl import Agent, build_agent
 from dreamer_torchrl.modules.rssm import features_of
 from tests.agents.policy_examples import (
     DETERMINISTIC,
@@ -134,16 +133,6 @@ def test_is_init_forgets_exactly(exploration: ExplorationType) -> None:
     assert (used["belief"][2] != fresh["belief"][2]).any()
 
 
-def test_state_may_come_as_class_indices() -> None:
-    """As replay stores it."""
-    agent = agent_for(environment())
-    one_hot, indices = seen(agent, 4), seen(agent, 4)
-    one_hot["is_init"][:] = indices["is_init"][:] = False
-    indices["state"] = torch.randint(3, (4, 4), dtype=torch.uint8)
-    one_hot["state"] = nn.functional.one_hot(indices["state"].long(), 3).float()
-    assert (agent.policy(one_hot) == agent.policy(indices)).all()
-
-
 # Exploration and randomness
 
 
@@ -180,18 +169,6 @@ def test_random_exploration_draws_states_and_actions_from_their_distributions(na
 
 
 # With the agent
-
-
-def test_policy_shares_the_agents_weights() -> None:
-    """A policy that was handed out before an update acts on the new weights."""
-    agent = agent_for(environment())
-    policy = agent.policy
-    before = policy(seen(agent, 8))["belief"]
-    learner = Learner(agent)
-    batch = example_batch(agent, batch=2, length=4)
-    learner.update(batch)
-    learner.update(batch)  # the first update moves nothing: warm-up
-    assert (policy(seen(agent, 8))["belief"] != before).any()
 
 
 def test_without_is_init_the_mend_is_told() -> None:

@@ -129,12 +129,6 @@ def test_a_conv_kernel_has_height_width_in_out(agent: Agent, by_name: dict[str, 
     assert_close(layer(image), expected)
 
 
-def test_the_official_decoder_reads_the_state_first(agent: Agent, by_name: dict[str, Link]) -> None:
-    layer, kernel, bias = layer_of(agent, by_name, "dec/mlp/linear0")
-    belief, state = torch.randn(5, 16), torch.randn(5, 12)
-    assert_close(layer(torch.cat([belief, state], -1)), torch.cat([state, belief], -1) @ kernel + bias)
-
-
 def test_the_official_decoder_writes_images_in_the_order_of_the_environment() -> None:
     ego, top = (Bounded(0, 255, (48, 48, channels), dtype=torch.uint8) for channels in (3, 1))
     agent = build_agent(Composite(top=top, ego=ego), OneHot(2), TINY)  # ours are sorted: ego, top
@@ -161,13 +155,6 @@ def layer_of(agent: Agent, by_name: dict[str, Link], name: str) -> tuple[nn.Modu
 
 
 # Where observations stand
-
-
-def test_keys_that_are_ours_go_one_level_down() -> None:
-    assert keys_of(["image", "vector"]) == {"image": "image", "vector": "vector"}
-    for name in ("state", "belief", "previous_action", "action", "reward", "done", "is_init", "features", "noise"):
-        keys = keys_of(["image", name])
-        assert keys == {"image": ("observation", "image"), name: ("observation", name)}
 
 
 @pytest.mark.parametrize("names", [["image", "state"], ["image", "vector"], ["robot/arm", "zeta"], ["belief"]])

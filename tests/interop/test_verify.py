@@ -288,17 +288,6 @@ def test_a_structure_that_we_do_not_have_is_named(folder: Path, place: str, valu
         recording.agent()
 
 
-def test_a_recording_that_lacks_something_is_no_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with np.load(folder / "proprio_cont_step1.npz") as file:
-        arrays = dict(file)
-    del arrays["img/adv"]
-    np.savez(folder / "proprio_cont_step1.npz", **arrays)
-    with pytest.raises(SystemExit) as stopped:
-        main([str(folder), "--case", "proprio_cont"])
-    assert stopped.value.code == 2
-    assert "proprio_cont cannot be compared: 'img/adv'" in capsys.readouterr().err
-
-
 # What other recordings may hold
 
 

@@ -285,22 +285,6 @@ def test_an_update_that_is_called_off(mode: dict[str, bool]) -> None:
     assert_close(states_of(called_off), states_of(other), rtol=0, atol=0)
 
 
-@every_mode
-@pytest.mark.parametrize("where", ["gradient", "parameter"])
-def test_what_is_no_number_is_not_hidden(mode: dict[str, bool], where: str) -> None:
-    """It spoils all of its own tensor and of its state, and no other."""
-    params = [nn.Parameter(torch.ones(19)), nn.Parameter(torch.ones(2))]
-    optimizer = LaProp(params, warmup=0, **mode)
-    for param in params:
-        param.grad = torch.ones_like(param)
-    (params[0].grad if where == "gradient" else params[0].data)[17] = math.nan
-    optimizer.step()
-    assert params[0].isnan().all() and params[1].isfinite().all()
-    for name in ("mu", "nu"):
-        assert optimizer.state[params[0]][name].isnan().all()
-        assert optimizer.state[params[1]][name].isfinite().all()
-
-
 def test_tensors_that_do_not_lie_in_a_row() -> None:
     """The kernel leaves them, and what is in their group, to the others."""
     start, grads = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
@@ -318,17 +302,6 @@ def test_tensors_that_do_not_lie_in_a_row() -> None:
         results.append([param.detach() for param in optimizer.state])
     for result in results[1:]:
         assert_close(result, results[0])
-
-
-@needs_compiler
-def test_the_kernel_does_all_of_a_step() -> None:
-    params = random_parameters()
-    for param in params:
-        param.grad = torch.ones_like(param)
-    optimizer = LaProp(groups(params), native=True)
-    with Operations() as operations:
-        optimizer.step()
-    assert not operations.seen
 
 
 @needs_compiler

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -74,16 +73,6 @@ def test_a_missing_entry_is_named_with_what_is_there(key: str) -> None:
     others = ", ".join(sorted(set(batch.keys()) - {key}))
     with pytest.raises(KeyError, match=f"needs {key}, but the data holds {others}"):
         learner.update(batch.exclude(key))
-
-
-@pytest.mark.parametrize("key", ["observation", "reward", "belief"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_named_with_its_place(key: str, value: float) -> None:
-    learner = learner_for()
-    batch = example_batch(learner.agent, batch=2, length=4)
-    batch[key][1, 3] = value
-    with pytest.raises(ValueError, match=f"{key!r} is not finite at row 1, step 3"):
-        learner.update(batch)
 
 
 @pytest.mark.parametrize(

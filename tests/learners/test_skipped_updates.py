@@ -37,21 +37,6 @@ def test_a_learner_skips_a_loss_that_is_not_finite(optimizer: MakeOptimizer | No
     assert differences(learned(learner), before) == []
 
 
-def test_a_gradient_alone_is_named() -> None:
-    learner = tiny_learner()
-    agent = learner.agent
-    name, parameter = next(iter(agent.named_parameters()))
-    handle = parameter.register_hook(torch.full_like(parameter, math.inf).mul)
-    metrics, _ = learner.update(example_batch(agent, 2, 4))
-    assert not metrics["finite"]
-    assert learner.fault(metrics) == f"gradient of {name}"
-    handle.remove()
-    before = learned(learner)
-    metrics, _ = learner.update(example_batch(agent, 2, 4))
-    assert metrics["finite"]
-    assert differences(learned(learner), before) != []
-
-
 def test_a_fault_is_named_where_a_parameter_before_it_has_no_gradient() -> None:
     """Norms are those of parameters with a gradient, and so are the names."""
     learner = tiny_learner()

@@ -96,10 +96,6 @@ def one_hot(index: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(index.long(), 4).float()
 
 
-def loss_of(**options: Any) -> Tensor:
-    return Recorded(**options).run()[0]["loss_actor"]
-
-
 @pytest.mark.parametrize(("kind", "contdisc", "slowtar"), CASES)
 def test_official_imagination_losses(kind: str, contdisc: bool, slowtar: bool) -> None:
     """Both losses, returns, normalizer and gradients, from the loss modules."""
@@ -130,31 +126,6 @@ def part(table: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_discount_and_horizon_count_only_outside_of_the_continue_head() -> None:
-    assert loss_of(horizon=10) == loss_of(horizon=333)
-    assert loss_of(horizon=10, discount_in_continue=False) != loss_of(horizon=333, discount_in_continue=False)
-    assert_close(loss_of(horizon=1e9, discount_in_continue=False), loss_of(), rtol=1e-5, atol=1e-6)
-
-
-def test_weight_is_the_chance_to_be_still_alive() -> None:
-    """The start's own continue probability is in it."""
-    recorded = Recorded()
-    recorded.continuation = torch.tensor([0.5, 1.0, 0.5, 1.0, 0.0]).repeat(ROWS, 1)
-    weight = recorded.run()[1]["imagination", "discount_weight"]
-    assert weight[0, :, 0].tolist() == [0.5, 0.5, 0.25, 0.25, 0.0]
-
-
-def test_entropy_scale_rewards_entropy() -> None:
-    """Twice the scale, twice the entropy's share of the loss."""
-    recorded = Recorded(entropy_scale=0.0)
-    without, data = recorded.run()
-    entropy = ActionDistribution(recorded.parameters(), recorded.space).entropy()
-    weight = data["imagination", "discount_weight"][..., 0]
-    bonus = (weight * entropy)[:, :-1].mean()
-    for scale in (1.0, 2.0):
-        assert_close(without["loss_actor"] - scale * bonus, loss_of(entropy_scale=scale))
-
-
 def test_slow_value_takes_the_place_of_the_value() -> None:
     """In returns and in the baseline, not in what the critic is trained on."""
     fast, slow = Recorded().run()[1], Recorded(slow_target=True).run()[1]
@@ -172,18 +143,6 @@ def test_normalizer_is_the_one_given() -> None:
     returns, value = data["imagination", "lambda_target"], data["imagination", "state_value"].detach()
     assert_close(data["imagination", "advantage"][:, :-1], (returns - value)[:, :-1] / 1e9)
     assert {"normalizer.low", "normalizer.high"} <= recorded.loss.state_dict().keys()
-
-
-def test_eval_does_not_move_the_normalizer() -> None:
-    """Looking at a loss must not change what is learned."""
-    recorded = Recorded()
-    normalizer, before = recorded.loss.normalizer, recorded.loss.normalizer.high.clone()
-    recorded.loss.eval()
-    recorded.run()
-    assert normalizer.high == before
-    recorded.loss.train()
-    recorded.run()
-    assert normalizer.high != before
 
 
 # --- As a LossModule --------------------------------------------------------------------------------------------------
@@ -209,15 +168,6 @@ def test_parameters_are_the_actors() -> None:
     """An optimizer made for this loss alone trains the actor alone."""
     learner = tiny_learner()
     assert set(learner.actor_loss.parameters()) == set(learner.agent.actor.parameters())
-
-
-def test_dreams_explore() -> None:
-    """A LossModule turns exploration off while it runs; dreams that took modes only would teach nothing."""
-    learner = tiny_learner()
-    data = latents_of(learner).exclude("noise")
-    first, second = (learner.actor_loss(data)[1]["imagination"] for _ in range(2))
-    assert first["features"][..., 0, :].equal(second["features"][..., 0, :])
-    assert not first["action"][..., 0, :].equal(second["action"][..., 0, :])
 
 
 RENAMED: dict[str, NestedKey] = {

@@ -89,15 +89,6 @@ def test_previous_action_is_the_flat_one() -> None:
     assert data["previous_action"].equal(expected)
 
 
-@pytest.mark.parametrize("context", [0, 1])
-def test_batch_is_left_as_it_was(context: int) -> None:
-    batch = numbered()
-    before = batch.clone()
-    split(batch, context)
-    assert set(batch.keys(True)) == set(before.keys(True))
-    assert (batch == before).all()
-
-
 @pytest.mark.parametrize(
     ("shape", "context"), [((5,), 1), ((2, 5, 1), 1), ((2, 2), 1), ((2, 3), 2), ((2, 1), 0)], ids=str
 )
@@ -111,15 +102,6 @@ def test_wrong_batch_dimensions(shape: tuple[int, ...], context: int) -> None:
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
-
-
-def test_missing_key_is_named_with_those_that_are_there() -> None:
-    data = TensorDict({"reward": torch.zeros(2), "latent": {"belief": torch.zeros(2)}}, [2])
-    with pytest.raises(KeyError) as error:
-        check_keys(data, ["reward", ("agent", "state"), "done"], "SomeLoss")
-    message = str(error.value)
-    assert "SomeLoss needs agent/state, done, but the data holds latent/belief, reward" in message
-    assert "set_keys()" in message
 
 
 @pytest.mark.parametrize("key", ["reward", ("reward",), ("latent", "belief"), ("latent", ("belief",))], ids=str)

@@ -137,14 +137,6 @@ def test_horizon_and_lambda_shape_the_replay_return(horizon: float, return_lambd
     assert losses(horizon=horizon, return_lambda=return_lambda)["loss_value"] == losses()["loss_value"]
 
 
-def test_last_steps_are_not_trained() -> None:
-    """What follows a recorded end is another episode: its return says nothing about the step before."""
-    loss, data = value_loss(), example()
-    loss(data.clone().set("features", data["features"].requires_grad_()))[0]["loss_replay_value"].backward()
-    taught = data["features"].grad.abs().sum(-1) > 0
-    assert taught.equal(~data["done"][..., 0] & torch.tensor([True, True, True, False]))
-
-
 def test_without_replay_scale_no_replay_is_needed() -> None:
     loss = value_loss(replay_scale=0)
     assert loss.out_keys == ["loss_value"]
@@ -155,19 +147,6 @@ def test_without_replay_scale_no_replay_is_needed() -> None:
 
 
 # --- Slow critic ------------------------------------------------------------------------------------------------------
-
-
-def test_slow_critic_is_a_module_that_learns_nothing() -> None:
-    """It answers with the slow weights, follows them, and owns none."""
-    loss = value_loss()
-    slow = loss.slow_value()
-    data = TensorDict({"features": torch.randn(5, 6, requires_grad=True)}, [5])
-    found = slow(data)["state_value"]
-    assert found.equal(loss.predict_slow(data["features"]))
-    assert not found.requires_grad
-    assert not list(slow.parameters()) and not slow.state_dict()
-    shift(loss)
-    assert not slow(data)["state_value"].equal(found)
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
@@ -195,16 +174,6 @@ def test_replay_value_teaches_the_critic_alone_without_replay_grad() -> None:
     assert taught_by(value_losses(learner)["loss_replay_value"], learner.agent) == {"value"}
 
 
-@pytest.mark.parametrize(
-    "key", ["reward", "bootstrap", ("imagination", "lambda_target"), ("imagination", "discount_weight")]
-)
-def test_targets_and_weights_learn_nothing(key: NestedKey) -> None:
-    data = example()
-    given = data[key].requires_grad_()
-    sum(value_loss()(data)[0].values()).backward()
-    assert given.grad is None
-
-
 def test_slow_critic_learns_nothing() -> None:
     """Not even after it was used: an updater made later would refuse weights that are part of a graph."""
     loss = value_loss()
@@ -216,19 +185,6 @@ def test_slow_critic_learns_nothing() -> None:
 
 
 # --- As a LossModule --------------------------------------------------------------------------------------------------
-
-
-def test_keys() -> None:
-    loss = value_loss()
-    dreamt = [("imagination", key) for key in ("features", "lambda_target", "discount_weight")]
-    assert loss.in_keys == [*dreamt, "features", "reward", "terminated", "done", "bootstrap"]
-    assert loss.out_keys == ["loss_value", "loss_replay_value"]
-
-
-def test_parameters_are_those_of_the_head() -> None:
-    """The very ones, so that one optimizer serves all losses; the slow ones are no parameters of anything."""
-    head = critic()
-    assert set(ValueLoss(head.tensordict_module()).parameters()) == set(head.parameters())
 
 
 def test_logits_in_the_dream_save_work_and_change_nothing() -> None:
