@@ -21,7 +21,7 @@ from torchrl.data import Composite, OneHot, Unbounded
 
 from dreamer_torchrl.agents.agent import Agent, Size
 from dreamer_torchrl.learners.learner import example_batch
-from dreamer_torchrl.modules.distributions import OneHotDist, TwoHotDist, symlog, two_hot_bins
+from dreamer_torchrl.modules.distributions import OneHotDist, TwoHotDist, two_hot_bins
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.rollout import ObserveSequence
 from dreamer_torchrl.objectives import WorldModelLoss
