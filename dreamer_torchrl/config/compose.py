@@ -34,7 +34,7 @@ from dreamer_torchrl.config.schema import LEARNER, EnvironmentSettings, Settings
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
 CHANGEABLE = (
-    *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "threads"),
+    *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "cuda_graph", "threads"),
     *(
         "eval",
         "checkpoint",

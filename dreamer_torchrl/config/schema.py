@@ -159,6 +159,7 @@ class Settings:
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: bool | None = None
     native: bool | None = None
+    cuda_graph: bool | None = None
     threads: Count | None = None
     unimix: Share = 0.01
     actor_unimix: Share = 0.0

@@ -111,6 +111,10 @@ def make_learner(settings: Settings, agent: Agent) -> Learner:
     if replay.sampler == "prioritized" or (replay.sampler == "online" and replay.fracs.prioritized):
         part = {"priorities": True, **part}
     seed = seed_for(settings.seed, "learner")
+    if settings.cuda_graph is not None:
+        if settings.cuda_graph and choose_device(settings.device).type != "cuda":
+            raise ConfigError("cuda_graph=true needs a GPU, and this run is on the CPU: leave it at null.")
+        part["cuda_graph"] = settings.cuda_graph
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 
 

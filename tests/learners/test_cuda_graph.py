@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +17,12 @@ from torch.utils._pytree import tree_leaves
 from torchrl.data import Composite
 
 from dreamer_torchrl import Hyperparameters, Learner, build_agent
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outcome, StaticBatch
 from dreamer_torchrl.learners.laprop import LaProp
 from dreamer_torchrl.learners.learner import example_batch
+from dreamer_torchrl.training.build import make_learner
 from tests.learners.test_learner import DONE, SEEN
 from tests.objectives.examples import TINY
 from tests.training.training_examples import differences
@@ -290,6 +294,16 @@ def test_what_a_graph_cannot_follow_does_not_fit() -> None:
     captured = CapturedUpdate(learner, batch, TapeGraphs())
     group["lr"].mul_(0.5)
     assert captured.fits(learner, batch)  # a tensor is followed
+
+
+def test_the_setting_switches_the_graph_off_and_is_refused_without_a_gpu(tmp_path: Path) -> None:
+    def learner_of(word: str) -> Learner:
+        settings = load([f"run_dir={tmp_path}", "env=cartpole", "device=cpu", f"cuda_graph={word}"]).settings
+        return make_learner(settings, learner_for().agent)
+
+    assert learner_of("false").cuda_graph is learner_of("null").cuda_graph is False
+    with pytest.raises(ConfigError, match="cuda_graph=true needs a GPU"):
+        learner_of("true")
 
 
 # On a device that holds no numbers
