@@ -29,7 +29,7 @@ def measure(workload: str, capacity: int, fills: list[int], draws: int) -> list[
     """Fill one replay; at each fill, time samples right after a write, and refreshes."""
     chosen = WORKLOADS[workload]
     agent = build_agent(chosen.observation_spec, chosen.action_spec, size=chosen.size_name)
-    replay = Replay(capacity, STREAMS)
+    replay = Replay(capacity, STREAMS, batch=16, length=64)
     chunk = example_batch(agent, STREAMS, CHUNK - 1).transpose(0, 1).contiguous()  # [time, streams]
     latents = TensorDict(
         {
