@@ -146,6 +146,7 @@ def test_named_modules_exist(page: Path) -> None:
 def test_named_settings_exist(page: Path) -> None:
     """Every ``group.name`` in code is a row of configuration.md, which is made from the settings."""
     rows = set(re.findall(r"^\|.*?`([a-z_.]+)`", (DOCS / "configuration.md").read_text(), re.MULTILINE))
+    rows |= {row.rpartition(".")[0] for row in rows}
     groups = {row.partition(".")[0] for row in rows if "." in row}
     found = re.findall(r"`[^`]*`", prose(page)) + [text for _, text in blocks(page, "text")]
     named = re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(groups))})\.[a-z_]+)(?=[=`*\s,])", " ".join(found))
