@@ -91,24 +91,6 @@ def test_the_kernels_are_built_into_the_cache(tmp_path: Path, monkeypatch: pytes
 # Once for each version and machine
 
 
-def test_what_was_built_is_not_built_again(tmp_path: Path, counting: tuple[str, Path]) -> None:
-    compiler, log = counting
-    first = build.build(SMALL, compiler, tmp_path / "some/cache")
-    content, changed = first.read_bytes(), first.stat().st_mtime_ns
-    assert build.build(SMALL, compiler, tmp_path / "some/cache") == first
-    assert (calls(log), number(first)) == (1, 42)
-    assert (first.read_bytes(), first.stat().st_mtime_ns) == (content, changed)
-    assert list((tmp_path / "some/cache").iterdir()) == [first]  # and nothing unfinished
-
-
-def test_another_source_is_another_library(tmp_path: Path, counting: tuple[str, Path]) -> None:
-    """Also where only a header changed."""
-    compiler, log = counting
-    build.build(SMALL, compiler, tmp_path / "cache")
-    other = build.build(SMALL | {"number.h": b"#define NUMBER 43\n"}, compiler, tmp_path / "cache")
-    assert (calls(log), number(other)) == (2, 43)
-
-
 def test_the_fingerprint_sees_sources_and_compiler(tmp_path: Path) -> None:
     compiler = script(tmp_path / "compiler", "exit 0")
     same, twin = (script(tmp_path / "twin", "exit 0") for _ in range(2))
@@ -196,12 +178,6 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     found = reason(monkeypatch, tmp_path / "cache")
     assert re.search(told, found), found
     assert str(tmp_path / "compiler") in found
-
-
-def test_a_compiler_that_never_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CC", script(tmp_path / "compiler", "exec sleep 60"))
-    monkeypatch.setattr(build, "SECONDS", 0.2)
-    assert reason(monkeypatch, tmp_path).endswith("it took longer than 0.2 seconds.")
 
 
 # Where it cannot be kept

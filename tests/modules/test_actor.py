@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from math import tanh
-
 import pytest
 import torch
 from tensordict import NestedKey, TensorDict
-from tensordict.nn import ProbabilisticTensorDictModule
 from torch import Tensor, nn
 from torch import distributions as td
 from torch.testing import assert_close
@@ -127,20 +124,6 @@ def test_an_action_survives_flatten_and_restore(name: str) -> None:
     assert SPECS[name].is_in(as_action(name, back))
 
 
-@every_spec
-def test_what_the_actor_draws_and_its_mode_fit_the_spec(name: str) -> None:
-    space = ActionSpace(SPECS[name])
-    actor = Actor(6, space, units=8)
-    policy = actor.distribution(actor(torch.randn(6)))
-    for flat in (policy.sample(), policy.mode.detach()):
-        flat = torch.where(continuous_part(space), flat.clamp(-1, 1), flat)  # the environment clips
-        assert flat.dtype is torch.float32
-        action = as_action(name, space.restore(flat))
-        assert SPECS[name].is_in(action)
-        again = space.flatten(action if isinstance(action, TensorDict) else {"action": action})
-        assert_close(again.float(), flat)
-
-
 def continuous_part(space: ActionSpace) -> Tensor:
     """Where the flat action holds floats."""
     parts = [torch.full((part.size,), isinstance(part, Continuous)) for part in space.spaces.values()]
@@ -230,47 +213,7 @@ def test_log_prob_and_entropy_agree_with_torch(name: str) -> None:
     assert (policy.batch_shape, policy.event_shape) == ((2, 7), (policy.space.size,))
 
 
-def test_unimix_and_limits_of_the_deviation_are_options() -> None:
-    space = ActionSpace(Composite(a=Bounded(-1, 1, (1,)), b=OneHot(2)))
-    parameters = torch.tensor([0.5, -99.0, 99.0, -99.0])
-    policy = ActionDistribution(parameters, space, unimix=0.1, min_std=0.3, max_std=2.0)
-    assert policy.mean.tolist() == pytest.approx([tanh(0.5), 0.95, 0.05])
-    assert policy.sample(torch.tensor([1.0, 0.0]))[0].item() == pytest.approx(tanh(0.5) + 0.3)
-    plain = ActionDistribution(parameters, space)
-    assert plain.mean.tolist() == pytest.approx([tanh(0.5), 1.0, 0.0])
-    assert plain.sample(torch.tensor([1.0, 0.0]))[0].item() == pytest.approx(tanh(0.5) + 0.1)
-
-
-@pytest.mark.parametrize("name", ["items", "keys", "type", "joint.angle"])
-def test_an_action_key_may_have_any_name(name: str) -> None:
-    actor = Actor(6, ActionSpace(Composite({name: OneHot(3)})), units=8)
-    assert actor(torch.randn(2, 6)).shape == (2, 3)
-
-
 # TorchRL's ways of asking.
-
-
-@every_spec
-def test_torchrl_draws_scores_and_takes_the_mode(name: str) -> None:
-    space = ActionSpace(SPECS[name])
-    module = ProbabilisticTensorDictModule(
-        in_keys={"parameters": "action_parameters"},
-        out_keys=["action"],
-        distribution_class=ActionDistribution,
-        distribution_kwargs={"space": space},
-        return_log_prob=True,
-        log_prob_key="log_prob",
-    )
-    parameters = policy_for(name, 7).parameters.detach()
-    data, expected = TensorDict(action_parameters=parameters, batch_size=[7]), ActionDistribution(parameters, space)
-    with set_exploration_type(ExplorationType.RANDOM):
-        torch.manual_seed(1)
-        drawn = module(data.clone())
-    torch.manual_seed(1)
-    assert_close(drawn["action"], expected.sample())
-    assert_close(drawn["log_prob"], expected.log_prob(drawn["action"]))
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        assert_close(module(data.clone())["action"], expected.mode)
 
 
 @every_spec

@@ -202,12 +202,6 @@ def test_unimix_is_a_floor_under_all_probabilities(logits: Tensor, unimix: float
     assert_close(probs, (1 - unimix) * logits.softmax(-1) + unimix / 3)
 
 
-@pytest.mark.parametrize("classes", [3, 40])
-def test_one_vector_of_logits_is_a_batch_of_one(classes: int) -> None:
-    logits = torch.randn(classes)
-    assert_close(unimix_probs(logits, 0.01), unimix_probs(logits.expand(2, 5, classes), 0.01)[1, 2])
-
-
 # The same facts as torch's own distributions.
 
 

@@ -60,28 +60,6 @@ def test_without_noise_it_draws_its_own_in_any_number(name: str) -> None:
     assert distribution.sample(torch.Size()).shape == event
 
 
-@every_class
-def test_a_draw_without_gradient_leaves_the_gradients_of_all_else(name: str) -> None:
-    kind, parameters, _ = each()[name]
-    value = kind(**parameters).sample()
-    gradients = []
-    for draw_first in (False, True):
-        leaves = {key: parameter.clone().requires_grad_() for key, parameter in parameters.items()}
-        distribution = kind(**leaves)
-        if draw_first:
-            distribution.sample()
-        outcome = distribution.log_prob(value) + distribution.entropy()
-        (outcome.sum() + distribution.mean.sum()).backward()
-        gradients.append([leaf.grad for leaf in leaves.values()])
-    assert_close(gradients[1], gradients[0], rtol=0, atol=0)
-
-
-def test_draws_by_hand() -> None:
-    normal = BoundedNormal(torch.randn(5, 4), torch.randn(5, 4))
-    noise = torch.randn(5, 4)
-    assert_close(normal.sample(noise), normal.mean + normal.stddev * noise)
-
-
 def test_modes() -> None:
     assert OneHotDist(torch.tensor([[0.0, 2.0, 1.0]])).mode.tolist() == [[0.0, 1.0, 0.0]]
     assert BoundedNormal(torch.tensor([0.5]), torch.zeros(1)).mode.item() == pytest.approx(math.tanh(0.5))

@@ -105,11 +105,6 @@ def test_each_key_works_alone(key: NestedKey) -> None:
     assert loss.shape == (2, 5)
 
 
-def test_nothing_to_encode_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        Encoder({})
-
-
 # Images of any layout and size.
 
 
@@ -164,17 +159,6 @@ def test_sides_that_do_not_work_are_named_with_those_that_do(
 # Decoder.
 
 
-def test_there_is_one_prediction_per_key_in_the_order_of_the_keys() -> None:
-    decode = decoder(SPACES)
-    predictions = decode(torch.randn(2, 5, BELIEF + STATE))
-    assert decode.out_keys[0] == ("reconstruction", "bag")
-    assert ("reconstruction", "sensors", "compass") in decode.out_keys
-    for space, prediction in zip(SPACES.values(), predictions, strict=True):
-        shape = space.shape if isinstance(space, Image) else (space.size,)
-        assert prediction.shape == (2, 5, *shape)
-        assert prediction.dtype is torch.float32
-
-
 def test_the_smallest_picture_is_filled_block_by_block_of_channels() -> None:
     decode = Decoder({"image": Image(48, 64, 3)}, BELIEF, STATE, units=8, depth=4).double()
     image = decode.image
@@ -191,12 +175,6 @@ def test_the_smallest_picture_is_filled_block_by_block_of_channels() -> None:
     expected = convolve(expected.repeat_interleave(2, 1).repeat_interleave(2, 2), image.out.weight, image.out.bias)
     expected = expected.sigmoid()
     assert_close(decode(features), expected)
-
-
-def test_the_rows_of_a_batch_do_not_mix() -> None:
-    decode, features = decoder({"image": Image(64, 64, 3)}), torch.randn(2, BELIEF + STATE)
-    changed = torch.cat([features[:1], torch.randn(1, BELIEF + STATE)])
-    assert_close(decode(changed)[0], decode(features)[0])
 
 
 @pytest.mark.parametrize("depth", [1, 3])

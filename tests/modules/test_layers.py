@@ -52,13 +52,6 @@ def test_each_block_of_inputs_feeds_its_own_block_of_outputs() -> None:
     assert_close(touched, torch.block_diag(*[torch.ones(3, 2)] * 3))
 
 
-def test_block_linear_takes_any_batch_axes() -> None:
-    layer = BlockLinear(6, 9, blocks=3)
-    x = torch.randn(2, 4, 6)
-    assert_close(layer(x), layer(x.flatten(0, 1)).unflatten(0, (2, 4)))
-    assert_close(layer(x[0, 0]), layer(x)[0, 0])
-
-
 @pytest.mark.parametrize(("sizes", "words"), [((7, 8), "in_features=7.*4"), ((8, 7), "out_features=7.*4")])
 def test_block_linear_refuses_sizes_that_do_not_split(sizes: tuple[int, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):

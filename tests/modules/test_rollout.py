@@ -83,23 +83,6 @@ def test_nothing_passes_a_reset_in_the_middle() -> None:
         assert_close(output[:, 3:], wanted)
 
 
-def test_the_step_of_a_sequence_can_be_exchanged() -> None:
-    rssm, inputs = model(), sequence_inputs(resets=True)
-    sequence = ObserveSequence(rssm)
-    calls, step = [], sequence.step
-
-    def counting(*args: object) -> tuple[Tensor, ...]:
-        calls.append(1)
-        return step(*args)
-
-    given = [inputs["encoded"], inputs["action"], inputs["is_init"], None, None, inputs["noise"]]
-    before = sequence(*given)
-    sequence.step = counting
-    for one, other in zip(sequence(*given), before, strict=True):
-        assert_close(one, other, rtol=0, atol=0)
-    assert len(calls) == 6
-
-
 def test_a_sequence_in_bfloat16_gives_float32_gradients() -> None:
     rssm, inputs = model(torch.float32), sequence_inputs(resets=True)
     inputs = {key: value.detach().float() if value.is_floating_point() else value for key, value in inputs.items()}
@@ -138,23 +121,6 @@ def test_only_the_first_of_the_previous_latents_is_used_and_indices_do_as_well()
     ):
         for output, wanted in zip(other, expected, strict=True):
             assert_close(output, wanted)
-
-
-def test_a_sequence_without_previous_latents_or_noise_starts_from_nothing() -> None:
-    rssm = model(torch.float32)
-    keys = ("encoded", "action", "is_init")
-    given = {key: value.detach() for key, value in sequence_inputs(resets=False).items() if key in keys}
-    given = {key: value.float() if value.is_floating_point() else value for key, value in given.items()}
-    steps = TensorDict(
-        encoded_latents=given["encoded"], previous_action=given["action"], is_init=given["is_init"], batch_size=[3, 6]
-    )
-    torch.manual_seed(1)
-    result = ObserveSequence(rssm).tensordict_module()(steps)
-    torch.manual_seed(1)
-    start = dict(zip(("belief", "state"), rssm.initial(3), strict=True))
-    expected = in_one_go(rssm, {**given, **start, "noise": torch.rand(3, 6, S)})
-    for key, wanted in zip(("belief", "state", "posterior_logits"), expected, strict=True):
-        assert_close(result[key], wanted)
 
 
 # Imagination.

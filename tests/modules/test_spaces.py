@@ -22,7 +22,6 @@ from dreamer_torchrl.modules.spaces import (
     Continuous,
     Discrete,
     Image,
-    flatten_all,
     key_name,
     space_from_spec,
     spaces_from_spec,
@@ -98,15 +97,6 @@ def test_the_flat_form_by_example(spec: TensorSpec, value: list[int], flat: list
     assert space.restore(torch.tensor(flat).float()).tolist() == value
 
 
-@pytest.mark.parametrize(
-    ("classes", "groups"), [((3, 3), ((2, 3),)), ((4,), ((1, 4),)), ((3, 2, 3), ((1, 3), (1, 2), (1, 3)))]
-)
-def test_variables_with_equally_many_classes_share_one_distribution(
-    classes: tuple[int, ...], groups: tuple[tuple[int, int], ...]
-) -> None:
-    assert Discrete(classes, (len(classes),)).groups == groups
-
-
 @pytest.mark.parametrize("shape", [(64, 48, 3), (64, 48, 1), (48, 64, 4)])
 def test_images_come_channels_last_or_first(shape: tuple[int, int, int]) -> None:
     height, width, channels = shape
@@ -166,12 +156,6 @@ def test_keys_of_a_nested_spec_are_sorted_by_their_names() -> None:
 def test_batch_axes_of_a_spec_are_left_out() -> None:
     plain, batched = nested_spec(), nested_spec().expand(4, 2)
     assert spaces_from_spec(batched, "observation") == spaces_from_spec(plain, "observation")
-
-
-def test_all_keys_are_flattened_into_one_vector() -> None:
-    spaces = spaces_from_spec(Composite(b=Unbounded((2,)), a=Categorical(3)), "observation")
-    flat = flatten_all(spaces, {"a": torch.tensor([2, 0]), "b": torch.tensor([[0.5, 1.0], [2.0, 3.0]])})
-    assert_close(flat, torch.tensor([[0, 0, 1, 0.5, 1], [1, 0, 0, 2, 3]]))
 
 
 @pytest.mark.parametrize(
