@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shlex
 import socket
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+
+from filelock import FileLock, Timeout
 
 
 class RunLocked(Exception):
@@ -34,8 +36,8 @@ class RunNotWritable(OSError):
 class RunLock:
     """Hold a run directory while training in it.
 
-    The system itself lets go of the lock when the process ends, however it ends, so that a lock is never stale. The
-    text of the file only says who holds it.
+    The operating system releases the lock when the process ends, however it ends, so a lock is never stale. The text of
+    the file only says who holds it.
 
     Args:
         run_dir: is made where it is missing.
@@ -49,43 +51,29 @@ class RunLock:
 
     def __init__(self, run_dir: str | Path):
         self.run_dir = Path(run_dir)
-        self._descriptor: int | None = None
+        self._lock = FileLock(self.run_dir / "lock", timeout=0)
 
     def __enter__(self) -> RunLock:
         path = self.run_dir / "lock"
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise RunNotWritable.because(self.run_dir, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.truncate(descriptor, 0)
-            os.write(descriptor, _this_process().encode())
-        except BlockingIOError:
-            os.close(descriptor)
+            self._lock.acquire()
+            path.write_text(_this_process())
+        except Timeout:
             raise RunLocked(
                 f"{self.run_dir} is in use: {_owner(path)} trains there. Wait for it, stop it, or give another run_dir."
             ) from None
         except OSError as error:
-            os.close(descriptor)
+            self._lock.release()
             raise RunNotWritable.because(self.run_dir, error) from error
-        self._descriptor = descriptor
-        # A forked child shares the lock, and would keep it after its parent was killed.
-        os.register_at_fork(after_in_child=self._let_go)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            os.truncate(self._descriptor, 0)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with suppress(OSError):  # a full or vanished disk: the text is information only
+            (self.run_dir / "lock").write_text("")
+        self._lock.release()
 
 
 def _this_process() -> str:
