@@ -138,8 +138,8 @@ def check_lines(lines: list[dict[str, Any]]) -> None:
     """Lines are in order and none is repeated."""
     steps = [line["step"] for line in lines]
     assert steps == sorted(steps)
-    told = Counter((line["step"], line.get("episode/environment"), "eval/return" in line) for line in events(lines))
-    assert all(count == 1 for count in told.values()), told.most_common(3)
+    counts = Counter((line["step"], line.get("episode/environment"), "eval/return" in line) for line in events(lines))
+    assert all(count == 1 for count in counts.values()), counts.most_common(3)
 
 
 def events(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -55,12 +55,6 @@ def results() -> str:
                 f"- `{name}`: {' '.join(remarks(content))}\n" for name, content in these.items() if remarks(content)
             ]
             parts += ["".join(notes)] if notes else []
-    origins = [
-        [f"`{name}`", content["date"][:10], commit(content), on(content)]
-        for name, content in files.items()
-        if "commit" in content
-    ]
-    parts += ["### Where they come from\n", table(["file", "date", "commit", "machine"], origins)]
     return "\n".join(parts)
 
 
@@ -81,7 +75,7 @@ def kind(content: Record) -> str:
 
 
 def remarks(content: Record) -> list[str]:
-    """What a reader of its numbers must know: seeds that are missing, shared memory, and what was noted by hand."""
+    """Missing seeds, shared memory, and notes written by hand."""
     found = []
     asked = re.search(r"--seeds((?: \d+)+)", content.get("command", ""))
     done = [str(run["seed"]) for run in content.get("runs", ()) if "seed" in run]
@@ -89,25 +83,12 @@ def remarks(content: Record) -> list[str]:
         found.append(f"Of the seeds {', '.join(asked[1].split())} only {', '.join(done)}.")
     if shares_a_process(content):
         found.append("Memory in brackets is that of one process that held both learners: it compares nothing.")
-    return found + [content[key] for key in ("note", "circumstances") if key in content]
+    return [*found, content["note"]] if "note" in content else found
 
 
 def shares_a_process(content: Record) -> bool:
     """Whether two learners were measured in one process, as TorchRL's is."""
     return "workloads" in content and content["settings"]["against"] == "torchrl"
-
-
-def commit(content: Record) -> str:
-    """The commit, cut to seven letters, and whether the tree was another one."""
-    name, dash, dirty = content["commit"].partition("-")
-    return f"`{name[:7]}{dash}{dirty}`"
-
-
-def on(content: Record) -> str:
-    """The machine in a few words."""
-    machine, versions = content["machine"], content["versions"]
-    load = f", load {machine['load_average']:.1f}" if "load_average" in machine else ""
-    return f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} used, torch {versions['torch']}{load}"
 
 
 def learner_rows(name: str, content: Record) -> Iterable[list[str]]:

@@ -79,8 +79,8 @@ The defaults of `dreamer_torchrl.Hyperparameters` and of the other classes in Py
 Names that scripts may rely on: `run_dir`, `seed`, `total_steps`, `size`, `device`, `compile`, `train_ratio`,
 `env.num_envs`, `eval.every`, `eval.episodes`, `wandb.mode`.
 
-*Steps* are decisions of the agent, over all environments together. *Frames* count what the environments did in between
-(Atari: four a decision) and are logged beside the steps. `train_ratio` is the number of replayed steps per step: 128
+A *step* is one action of the agent in one environment; steps are counted over all environments. *Frames* are simulator
+steps (Atari: four per step) and are logged, too. `train_ratio` is the number of replayed steps per step: 128
 with batches of 16 x 16 is half an update per step. Updates begin once a batch is there, or after `prefill` steps.
 """
 

@@ -166,9 +166,9 @@ def _for_hydra(override: Override, others: Sequence[Override]) -> str:
 
 def job(config: DictConfig) -> float | None:
     """Train one run of a sweep unless it is finished; its mean return, for sweepers that optimize."""
-    told = HydraConfig.get()
-    run_dir = Path(told.sweep.dir) / told.sweep.subdir
-    overrides = [override.lstrip("+") for override in told.overrides.task] + [f"run_dir={run_dir}"]
+    hydra_config = HydraConfig.get()
+    run_dir = Path(hydra_config.sweep.dir) / hydra_config.sweep.subdir
+    overrides = [override.lstrip("+") for override in hydra_config.overrides.task] + [f"run_dir={run_dir}"]
     settings = load(overrides).settings
     state = state_of(run_dir, settings)
     if state.finished:

@@ -34,17 +34,17 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
         if steps * per_step > free[place]:
             least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
             fitting = min(int(0.8 * free[other]) // part for other, part in needs.items() if part)
-            mend = f"give replay.capacity={max(fitting, least)}"
+            remedy = f"give replay.capacity={max(fitting, least)}"
             if continued:
-                mend = "make room, give a smaller total_steps"
+                remedy = "make room, give a smaller total_steps"
             if not on_disk and all(steps * part <= free[other] for other, part in from_disk.items()):
-                mend += " or replay.storage=disk"
+                remedy += " or replay.storage=disk"
             named = f"disk in {run_dir}" if place == "disk" else "memory"
             if place == "memory" and copied:
                 named += f" (saves copy {copied:,} of each)"
             raise ConfigError(
                 f"The replay of {steps:,} steps of {whole:,} bytes needs {size(steps * per_step)} of {named}, "
-                f"{size(free[place])} are free: {mend}."
+                f"{size(free[place])} are free: {remedy}."
             )
     where = f"disk in {run_dir}" if on_disk else "memory"
     more = f"up to {size(steps * copied)} of memory more in a save" if copied else "a save copies what is new"

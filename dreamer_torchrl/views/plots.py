@@ -305,5 +305,5 @@ def panel_svg(panel: Panel, experiments: Sequence[Experiment], width: float = 29
     box = re.search(r'viewBox="[^"]*"', text)[0]
     last = [(name, run) for name in panel.metrics for each in panel.experiments for run in each.runs]
     spoken = [f"{name} {run.last(name):g}" for name, run in last if run.last(name) is not None]
-    told = escape(f"{panel.title}: {'; '.join(spoken) or 'not measured yet'}")
-    return re.sub(r"<svg [^>]*>", f'<svg class="chart" {box} role="img" aria-label="{told}">', text, count=1)
+    description = escape(f"{panel.title}: {'; '.join(spoken) or 'not measured yet'}")
+    return re.sub(r"<svg [^>]*>", f'<svg class="chart" {box} role="img" aria-label="{description}">', text, count=1)
