@@ -19,7 +19,7 @@ from dreamer_torchrl.views.curves import Axis, Run, read_run
 from dreamer_torchrl.views.plots import draw, save_figure
 
 FAILED = 1
-FORMATS = (".png", ".svg")
+FORMATS = ("png", "svg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,14 +91,12 @@ def output_of(output: Path | None, runs: Sequence[Path]) -> tuple[Path, tuple[st
         >>> output_of(Path("figure.svg"), []), output_of(Path("cartpole"), [])
         ((PosixPath('figure.svg'), ('svg',)), (PosixPath('cartpole.png'), ('png', 'svg')))
     """
-    both = tuple(ending[1:] for ending in FORMATS)
-    if output is None:
-        output = (runs[0] if len(runs) == 1 else Path()) / "plot"
-    elif output.is_dir():
+    output = output or (runs[0] if len(runs) == 1 else Path())
+    if output.is_dir():
         output = output / "plot"
-    if output.suffix.lower() in FORMATS:
-        return output, (output.suffix.lower()[1:],)
-    return output.with_name(output.name + FORMATS[0]), both
+    if (ending := output.suffix.lower()[1:]) in FORMATS:
+        return output, (ending,)
+    return output.with_name(f"{output.name}.{FORMATS[0]}"), FORMATS
 
 
 if __name__ == "__main__":

@@ -42,9 +42,7 @@ def frame(env: EnvBase) -> np.ndarray | None:
 
     while isinstance(env, TransformedEnv):
         env = env.base_env
-    picture = None
-    if isinstance(env, GymWrapper):
-        picture = env._env.render() if env._env.render_mode == "rgb_array" else None
-    elif hasattr(type(env), "render"):  # of an EnvBase of your own
-        picture = env.render()
+    source = env._env if isinstance(env, GymWrapper) else env
+    drawn = source.render_mode == "rgb_array" if source is not env else hasattr(type(env), "render")  # of your own
+    picture = source.render() if drawn else None
     return None if picture is None else np.asarray(picture, dtype=np.uint8)

@@ -80,21 +80,17 @@ def dmc_env(
     Vectors keep the names that dm_control gives them, pictures stand under ``pixels``.
     """
     check_env("dmc", {"task": task, "image": image, "proprio": proprio, "size": size})
+    import mujoco
+
     domain, name = check_dmc(task)
     env = ControlTask(domain, name, image, proprio, size, camera)
     env.render_mode = "rgb_array" if render else None
     if image or render:
-        _try_to_draw(env)
+        try:
+            env.render()
+        except (AttributeError, ImportError, OSError, RuntimeError, mujoco.FatalError) as error:
+            raise UnknownEnvironment(
+                f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({error}): set it to egl (needs "
+                "libEGL: `apt install libegl1` on Debian and Ubuntu) or osmesa (`apt install libosmesa6`)."
+            ) from error
     return Gymnasium(env)
-
-
-def _try_to_draw(env: ControlTask) -> None:
-    from mujoco import FatalError
-
-    try:
-        env.render()
-    except (AttributeError, ImportError, OSError, RuntimeError, FatalError) as error:
-        raise UnknownEnvironment(
-            f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({error}): set it to egl (needs the "
-            "system library libEGL, with Debian and Ubuntu `apt install libegl1`) or osmesa (`apt install libosmesa6`)."
-        ) from error

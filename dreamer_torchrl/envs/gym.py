@@ -10,7 +10,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.envs.registration import load_env_creator
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
@@ -57,10 +56,7 @@ class Gymnasium(GymWrapper):
         self._next_seed = seed
 
     def _reset(
-        self,
-        tensordict: TensorDictBase | None = None,
-        seed: int | None = None,
-        options: dict[str, Any] | None = None,
+        self, tensordict: TensorDictBase | None = None, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> TensorDictBase:
         seed, self._next_seed = self._next_seed if seed is None else seed, None
         return super()._reset(tensordict, seed=seed, options=options)
@@ -152,10 +148,7 @@ def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = 
         >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape
         torch.Size([5])
     """
-    check_gym(id)
-    entry_point = gymnasium.spec(id.rpartition(":")[2]).entry_point
-    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
-    draws = "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", ())
+    draws = "rgb_array" in getattr(check_gym(id), "metadata", {}).get("render_modes", ())
     # The doctor checks an environment on request. Gymnasium's own checks at each start are left out.
     options = {"render_mode": "rgb_array"} if render and draws else {}
     env = gymnasium.make(id, disable_env_checker=True, **options, **(arguments or {}))

@@ -84,7 +84,7 @@ def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) 
 
 
 def specs_of(envs: StreamEnvs) -> Specs:
-    """What an agent for these environments is built from, without their batch dimension."""
+    """Of one environment, without the batch dimension."""
     return Specs(envs.observation_spec_unbatched, envs.full_action_spec_unbatched, envs.bounds)
 
 
@@ -122,11 +122,7 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
     """The run's replay, empty; on disk if the settings say so and ``scratch`` says where."""
     replay = settings.replay
     return Replay(
-        replay.capacity,
-        settings.env.num_envs,
-        replay.batch,
-        replay.length,
-        settings.learner.context,
+        *(replay.capacity, settings.env.num_envs, replay.batch, replay.length, settings.learner.context),
         scratch if replay.storage == "disk" else None,
         seed_for(settings.seed, "replay"),
         most=settings.total_steps,
@@ -149,10 +145,8 @@ def make_sampler(settings: Settings) -> StreamSampler:
     if replay.sampler in makers:
         return makers[replay.sampler]()
     fractions = {name: fraction for name, fraction in asdict(replay.fracs).items() if fraction}
-    if len(fractions) == 1:
-        then = makers[next(iter(fractions))]()
-    else:
-        then = MixedSampler({name: makers[name]() for name in fractions}, fractions)
+    samplers = {name: makers[name]() for name in fractions}
+    then = MixedSampler(samplers, fractions) if len(samplers) > 1 else samplers.popitem()[1]
     return OnlineSampler(slice_len, streams, then=then)
 
 
@@ -183,34 +177,22 @@ def make_policy(agent: Agent, seed: int) -> Policy:
 
 def dream_title(settings: Settings, step: int) -> str:
     """Title of a prediction video."""
-    return f"{environment_name(settings)}: what the world model believes after {step:,} steps of training"
+    return f"{environment_name(settings)}: open-loop prediction after {step:,} steps of training"
 
 
 @dataclass
 class LoadedRun:
-    """A trained agent with what it was trained by.
+    """A trained agent with what it was trained by."""
 
-    Args:
-        path: the run's folder.
-        settings: of the run.
-        agent: with the weights of ``saved``.
-        saved: the checkpoint.
-        action_bounds: bounds of the environment where the agent's own are -1 and 1.
-    """
-
-    path: Path
+    path: Path  # the run's folder
     settings: Settings
-    agent: Agent
+    agent: Agent  # with the weights of ``saved``
     saved: Saved
-    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]
+    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]  # of the environment; the agent's own are -1 and 1
 
     def __post_init__(self) -> None:
-        self._player = Player(
-            self.agent,
-            sample=not self.settings.eval.deterministic,
-            seed=seed_for(self.settings.seed, "play"),
-            bounds=self.action_bounds,
-        )
+        sample, seed = not self.settings.eval.deterministic, seed_for(self.settings.seed, "play")
+        self._player = Player(self.agent, sample=sample, seed=seed, bounds=self.action_bounds)
 
     @property
     def policy(self) -> Policy:
@@ -240,14 +222,13 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     settings = saved_settings(path)
     checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
     if checkpoint is not None and checkpoint not in checkpoints.names():
-        raise ConfigError(
-            f"{path} has no checkpoint {checkpoint!r}; it has {', '.join(checkpoints.names()) or 'none'}."
-        )
+        names = ", ".join(checkpoints.names()) or "none"
+        raise ConfigError(f"{path} has no checkpoint {checkpoint!r}; it has {names}.")
     # What was learned is of use without the replay, which may be large and slow to read.
     saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
     if saved is None:
         raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
     specs = Specs.from_tree(saved.parts["specs"])
-    agent = make_agent(settings, specs, "cpu")
+    agent = make_agent(settings, specs, "cpu").eval()
     agent.load_state_dict(saved.parts["learner"]["agent"])
-    return LoadedRun(path, settings, agent.eval(), saved, specs.bounds)
+    return LoadedRun(path, settings, agent, saved, specs.bounds)

@@ -82,14 +82,14 @@ def evaluate(
     ``longest`` first steps. Once ``cancelled()`` is true, `Cancelled` is raised.
 
     Args:
-        policy: what acts.
-        envs: where; all their streams begin anew. Frames need them in this process.
-        episodes: how many are played.
-        deterministic: most likely latents and actions instead of drawn ones.
+        policy: the policy.
+        envs: all their streams are restarted. Frames need them in this process.
+        episodes: number of episodes.
+        deterministic: most likely latents and actions instead of samples.
         film: whether to keep frames of the first 2,000 steps of the first episode.
-        cancelled: asked before each step.
+        cancelled: called before each step.
         record: steps of the first episode that are kept.
-        longest: see above.
+        longest: steps after which an episode is cut off.
     """
     count, device = len(envs.makers), next(policy.parameters()).device
     wanted = [len(range(index, episodes, count)) for index in range(count)]
@@ -157,14 +157,8 @@ def _frames(envs: StreamEnvs, step: TensorDictBase, policy: Policy) -> list[np.n
 class Evaluator:
     """Evaluate an agent as its settings say: the same weights, on the same device, give the same episodes.
 
-    Its environments are those of training but for ``eval.arguments``. They are described at once, so that what cannot
-    be made is known before anything is learned.
-
-    Args:
-        settings: of the run.
-        agent: whose weights are those of each moment.
-        film: whether frames of the first episode are kept.
-        record: steps of the first episode that are kept.
+    Its environments are those of training but for ``eval.arguments``, and are made at once, so that errors come early.
+    With ``film``, frames of the first episode are kept, and its first ``record`` steps.
     """
 
     def __init__(self, settings: Settings, agent: Agent, film: bool = False, record: int = 0):
@@ -186,16 +180,9 @@ class Evaluator:
         """
         seed = seed_for(self.settings.seed, "evaluation policy")
         chosen = self.settings.eval
+        policy, sure = make_policy(self.agent, seed), chosen.deterministic
         try:
-            return evaluate(
-                make_policy(self.agent, seed),
-                self.envs,
-                chosen.episodes,
-                chosen.deterministic,
-                self.film,
-                cancelled,
-                self.record,
-            )
+            return evaluate(policy, self.envs, chosen.episodes, sure, self.film, cancelled, self.record)
         except BaseException:
             self.close()  # some of the environments may still owe an answer
             self.envs.notes.clear()

@@ -26,16 +26,10 @@ SEEDS = ("seed", "run")
 def read_baselines(
     paths: Sequence[Path], labels: Sequence[str], runs: Sequence[Run], axis: Axis = "steps"
 ) -> list[Experiment]:
-    """One experiment for each file; files with the same label are seeds of one.
+    """One experiment for each CSV file, drawn beside the runs; files with the same label are seeds of one.
 
-    Args:
-        paths: CSV files.
-        labels: one for each file, or one for all of them; the files' names if there are none.
-        runs: what they are drawn beside.
-        axis: of the chart.
-
-    Raises:
-        ConfigError: where a file cannot be drawn on this axis beside these runs.
+    There is one label for each file, or one for all, or none: then the files' names. `ConfigError` for a file that
+    cannot be drawn on this axis.
     """
     if len(labels) not in (0, 1, len(paths)):
         raise ConfigError(f"There are {len(labels)} labels for {len(paths)} CSV files: give --label once, or for each.")

@@ -89,8 +89,15 @@ class Run:
 
     @property
     def environment(self) -> str:
-        """See `environment_of`."""
-        return environment_of(self.values)
+        """Its name.
+
+        Example:
+            >>> Run(Path(), {"env": {"family": "gym", "id": "CartPole-v1"}}).environment
+            'CartPole-v1'
+        """
+        env = self.values.get("env", {})
+        name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
+        return str(name).removeprefix("dreamer_torchrl/")
 
     @property
     def seed(self) -> int:
@@ -102,7 +109,7 @@ class Run:
         if metric not in self._columns:
             return Curve(*np.empty((2, 0)))
         lines, values = self._columns[metric]
-        return Curve(self._places(axis)[lines], values)
+        return Curve(self._places(axis)[lines], values)  # [points]
 
     def last(self, metric: str) -> float | None:
         """The newest value of a metric; None if it was never measured."""
@@ -134,7 +141,7 @@ class Experiment:
 
     @property
     def environment(self) -> str:
-        """See `environment_of`."""
+        """See `Run.environment`."""
         return self.runs[0].environment
 
     @property
@@ -178,18 +185,6 @@ def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
                 run.records.pop()
             run.records.append(record)
     return run
-
-
-def environment_of(values: Mapping[str, Any]) -> str:
-    """The name of the environment in a configuration.
-
-    Example:
-        >>> environment_of({"env": {"family": "gym", "id": "CartPole-v1"}})
-        'CartPole-v1'
-    """
-    env = values.get("env", {})
-    name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
-    return str(name).removeprefix("dreamer_torchrl/")
 
 
 def group(runs: Iterable[Run]) -> list[Experiment]:

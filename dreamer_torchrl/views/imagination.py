@@ -107,11 +107,11 @@ def open_loop(
     """Reconstruct an episode, and predict it from the end of the context on.
 
     Args:
-        agent: whose world model it is; neither its weights nor torch's random state change.
+        agent: neither its weights nor torch's random state change.
         steps: the first ones of one episode, ``[T]``, as `Evaluation` keeps them.
-        context: steps that the open loop sees, at least 1; with all of them it is the reconstruction.
-        start: steps at the front that the model sees, but that are not part of the result.
-        seed: of the states that are drawn.
+        context: observed steps, at least 1; with all of them the prediction is the reconstruction.
+        start: observed steps before the context, which are not part of the result.
+        seed: of the sampled states.
         imagine: if above 0, the policy acts for so many steps after the context instead of the recorded actions.
 
     Example:
@@ -137,18 +137,10 @@ def open_loop(
         ahead = predict(agent, posterior, torch.tensor([last]), posterior.action[None, last:-1], noise)[0]
     features = agent.rssm.latent.features(posterior.belief[part], posterior.state[part])  # [T, F]
     reward, terminated = (steps[key][part].squeeze(-1).float().cpu() for key in ("reward", "terminated"))
-    return OpenLoop(
-        agent.spaces,
-        start,
-        context,
-        {key: readable(space, steps[key][part].cpu()) for key, space in agent.spaces.items()},
-        reward,
-        terminated,
-        posterior.kl[part].cpu(),
-        predictions(agent, features),
-        predictions(agent, torch.cat([features[:context], ahead[1:]])),
-        imagined=imagine > 0,
-    )
+    recorded = {key: readable(space, steps[key][part].cpu()) for key, space in agent.spaces.items()}
+    seen, predicted = predictions(agent, features), predictions(agent, torch.cat([features[:context], ahead[1:]]))
+    kl = posterior.kl[part].cpu()
+    return OpenLoop(agent.spaces, start, context, recorded, reward, terminated, kl, seen, predicted, imagine > 0)
 
 
 @torch.no_grad()

@@ -147,7 +147,7 @@ def draw_sheet(
 
     An agent's images are all of one shape, so that one of the ``strips`` is enough to know it.
     """
-    wide = (width - 2 * MARGIN + GAP) // columns - GAP
+    wide = (width - 2 * MARGIN + GAP) // columns - GAP  # one image
     high = max(1, round(wide * strips[0].pictures.shape[1] / strips[0].pictures.shape[2])) if strips else 0
     curves = curves_of(loop)
     lines, charts = -(-len(labels) // columns), -(-len(curves) // 2)
@@ -202,19 +202,11 @@ def draw_curve(axes: Axes, curve: Curve, loop: OpenLoop, last: bool) -> None:
     plain(axes, "step of the episode" if last else "", title=curve.title)
     axes.axvspan(loop.start - 0.5, loop.start + loop.context - 0.5, color=SEEN, alpha=0.1, linewidth=0)
     dots = {"marker": "o", "markersize": 2.5} if len(loop) <= 40 else {}
-    for values, color, begin in (
-        (curve.real, REAL, 0),
-        (curve.seen, SEEN, 0),
-        (curve.predicted, PREDICTED, loop.context - 1),  # from where the two part
-    ):
+    begin = loop.context - 1  # from where reconstruction and prediction part
+    for values, color, first in ((curve.real, REAL, 0), (curve.seen, SEEN, 0), (curve.predicted, PREDICTED, begin)):
         if values is not None:
-            axes.plot(
-                steps[begin : len(values)],
-                values[begin:].numpy(),
-                color=color,
-                linewidth=2 if color == REAL else 1.3,
-                **dots,
-            )
+            width = 2 if color == REAL else 1.3
+            axes.plot(steps[first : len(values)], values[first:].numpy(), color=color, linewidth=width, **dots)
     axes.margins(y=0.12)
     axes.set_xlim(loop.start - 0.5, loop.start + len(loop) - 0.5)
     axes.xaxis.get_major_locator().set_params(integer=True)

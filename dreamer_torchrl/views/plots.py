@@ -57,13 +57,12 @@ class Panel:
 
 def return_panels(experiments: Sequence[Experiment]) -> list[Panel]:
     """The learning curves, one panel for each environment; baselines stand in all of them."""
-    environments = dict.fromkeys(each.environment for each in experiments if not each.baseline)
-    panels = []
-    for environment in environments:
-        own = tuple(each for each in experiments if each.baseline or each.environment == environment)
-        title = environment if len(environments) > 1 else "Return"
-        panels.append(Panel(title, "return of an episode", (RETURN, EVALUATION), own, large=True))
-    return panels
+    groups: dict[str, tuple[Experiment, ...]] = {}
+    for name in dict.fromkeys(each.environment for each in experiments if not each.baseline):
+        groups[name] = tuple(each for each in experiments if each.baseline or each.environment == name)
+    titles = groups if len(groups) > 1 else ("Return",)
+    panels = zip(titles, groups.values(), strict=True)
+    return [Panel(title, "return of an episode", (RETURN, EVALUATION), own, large=True) for title, own in panels]
 
 
 def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
@@ -80,11 +79,8 @@ def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
 def metric_panel(metric: str, experiments: Sequence[Experiment], large: bool = False) -> Panel:
     """One metric of all experiments; the title follows from its name."""
     title = metric.removeprefix("train/").replace("_", " ").replace("loss ", "loss: ")
-    title, unit = (
-        title[:1].upper() + title[1:],
-        next((unit for start, unit in UNITS.items() if metric.startswith(start)), ""),
-    )
-    title, unit = TITLES.get(metric, (title, unit))
+    unit = next((unit for start, unit in UNITS.items() if metric.startswith(start)), "")
+    title, unit = TITLES.get(metric, (title[:1].upper() + title[1:], unit))
     if metric not in (RETURN, EVALUATION):
         experiments = [each for each in experiments if not each.baseline]
     return Panel(title, unit, (metric,), tuple(experiments), large)
@@ -98,15 +94,9 @@ def draw(
     title: str | None = None,
     baselines: Sequence[Experiment] = (),
 ) -> Figure:
-    """All charts of runs in one figure.
+    """All charts of runs in one figure: a panel for each of the ``metrics``, or returns, losses and rates.
 
-    Args:
-        runs: from `curves.read_run`.
-        axis: the horizontal axis.
-        metrics: names in ``metrics.jsonl``, a panel for each; returns, losses and rates if there are none.
-        smoothing: over how many neighbouring points each value is averaged; chosen by their number if left out.
-        title: of the figure; the environments if left out.
-        baselines: of other systems, beside the returns.
+    Each value is averaged over ``smoothing`` neighbouring points, by default chosen by their number.
     """
     experiments = [*group(runs), *baselines]
     rows = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
@@ -163,12 +153,13 @@ def draw_line(
     smoothing: int | None,
     end: float,
 ) -> None:
-    """Median and band of an experiment; behind them the single values of a smoothed run, or an evaluation's spread."""
+    """Median and band of an experiment; behind them the values of a smoothed run, or an evaluation's spread."""
     curves = experiment.curves(metric, axis)
     if not curves:
         return
     alone = len(experiments) == 1
-    color, dash = line_style(panel.metrics.index(metric) if alone else experiments.index(experiment))
+    number = panel.metrics.index(metric) if alone else experiments.index(experiment)
+    color, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
     evaluation = metric == EVALUATION
     noisy = metric.startswith(("episode/", "rate/")) and not experiment.baseline
     points = smoothing or (max(1, min(len(curves[0]) // 25, 100)) if noisy else 1)
@@ -237,16 +228,6 @@ def fit_y_axis(axes: Axes, labels: int = 5) -> None:
     missing = 0.002 * max(abs(low), abs(high)) - (high - low)
     if missing > 0:
         axes.set_ylim(low - missing / 2, high + missing / 2)
-
-
-def line_style(number: int) -> tuple[str, str]:
-    """Colour and dash of the line with this number; no two of the first 28 are the same.
-
-    Example:
-        >>> line_style(0), line_style(7)
-        (('#0072b2', '-'), ('#0072b2', '--'))
-    """
-    return PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
 
 
 def new_figure(width: float, height: float) -> Figure:

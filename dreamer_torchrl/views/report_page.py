@@ -100,6 +100,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     if len(shares) > 2:
         panels.append(Panel("Share of the time", "", shares, tuple(experiments)))
     size = size_name(values["size"])
+    videos, dreams = run.path / "videos", run.path / "dreams"
     return {
         "run": run,
         "values": values,
@@ -116,9 +117,9 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         "details": [panel_svg(panel, experiments) for panel in panels],
         "name": shlex.quote(str(run.path)),
         "videos": {
-            "Evaluation": newest_files(run.path / "videos"),
-            "Open-loop prediction": newest_files(run.path / "dreams"),
-            "Imagination with the policy": newest_files(run.path / "dreams", IMAGINED),
+            "Evaluation": newest_files(videos),
+            "Open-loop prediction": newest_files(dreams),
+            "Imagination with the policy": newest_files(dreams, IMAGINED),
         },
         "settings": yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
         "versions": {name: version(name) for name in ("dreamer_torchrl", "torch", "torchrl")},

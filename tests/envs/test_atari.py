@@ -42,7 +42,7 @@ def test_specs_and_agent(options: dict) -> None:
     assert frame(env).shape == (210, 160, 3)
 
 
-@pytest.mark.parametrize("game", ["pong", "breakout", "assault", "qbert", "tennis"])
+@pytest.mark.parametrize("game", ["pong", "assault", "tennis"])
 def test_an_episode_follows_from_its_seed(game: str) -> None:
     """Also after another one; assault and tennis remember it in ALE unless they go back to their first state."""
     actions = np.random.default_rng(0).integers(18, size=60).tolist()

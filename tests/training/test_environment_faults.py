@@ -20,10 +20,9 @@ from tests.training.training_examples import differences, lines, trained, words
 FAULTY = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "train_ratio=1")
 
 
-@pytest.mark.parametrize("fault", ["nan_observation", "raise"])
-def test_a_fault_now_and_then(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its episode is closed, and the failure counted; no return is told of half an episode, and no update suffers."""
-    run = trained(tmp_path / "run", *FAULTY, f"+env.arguments.fault={fault}", "total_steps=100")
+    run = trained(tmp_path / "run", *FAULTY, "+env.arguments.fault=nan_observation", "total_steps=100")
     measured = lines(run)
     failures = measured[-1]["count/environment_failures"]
     assert 1 <= failures <= 10
@@ -37,26 +36,23 @@ def test_a_fault_now_and_then(fault: str, tmp_path: Path, capsys: pytest.Capture
     assert measured[-1]["count/updates_skipped"] == 0
 
 
-@pytest.mark.parametrize("fault", ["exit", "hang"])
-def test_a_worker_that_is_lost(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_that_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is replaced once; the other environment does not notice."""
-    arguments = (f"+env.arguments.fault={fault}", f"+env.arguments.only_once={tmp_path / 'lost'}")
+    arguments = ("+env.arguments.fault=hang", f"+env.arguments.only_once={tmp_path / 'lost'}")
     arguments += ("+env.arguments.share=0.3",)
     workers = ("env.num_envs=2", "env.workers=processes", "env.step_timeout=2")
     run = trained(tmp_path / "run", *FAULTY, *arguments, *workers)
-    reason = {"exit": "ended with exit code 7", "hang": "did not answer for 2 s"}[fault]
-    assert reason in capsys.readouterr().out
+    assert "did not answer for 2 s" in capsys.readouterr().out
     assert lines(run)[-1]["count/environment_failures"] == 1
 
 
-@pytest.mark.parametrize("fault", ["nan_reward"])
-def test_an_environment_that_never_works(fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_environment_that_never_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run stops and says why; the first steps of ten episodes are all that there was."""
     run = tmp_path / "run"
-    assert train.main(words(run, *FAULTY, f"+env.arguments.fault={fault}", "+env.arguments.share=1")) == 1
+    assert train.main(words(run, *FAULTY, "+env.arguments.fault=nan_reward", "+env.arguments.share=1")) == 1
     printed = capsys.readouterr().out
     assert "Stopped: Environments failed 11 times within 1000 steps" in printed
-    assert {"nan_reward": "reward = [nan]", "raise": "the gearbox broke"}[fault] in printed
+    assert "reward = [nan]" in printed
     assert "The last checkpoint is 000000000010. Continue with: " in printed
 
 
@@ -108,41 +104,16 @@ def broken(**arguments: float) -> None:
     raise KeyError("the garage is empty")
 
 
-@pytest.mark.parametrize(
-    ("factory", "told"),
-    [
-        ("tests.training.test_environment_faults:broken", "KeyError: 'the garage is empty'"),
-        ("tests.training.test_environment_faults:words", "TypeError: words() missing 1 required positional argument"),
-        ("tests.training.training_toys:EPISODE", "TypeError: 'int' object is not callable"),
-    ],
-)
-def test_an_environment_that_cannot_be_made(
-    factory: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(words(tmp_path / "run", "env=custom", f"env.factory={factory}")) == 2
-    assert f"The environment cannot be made: {told}" in capsys.readouterr().out
+def test_an_environment_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    factory = "env.factory=tests.training.test_environment_faults:broken"
+    assert train.main(words(tmp_path / "run", "env=custom", factory)) == 2
+    assert "The environment cannot be made: KeyError: 'the garage is empty'" in capsys.readouterr().out
 
 
 def test_an_evaluation_that_cannot_be_made_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not when the first one is due."""
-    faulty = (
-        "env=custom",
-        "env.factory=tests.training.training_toys:Faulty",
-        "+eval.arguments.speed=3",
-        "eval.every=40",
-    )
-    assert train.main(words(tmp_path / "run", *faulty)) == 2
+    assert train.main(words(tmp_path / "run", *FAULTY, "+eval.arguments.speed=3", "eval.every=40")) == 2
     assert "unexpected keyword argument 'speed'" in capsys.readouterr().out
-
-
-def test_a_worker_that_hangs_in_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is replaced as in training; training itself meets no fault."""
-    arguments = ("+env.arguments.share=0", "+eval.arguments.fault=hang", "+eval.arguments.share=0.3")
-    arguments += (f"+eval.arguments.only_once={tmp_path / 'lost'}",)
-    workers = ("env.workers=processes", "env.step_timeout=2", "eval.every=30", "eval.num_envs=1")
-    run = trained(tmp_path / "run", *FAULTY, *arguments, *workers)
-    assert "In the evaluation: Environment 0 failed and is replaced" in capsys.readouterr().out
-    assert [line["eval/episodes"] for line in lines(run) if "eval/episodes" in line] == [2, 2]
 
 
 NEVER = ("+env.arguments.share=0", "+eval.arguments.fault=raise", "+eval.arguments.share=1", "eval.every=20")

@@ -48,31 +48,17 @@ def ends_with(code: int, main: Main, words: list[str], capsys: pytest.CaptureFix
 
 
 @COMMANDS
-def test_a_folder_that_is_no_run(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_says_the_same(
+    main: Main, kept: Path, damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A damaged checkpoint that is named is refused; without a name the one before it is used."""
     assert f"{tmp_path} is no run" in ends_with(2, main, [str(tmp_path)], capsys)
-
-
-@COMMANDS
-def test_a_checkpoint_that_is_not_there(main: Main, kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
     complaint = ends_with(2, main, [str(kept), "--checkpoint", "000000000030"], capsys)
     assert "has no checkpoint '000000000030'; it has 000000000020, 000000000040" in complaint
-
-
-@COMMANDS
-def test_a_damaged_checkpoint_is_refused_by_its_name(
-    main: Main, damaged: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert "learner.pt" in ends_with(3, main, [str(damaged), "--checkpoint", "000000000040"], capsys)
-
-
-@COMMANDS
-def test_without_a_name_the_one_before_it_is_used(
-    main: Main, damaged: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
     assert main([str(damaged)]) == 0
     captured = capsys.readouterr()
-    newest = damaged / "checkpoints" / "000000000040"
-    assert f"{newest} is damaged: learner.pt" in captured.err
+    assert f"{damaged / 'checkpoints' / '000000000040'} is damaged: learner.pt" in captured.err
     assert "20" in captured.out and "40:" not in captured.out
 
 

@@ -20,7 +20,7 @@ from dreamer_torchrl import train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.learners.learner import Learner
-from tests.training.training_examples import assert_same_run, differences, episodes, lines, trained, words
+from tests.training.training_examples import assert_same_run, episodes, lines, trained, words
 
 EVALUATED = ("eval.every=20", "train_ratio=32")
 """Two updates a step, and evaluations on the way."""
@@ -77,8 +77,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(whole: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("owner", "method", "number", "which", "code"),
     [
-        (Learner, "update", 9, signal.SIGTERM, 0),  # one of the two that a step earned
-        (Learner, "update", 17, signal.SIGINT, 130),  # the last step's
+        (Learner, "update", 17, signal.SIGINT, 130),  # one of the two that the last step earned
         (StreamEnvs, "_step", 25, signal.SIGTERM, 0),  # in the middle of an evaluation: 20 are training's
     ],
 )
@@ -172,14 +171,3 @@ def test_a_real_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         process.kill()
         process.wait()
     assert Checkpoints(run / "checkpoints").load() is None
-
-
-def test_the_comparison_sees_a_bit() -> None:
-    """Else all of the above would say nothing."""
-    import torch
-
-    weight = torch.tensor([1.0, 2.0])
-    other = torch.tensor([1.0, 2.0]).nextafter(torch.tensor(3.0))
-    assert differences({"a": [weight]}, {"a": [weight.clone()]}) == []
-    assert differences({"a": [weight]}, {"a": [other]}) != []
-    assert differences({"a": 1}, {"b": 1}) != []

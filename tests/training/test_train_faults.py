@@ -6,17 +6,13 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from dreamer_torchrl import evaluate, export, train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
-from dreamer_torchrl.checkpoint.manifest import Manifest, SavedFile
 from dreamer_torchrl.config.compose import load as configured
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.loggers import JsonLinesLogger
@@ -43,16 +39,11 @@ def run(twice_saved: Path, tmp_path: Path) -> Path:
 # Damaged checkpoints
 
 
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    damage: Callable[[Path], None], run: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest = run / "checkpoints" / "000000000040"
-    damage(newest / "learner.pt")
+    flip_a_bit(newest / "learner.pt")
     trained(run, "total_steps=42", "eval.every=0")
     printed = capsys.readouterr().out
     assert f"{newest} is damaged: learner.pt" in printed
@@ -72,37 +63,6 @@ def test_if_all_are_damaged_nothing_is_changed(run: Path, capsys: pytest.Capture
             main([str(run)])
         assert end.value.code == 3
     assert content(run) == before
-
-
-class Bomb:
-    """Makes a file as soon as somebody unpickles it."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
-        return open, (str(self.marker), "w")
-
-
-def test_no_pickle_of_a_run_is_executed(run: Path, tmp_path: Path) -> None:
-    """Not even one in a checkpoint whose checksums are right."""
-    marker, folder = tmp_path / "executed", run / "checkpoints"
-    for name in Checkpoints(folder).names():
-        file = folder / name / "learner.pt"
-        torch.save({"agent": Bomb(marker)}, file)
-        manifest = Manifest.from_text((folder / name / "manifest.json").read_bytes())
-        bytes_now = file.read_bytes()
-        known = SavedFile("learner.pt", len(bytes_now), hashlib.sha256(bytes_now).hexdigest())
-        files = [known if other.name == known.name else other for other in manifest.files]
-        (folder / name / "manifest.json").write_text(replace(manifest, files=files).to_text())
-    assert train.main(words(run, "total_steps=42", "eval.every=0")) == 3
-    for main in (evaluate.main, export.main):
-        with pytest.raises(SystemExit) as end:
-            main([str(run)])
-        assert end.value.code == 3
-    assert not marker.exists()
-    torch.load(file, weights_only=False)  # the bomb is a real one
-    assert marker.exists()
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -254,14 +214,3 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path, capsys: pytest.C
     with read_only(tmp_path):
         assert train.main(words(tmp_path / "run")) == 1
     assert f"The run directory {tmp_path / 'run'} cannot be written" in capsys.readouterr().err
-
-
-def test_wandb_without_a_key_or_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An offline run, and how to send it later."""
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    run = trained(tmp_path / "run", "wandb.mode=online", "eval.every=0", "total_steps=20")
-    assert "wandb sync" in capsys.readouterr().out
-    assert list((run / "wandb").glob("offline-run-*/*.wandb"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ class Faulty(gymnasium.Env):
     """Does what it should not, in some of its steps: which ones depends on the seed of the episode alone.
 
     Args:
-        fault: ``nan_reward``, ``nan_observation``, ``raise``, ``exit``, ``hang``, or ``none``.
+        fault: ``nan_reward``, ``nan_observation``, ``raise``, ``hang``, or ``none``.
         share: of the steps.
         only_once: a file whose presence makes the environment sound; a fault makes the file first.
         only_while: a file whose absence makes it sound.
@@ -82,8 +81,6 @@ class Faulty(gymnasium.Env):
             seen[0] = np.nan
         elif now and self.fault == "raise":
             raise RuntimeError("the gearbox broke")
-        elif now and self.fault == "exit":
-            os._exit(7)
         elif now and self.fault == "hang":
             time.sleep(60)
         return seen, reward, False, self.count == EPISODE, {}

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from dreamer_torchrl.config.checks import leaves
 from dreamer_torchrl.config.compose import load, read_saved
-from dreamer_torchrl.views.curves import SAME_EXPERIMENT, Curve, Run, group, over_seeds, read_run, smooth, thin
+from dreamer_torchrl.views.curves import SAME_EXPERIMENT, Curve, Run, group, over_seeds, read_run, thin
 
 
 def run_at(folder: Path, *overrides: str, lines: Iterable[Mapping[str, Any]] = (), end: str = "") -> Run:
@@ -84,19 +81,6 @@ def test_runs_that_differ_by_seed_only_are_one_experiment(tmp_path: Path) -> Non
         assert any(name == setting or name.startswith(setting + ".") for name in names), setting
 
 
-@pytest.mark.parametrize(
-    ("env", "name"),
-    [
-        ({"id": "dreamer_torchrl/Memory-v0"}, "Memory-v0"),
-        ({"game": "pong"}, "pong"),
-        ({"task": "walker_walk"}, "walker_walk"),
-        ({"factory": "my.envs:make"}, "my.envs:make"),
-    ],
-)
-def test_names_of_environments(env: dict[str, Any], name: str) -> None:
-    assert Run(Path(), {"env": env}).environment == name
-
-
 def test_median_and_quartiles_over_seeds() -> None:
     """A run counts from its first point to its last."""
     x = np.array([0.0, 10.0, 20.0])
@@ -121,16 +105,3 @@ def test_many_points_become_few_and_keep_their_means() -> None:
     assert pairs(thin(Curve(np.array([1.0, 1.0, 3.0]), np.array([2.0, 4.0, 5.0])))) == [(1, 3), (3, 5)]
     band = over_seeds([Curve(x, x), Curve(np.array([0.0, 99_999.0]), np.array([0.0, 99_999.0]))], 50)
     assert len(band.x) == 50 and np.allclose(band.median[1:-1], band.x[1:-1])
-
-
-def test_smoothing_keeps_a_line_and_levels_noise() -> None:
-    line = Curve(np.arange(50.0), np.arange(50.0) * 3)
-    assert np.allclose(smooth(line, 7).y[3:-3], line.y[3:-3])
-    noise = Curve(line.x, np.where(line.x % 2 == 0, 1.0, -1.0))
-    assert np.abs(smooth(noise, 11).y).max() < 0.2
-    assert smooth(line, 1) is line
-
-
-def test_reading_needs_no_torch_and_no_drawing() -> None:
-    program = "import sys, dreamer_torchrl.views.curves; print({'torch', 'matplotlib', 'hydra'} & set(sys.modules))"
-    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"
