@@ -10,7 +10,7 @@ import torch
 from torchrl.envs import GymEnv, InitTracker, TransformedEnv
 
 import dreamer_torchrl
-from dreamer_torchrl import export, train
+from dreamer_torchrl import train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.config.compose import load as configured
 from dreamer_torchrl.training.progress import Progress
@@ -20,7 +20,6 @@ KINDS = {
     "continuous": ["env=pendulum", "env.action_repeat=10"],
     "image": ["env=grid_reach"],
     "composite": ["env=custom", "env.factory=tests.training.training_toys:Drive"],
-    "processes": ["env=cartpole", "env.num_envs=2", "env.workers=processes"],
     "async": ["env=cartpole", "env.num_envs=2", "env.workers=processes", "collector=async"],
     "multi_sync": ["env=cartpole", "env.num_envs=2", "collector=multi_sync"],
 }
@@ -111,13 +110,6 @@ def test_its_policy_runs_in_a_rollout_of_torchrl(pendulum: Path) -> None:
     steps = TransformedEnv(GymEnv("Pendulum-v1"), InitTracker()).rollout(10, dreamer_torchrl.load(pendulum).policy)
     assert steps["action"].shape == (10, 1) and steps["action"].abs().max() <= 1
     assert not torch.equal(steps["belief"][0], steps["belief"][1])
-
-
-def test_export_of_a_run(pendulum: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On all 30 steps that the replay holds."""
-    assert export.main([str(pendulum)]) == 0
-    assert "over 30 recorded steps" in capsys.readouterr().out
-    assert torch.export.load(pendulum / "policy.pt2").module() is not None
 
 
 def test_it_stops_where_it_is_good_enough(tmp_path: Path) -> None:

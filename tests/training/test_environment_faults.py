@@ -56,14 +56,13 @@ def test_an_environment_that_never_works(tmp_path: Path, capsys: pytest.CaptureF
     assert "The last checkpoint is 000000000010. Continue with: " in printed
 
 
-@pytest.mark.parametrize("workers", ["serial", "processes"])
 def test_environments_that_break_for_good(
-    workers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run ends with all that it has learned, and goes on from there, amid an episode, once they are mended."""
     run, broken = tmp_path / "run", tmp_path / "broken"
     options = (*FAULTY, "+env.arguments.fault=raise", "+env.arguments.share=0.3", f"+env.arguments.only_while={broken}")
-    options += ("env.num_envs=2", f"env.workers={workers}")
+    options += ("env.num_envs=2", "env.workers=processes")
     store, carried = Training.store, []
 
     def break_at_30(self: Training, steps: TensorDictBase) -> None:
