@@ -19,14 +19,12 @@ from torchrl.data import Composite, LazyTensorStorage, OneHot, SliceSampler, Ten
 from dreamer_torchrl.agents.agent import Agent, Size
 from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
-from dreamer_torchrl.modules.distributions import two_hot_bins
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.rollout import observe
-from dreamer_torchrl.modules.rssm import RSSM, gru_update
+from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.objectives import ActorLoss
 from dreamer_torchrl.objectives.actor_loss import reinforce_loss
-from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
-from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
+from dreamer_torchrl.objectives.value import replay_return
 from dreamer_torchrl.objectives.world_model import kl
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
@@ -42,27 +40,6 @@ def tiny_agent() -> Agent:
 
 
 # --- Recurrence -------------------------------------------------------------------------------------------------------
-
-
-def test_gru_gate_order() -> None:
-    """Each block of the gates holds reset, candidate, update, in this order.
-
-    In another order, or split over all blocks at once, a new agent learns just as well, but official weights are noise.
-    """
-    gates, belief = torch.randn(1, 12), torch.randn(1, 4)
-    expected = torch.empty(1, 4)
-    for unit in range(4):
-        block, place = divmod(unit, 2)
-        reset, candidate, update = (gates[0, 6 * block + 2 * part + place] for part in range(3))
-        candidate, update = torch.tanh(reset.sigmoid() * candidate), torch.sigmoid(update - 1)
-        expected[0, unit] = update * candidate + (1 - update) * belief[0, unit]
-    assert_close(gru_update(gates, belief, blocks=2), expected)
-
-
-def test_update_minus_one() -> None:
-    """Without the ``- 1`` a fresh model forgets half of its belief at every step, instead of about a quarter."""
-    remembered = gru_update(torch.zeros(1, 12), torch.ones(1, 4), blocks=2)
-    assert_close(remembered, torch.full((1, 4), 0.7310586))
 
 
 def test_reset_keeps_the_action() -> None:
@@ -101,12 +78,6 @@ def test_free_nats_before_the_sum(each: float, expected: float) -> None:
     """
     for side in kl(CategoricalLatent(2, 3, unimix=0.0), *logits_with_kl(each), free_nats=1.0):
         assert_close(side, torch.tensor(expected))
-
-
-def test_free_nats_after_the_mean() -> None:
-    """Each step has its own free nat: a hard step does not lift the floor from the easy ones."""
-    posterior, prior = (torch.stack(pair) for pair in zip(logits_with_kl(0.1), logits_with_kl(2.0), strict=True))
-    assert_close(kl(CategoricalLatent(2, 3, unimix=0.0), posterior, prior, free_nats=1.0)[0], torch.tensor([1.0, 4.0]))
 
 
 def test_missing_stop_gradients_in_the_kl() -> None:
@@ -162,17 +133,6 @@ class Scripted:
         return losses["loss_actor"], data
 
 
-def test_lambda_off_by_one() -> None:
-    """A return takes reward, continuation and value of the step after the decision, and ends in the last value.
-
-    One step off, an action is praised for what came before it.
-    """
-    reward, value, live = torch.tensor([[1.0, 2.0], [10.0, 20.0], [0.5, 0.25]])
-    last = 2 + 0.25 * 20
-    first = 1 + 0.5 * (0.4 * 10 + 0.6 * last)
-    assert_close(lambda_return(reward, value, live, 0.6), torch.tensor([first, last]))
-
-
 def test_imagined_return_off_by_one() -> None:
     """The start's own reward, continuation and value are no part of its return; its value is the baseline."""
     dream = Scripted([999.0, 1.0, 2.0], [0.9, 0.5, 0.25], [3.0, 10.0, 20.0], [0, 1, 0], return_lambda=0.6)
@@ -191,24 +151,6 @@ def test_replay_return_off_by_one() -> None:
     returns = replay_return(reward, bootstrap, ends, ends, gamma=0.5, return_lambda=1.0)
     last = 4 + 0.5 * 30
     assert_close(returns, torch.tensor([[1.0, 2 + 0.5 * last, last]]))
-
-
-def test_horizon_counted_twice() -> None:
-    """With the discount in the continue head, imagination does not discount once more."""
-    dream = Scripted([0.0, 0.0, 0.0], [1.0, 0.9, 0.9], [0.0, 0.0, 1.0], [0, 0, 0], return_lambda=1.0, horizon=10)
-    assert_close(dream.run()[1]["bootstrap"].item(), 0.9 * 0.9)
-
-
-def test_two_hot_in_symlog_space() -> None:
-    """Bins grow like symexp, but between two of them a target lies by its own distance, not by that of its symlog.
-
-    Predictions are means over the bins' own values: a target placed in symlog space is predicted too large.
-    """
-    bins = two_hot_bins(5)  # about -5e8, -22025, 0, 22025, 5e8
-    target = 0.25 * bins[3].view(1)
-    logits = torch.tensor([0.0, 0.0, 0.75, 0.25, 0.0]).log().clamp_min(-40).requires_grad_()
-    two_hot_loss(logits, bins, target, torch.zeros(1), slow_scale=0.0).backward()
-    assert_close(logits.grad, torch.zeros(5))
 
 
 # --- Actor and critic -------------------------------------------------------------------------------------------------
@@ -244,16 +186,6 @@ def test_gradient_through_returns_and_baseline() -> None:
     assert not data["bootstrap"].requires_grad
 
 
-def test_gradient_through_targets() -> None:
-    """The critic moves to the return and to its slow copy, and neither of them moves to the critic."""
-    logits, target, slow = torch.randn(5, 255), torch.randn(5, 1), torch.randn(5, 1)
-    for tensor in (logits, target, slow):
-        tensor.requires_grad_()
-    two_hot_loss(logits, two_hot_bins(), target, slow, slow_scale=1.0).sum().backward()
-    assert logits.grad.count_nonzero()
-    assert target.grad is slow.grad is None
-
-
 def test_gradient_into_the_slow_critic() -> None:
     """It follows by averaging alone, one part in fifty; a gradient would make it a second fast one."""
     learner = Learner(tiny_agent(), Hyperparameters(imagination_length=2))
@@ -265,19 +197,6 @@ def test_gradient_into_the_slow_critic() -> None:
     learner.slow_update.step()
     for value, old, fast in zip(slow, before, learner.agent.value.parameters(), strict=True):
         assert_close(value, 0.98 * old + 0.02 * fast)
-
-
-def test_normalizer_updated_after_use() -> None:
-    """The advantages of a batch are divided by a scale that has already seen its returns.
-
-    The other way round the first update of a run, with returns of any size, has no scale at all.
-    """
-    normalizer = ReturnNormalizer(percentiles=(0, 100), rate=1.0, limit=1e-6)
-    dream = Scripted(*DREAM, normalizer=normalizer)
-    imagined = dream.run()[1]["imagination"]
-    returns = imagined["lambda_target"][0, :-1, 0]
-    expected = (returns - dream.value.detach()[0, :-1, 0]) / (returns.max() - returns.min())
-    assert_close(imagined["advantage"][0, :-1, 0], expected)
 
 
 def test_last_imagined_action() -> None:

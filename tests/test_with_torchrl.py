@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import ActionScaling, Compose, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.model_based import DreamerEnv
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import WorldModelWrapper
 from torchrl.objectives import DreamerV3ActorLoss, DreamerV3ModelLoss, DreamerV3ValueLoss, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
@@ -146,23 +145,6 @@ def our_losses(agent: Agent, replay_scale: float = 0.3) -> tuple[ActorLoss, Valu
     actor, normalizer = agent.actor.probabilistic_module(), ReturnNormalizer(rate=RATE, limit=LIMIT)
     actor_loss = ActorLoss(imagine, actor, reward, continuation, value, normalizer=normalizer)
     return actor_loss, ValueLoss(value, replay_scale=replay_scale)
-
-
-@every_task
-def test_torchrls_environment_dreams_as_our_rollout_does(name: str) -> None:
-    """Step by step in a ``DreamerEnv`` around our `PriorStep`, against `ImagineRollout` with the same noise."""
-    agent = agent_for(environment(name, 1))
-    start = starts(agent, 6)
-    env, actor = dream_environment(agent), agent.actor.probabilistic_module(LATENTS)
-    noise = dream_noise(agent, 6, seed=1)
-    torch.manual_seed(1)
-    with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
-        dream = env.rollout(DREAM, actor, auto_reset=False, tensordict=env.reset(start.clone()))
-    rollout = ImagineRollout(agent.rssm, agent.actor, DREAM)
-    features, action = rollout(start["belief"], start["state"], noise["prior"], noise["action"])
-    assert_close(torch.cat([dream["next", "belief"], dream["next", "state"].flatten(-2)], -1), features[:, 1:])
-    assert_close(dream["action"], action[:, :-1])
-    assert_close(dream["next", "reward"], agent.reward(features[:, 1:])[1].detach())
 
 
 @every_task

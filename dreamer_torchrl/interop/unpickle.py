@@ -29,7 +29,6 @@ class UnsafePickleError(pickle.UnpicklingError):
 class _Record:
     """A call that a file asks for, not made: its arguments, and the state to be set afterwards."""
 
-    arguments: tuple[Any, ...] = ()
     state: Any = None
 
     def __init__(self, *arguments: Any):
@@ -40,11 +39,9 @@ class _Record:
 
 
 _Array, _DType, _Reconstruct, _Scalar, _FromBuffer = (type(name, (_Record,), {}) for name in "ADRSF")
-_NAMES = {"numpy.ndarray": _Array, "numpy.dtype": _DType}
-for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
-    _NAMES[f"{_core}.multiarray._reconstruct"] = _Reconstruct
-    _NAMES[f"{_core}.multiarray.scalar"] = _Scalar
-    _NAMES[f"{_core}.numeric._frombuffer"] = _FromBuffer
+_CALLS = {"multiarray._reconstruct": _Reconstruct, "multiarray.scalar": _Scalar, "numeric._frombuffer": _FromBuffer}
+_NAMES = {f"{core}.{name}": call for name, call in _CALLS.items() for core in ("numpy.core", "numpy._core")}
+_NAMES |= {"numpy.ndarray": _Array, "numpy.dtype": _DType}
 
 
 class _Unpickler(pickle.Unpickler):

@@ -33,7 +33,7 @@ from torchrl.envs import (
 )
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl import Agent, Size, build_agent
+from dreamer_torchrl import Size, build_agent
 from dreamer_torchrl.modules import Continuous, Discrete, Image
 
 VECTOR = Composite(observation=Unbounded((24,)))
@@ -71,36 +71,23 @@ class Drone(EnvBase):
         torch.manual_seed(0 if seed is None else seed)
 
 
-def count(agent: Agent) -> int:
-    return sum(parameter.numel() for parameter in agent.parameters())
-
-
 @pytest.mark.parametrize(
     ("observed", "action", "size", "parameters"),
-    [
-        (VECTOR, MOVE, "size1m", 640_867),
-        (IMAGE, PRESS, "size1m", 686_456),
-        (IMAGE, PRESS, "size12m", 10_492_616),
-    ],
+    [(IMAGE, PRESS, "size1m", 686_456), (IMAGE, PRESS, "size12m", 10_492_616)],
 )
 def test_parameter_counts_are_the_official_ones(
     observed: Composite, action: TensorSpec, size: str, parameters: int
 ) -> None:
-    assert count(build_agent(observed, action, size)) == parameters
+    """Those of floats stand in the example of `build_agent`."""
+    agent = build_agent(observed, action, size)
+    assert sum(parameter.numel() for parameter in agent.parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_named_sizes_are_the_official_ones(name: str) -> None:
-    belief, hidden, classes, depth, units = OFFICIAL[name]
-    assert Size.named(name) == Size(belief, hidden, stochastic=32, classes=classes, blocks=8, depth=depth, units=units)
-
-
-def test_unknown_size_is_told_which_there_are() -> None:
+def test_named_sizes_are_the_official_ones() -> None:
+    for name, (belief, hidden, classes, depth, units) in OFFICIAL.items():
+        assert Size.named(name) == Size(belief, hidden, 32, classes, blocks=8, depth=depth, units=units)
     with pytest.raises(ValueError, match=re.escape("Unknown size 'size2m': there are nano, size1m, size12m")):
         build_agent(VECTOR, MOVE, "size2m")
-
-
-def test_a_belief_that_does_not_split_into_its_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="does not split into 4 blocks"):
         build_agent(VECTOR, MOVE, Size(belief=18, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8))
 
@@ -130,7 +117,7 @@ def test_an_observation_is_what_its_spec_says(spec: TensorSpec, kind: type, expe
     assert {name: getattr(space, name) for name in expected} == expected
 
 
-@pytest.mark.parametrize("key", ["keys", "type", "observation.image", "training"])
+@pytest.mark.parametrize("key", ["keys", "observation.image"])
 def test_a_key_may_have_any_name(key: str) -> None:
     """Also one that means something to ``torch.nn.ModuleDict``, or that has a dot as in LeRobot's data."""
     agent = build_agent(Composite({key: Unbounded((3,))}), Composite({key: Bounded(-1, 1, (2,))}), TINY)
@@ -141,7 +128,6 @@ def test_a_key_may_have_any_name(key: str) -> None:
     ("observed", "action", "message"),
     [
         (Composite(count=Unbounded((), dtype=torch.int64)), MOVE, "'count' has unsupported spec.*cast it to float32"),
-        (Composite(steps=Bounded(0, 2**63 - 1, (1,), dtype=torch.int64)), MOVE, "'steps'.*cast it to float32"),
         (Composite(grey=Bounded(0, 255, (64, 64), dtype=torch.uint8)), MOVE, "'grey'.*channel axis"),
         (
             Composite(eye=Bounded(0, 255, (50, 64, 3), dtype=torch.uint8)),
@@ -160,11 +146,6 @@ def test_an_unsupported_spec_is_named_with_a_mend(observed: Composite, action: T
         build_agent(observed, action, TINY)
 
 
-def test_an_observation_leaf_is_not_enough() -> None:
-    with pytest.raises(TypeError, match=r"UnboundedContinuous: give the whole Composite"):
-        build_agent(Unbounded((3,)), MOVE, TINY)
-
-
 @pytest.mark.parametrize("observed", [{}, {"observation": Unbounded((2,))}], ids=["alone", "beside_observation"])
 def test_an_observation_named_state_is_refused_and_the_mend_works(observed: dict[str, TensorSpec]) -> None:
     env = Drone(**observed)
@@ -180,19 +161,18 @@ def test_an_observation_named_state_is_refused_and_the_mend_works(observed: dict
     assert steps["state"].shape == (3, TINY.stochastic, TINY.classes)
 
 
-@pytest.mark.parametrize("form", ["one", "unbatched", "batched"])
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1"])
-def test_one_environment_and_several_give_the_same_agent(name: str, form: str) -> None:
+def test_one_environment_and_several_give_the_same_agent(name: str) -> None:
     transform = ActionScaling if name == "Pendulum-v1" else InitTracker
     one = TransformedEnv(GymEnv(name), transform())
     several = TransformedEnv(SerialEnv(3, lambda: GymEnv(name)), transform())
-    specs = {
-        "one": (one.observation_spec, one.action_spec),
-        "unbatched": (several.observation_spec_unbatched, several.action_spec_unbatched),
-        "batched": (several.observation_spec, several.action_spec),
-    }
-    agent, same = build_agent(*specs["one"], TINY), build_agent(*specs[form], TINY)
-    assert (same.spaces, same.action_space.spaces) == (agent.spaces, agent.action_space.spaces)
+    agent = build_agent(one.observation_spec, one.action_spec, TINY)
+    for specs in (
+        (several.observation_spec_unbatched, several.action_spec_unbatched),
+        (several.observation_spec, several.action_spec),
+    ):
+        same = build_agent(*specs, TINY)
+        assert (same.spaces, same.action_space.spaces) == (agent.spaces, agent.action_space.spaces)
 
 
 # Options

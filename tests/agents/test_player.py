@@ -33,12 +33,6 @@ def same(found: Any, expected: Any) -> bool:
     return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
 
 
-def many(space: gymnasium.Space, count: int) -> list[Any]:
-    """Different observations."""
-    space.seed(0)
-    return [space.sample() for _ in range(count)]
-
-
 def stacked(observations: list[Any]) -> Any:
     """As a vector environment gives them: dicts of arrays with N in front."""
     if isinstance(observations[0], dict):
@@ -102,8 +96,9 @@ def test_several_environments_are_as_many_single_ones(name: str, count: int) -> 
     agent, space = agent_for(name), environment(name).observation_space
     player = Player(agent, bounds=stream(name).bounds)
     states, state = [None] * count, None
-    for moment in range(3):
-        observations = many(space, 9)[3 * moment : 3 * moment + count]
+    space.seed(0)
+    for _ in range(3):
+        observations = [space.sample() for _ in range(count)]
         actions, state = player.act(stacked(observations), state)
         assert {len(leaf) for leaf in leaves(actions)} == {count}
         for place, observation in enumerate(observations):
@@ -130,17 +125,6 @@ def test_a_state_stays_as_it_is() -> None:
     assert all(value.equal(before) for value, before in zip(state, kept, strict=True))
     assert later.previous_action.equal(kept_later)
     assert (again == chosen).all()
-
-
-# Draws
-
-
-def test_modes_are_modes_whatever_the_surroundings_explore() -> None:
-    agent, now = agent_for("Pendulum-v1"), np.ones(3, np.float32)
-    expected, _ = Player(agent).act(now)
-    with set_exploration_type(ExplorationType.RANDOM):
-        found, _ = Player(agent).act(now)
-    assert (found == expected).all()
 
 
 # Bounds
@@ -172,28 +156,17 @@ def test_impossible_bounds_are_refused(bounds: dict[Any, Any], complaint: str) -
 # Observations
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.float64([1, 2, 3]),
-        np.float16([1, 2, 3]),
-        np.int64([1, 2, 3]),
-        np.float32([3, 2, 1])[::-1],
-        np.broadcast_to(np.float32([1, 2, 3]), (3,)),
-        [1, 2.0, 3],
-        torch.tensor([1.0, 2.0, 3.0]),
-        {"observation": np.float32([1, 2, 3]), "beside": np.zeros(9)},
-    ],
-    ids=str.split("float64 float16 int64 mirrored read_only list tensor dict_with_more"),
-)
-def test_numbers_of_every_kind_are_the_same_observation(value: Any) -> None:
+def test_numbers_of_every_kind_are_the_same_observation() -> None:
     """Exactly what the encoder takes in training, in the dtype of the spec."""
-    agent = small(Unbounded((3,)))
+    agent, floats = small(Unbounded((3,))), np.float32([1, 2, 3])
     taken: list[torch.Tensor] = []
     agent.encoder.register_forward_pre_hook(lambda _, inputs: taken.extend(inputs))
-    Player(agent).act(value)
-    assert taken[0].dtype is torch.float32
-    assert taken[0].equal(torch.tensor([[1.0, 2.0, 3.0]]))
+    kinds = [floats.astype(dtype) for dtype in ("float64", "float16", "int64")]
+    kinds += [floats[::-1].copy()[::-1], np.broadcast_to(floats, (3,)), [1, 2.0, 3], torch.tensor(floats)]
+    for value in [*kinds, {"observation": floats, "beside": np.zeros(9)}]:
+        Player(agent).act(value)
+        last = taken.pop()
+        assert last.dtype is torch.float32 and last.equal(torch.tensor([[1.0, 2.0, 3.0]]))
 
 
 SEES = Composite(
@@ -210,7 +183,6 @@ GOOD = {"camera": {"front": np.zeros((48, 48, 3), np.uint8)}, "load": 1, "place"
     [
         ({"load": 4}, ValueError, "'load' is 4: give whole numbers from 0 to 3"),
         ({"tilt": np.int64([0, 2])}, ValueError, r"'tilt' is \[0, 2\]: give whole numbers from -1 to 1"),
-        ({"place": -1}, ValueError, "'place' is -1: give whole numbers from 0 to 2"),
         ({"place": 1.0}, TypeError, "'place' is of dtype float64: give whole numbers from 0 to 2"),
         ({"camera": {"front": np.zeros((48, 48, 3))}}, TypeError, "'camera/front' is of dtype float64: give uint8"),
         (
@@ -234,13 +206,10 @@ def test_an_impossible_observation_is_named_with_the_mend(
 ) -> None:
     player = Player(small(SEES))
     player.act(GOOD)
+    with pytest.raises(TypeError, match="is a ndarray: give a dict that holds camera/front, load, place, tilt"):
+        player.act(np.zeros(3))
     with pytest.raises(error, match=complaint):
         player.act(GOOD | change)
-
-
-def test_an_array_instead_of_a_dict_is_named_with_the_mend() -> None:
-    with pytest.raises(TypeError, match="is a ndarray: give a dict that holds camera/front, load, place, tilt"):
-        Player(small(SEES)).act(np.zeros(3))
 
 
 def test_a_wrong_state_is_named_with_the_mend() -> None:

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import nn
 from torch.testing import assert_close
-from torchrl.collectors import Collector, MultiSyncCollector
+from torchrl.collectors import Collector
 from torchrl.envs import (
     GymEnv,
     check_env_specs,
@@ -77,33 +77,9 @@ def test_collector_over_three_environments_keeps_latents_with_their_observation(
     assert_aligned(agent, steps, modes=True)
 
 
-def test_two_workers_collect_aligned_latents_and_receive_new_weights() -> None:
-    agent = agent_for(environment())
-    collector = MultiSyncCollector(
-        [lambda: environment(count=2)] * 2,
-        agent.policy,
-        frames_per_batch=80,
-        total_frames=160,
-        cat_results="stack",
-        exploration_type=DETERMINISTIC,
-    )
-    batches = iter(collector)
-    steps = next(batches).clone()
-    assert steps.shape == (2, 2, 20)
-    assert_aligned(agent, steps, modes=True)
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.mul_(1.1)
-    collector.update_policy_weights_()
-    steps = torch.cat([steps, next(batches)], -1)
-    collector.shutdown()
-    assert_aligned(agent, steps, first=20, modes=True)
-
-
-@pytest.mark.parametrize(("name", "count"), [("CartPole-v1", None), ("Pendulum-v1", 3)])
-def test_primer_gives_an_environment_with_correct_specs(name: str, count: int | None) -> None:
-    agent = agent_for(environment(name))
-    env = environment(name, agent, count)
+def test_primer_gives_an_environment_with_correct_specs() -> None:
+    agent = agent_for(environment("Pendulum-v1"))
+    env = environment("Pendulum-v1", agent, count=3)
     check_env_specs(env)
     fresh = env.reset()
     assert all((fresh[key] == 0).all() for key in LATENTS)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from recording import Recording
 from tensordict import TensorDict
-from torch import Tensor
 from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, Unbounded
 
@@ -18,7 +17,6 @@ from dreamer_torchrl.agents.agent import Size, build_agent
 from dreamer_torchrl.interop.official import load_into, load_official, save_official_params
 from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
-from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.rssm import features_of
 
@@ -52,16 +50,10 @@ def assert_same(ours: Arrays, theirs: Arrays) -> None:
 # Reading one
 
 
-def test_a_checkpoint_has_four_names(sample: Arrays) -> None:
-    (file,) = SAMPLE.rglob("agent.pkl")
-    for place in (SAMPLE, str(file)):
-        assert_same(save_official_params(load_official(place)), sample)
-
-
-def test_a_mapping_or_an_npz_file_will_do(sample: Arrays, tmp_path: Path) -> None:
-    assert_same(save_official_params(load_official(sample)), sample)
+def test_a_checkpoint_a_mapping_or_an_npz_file_comes_back_bit_for_bit(sample: Arrays, tmp_path: Path) -> None:
     np.savez(tmp_path / "weights.npz", **sample)
-    assert_same(save_official_params(load_official(tmp_path / "weights.npz")), sample)
+    for place in (SAMPLE, sample, tmp_path / "weights.npz"):
+        assert_same(save_official_params(load_official(place)), sample)
 
 
 def test_everything_in_it_is_loaded(sample: Arrays) -> None:
@@ -78,12 +70,10 @@ def test_everything_in_it_is_loaded(sample: Arrays) -> None:
     normalizer = learner.actor_loss.normalizer
     assert normalizer.low == float(sample["retnorm/lo/value"]) != 0
     assert normalizer.high == float(sample["retnorm/hi/value"]) != 0
-    features = torch.randn(7, learner.agent.rssm.feature_size)
-    data = TensorDict({"features": features}, batch_size=[7])
-    fast, slow = learner.agent.value(features)[0], learner.value_loss.slow_value()(data)["state_value_logits"]
-    assert_close(fast, critic(sample, "val", features))
-    assert_close(slow, critic(sample, "slowval", features))
-    assert not torch.allclose(fast, slow)
+    slow = {name: array for name, array in sample.items() if name.startswith("slowval/")}
+    assert any((array != sample[name.removeprefix("slow")]).any() for name, array in slow.items())
+    saved = save_official_params(learner)
+    assert_same({name: saved[name] for name in slow}, slow)
 
 
 def test_the_official_names_of_the_action_and_of_observations_are_kept(sample: Arrays) -> None:
@@ -105,12 +95,6 @@ def test_without_a_slow_critic_and_a_normalizer_they_begin_as_the_official_ones(
     assert_same({name: saved[name] for name in weights}, weights)
     fast = {name: array for name, array in weights.items() if name.startswith("val/")}
     assert_same({name: saved[f"slow{name}"] for name in fast}, fast)
-
-
-def test_hyperparameters_are_those_given(sample: Arrays) -> None:
-    assert load_official(sample).hyperparameters == Hyperparameters.official()
-    given = Hyperparameters(learning_rate=1e-3, imagination_length=4)
-    assert load_official(sample, hyperparameters=given).hyperparameters == given
 
 
 # Sizes
@@ -192,9 +176,6 @@ def test_training_goes_on() -> None:
     assert not np.array_equal(save_official_params(fresh)["dyn/obs0/kernel"], after["dyn/obs0/kernel"])
 
 
-# Writing one
-
-
 # What is refused
 
 
@@ -234,14 +215,3 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "agent.pkl").write_bytes(b"something else")
     with pytest.raises(pickle.UnpicklingError, match="damaged or not a pickle"):
         load_official(tmp_path / "agent.pkl")
-
-
-def critic(arrays: Arrays, name: str, x: Tensor) -> Tensor:
-    """The official formula of a critic, from its arrays."""
-    t = {key: torch.from_numpy(array) for key, array in arrays.items() if key.startswith(f"{name}/")}
-    for i in range(3):
-        x = x @ t[f"{name}/mlp/linear{i}/kernel"] + t[f"{name}/mlp/linear{i}/bias"]
-        x = torch.nn.functional.silu(
-            x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt() * t[f"{name}/mlp/norm{i}/scale"]
-        )
-    return x @ t[f"{name}/head/logits/kernel"] + t[f"{name}/head/logits/bias"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from recording import Recording
 from torch import Tensor, nn
-from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
 from dreamer_torchrl.agents.agent import Agent, Size, build_agent
@@ -102,31 +101,6 @@ def test_each_layout_is_undone(by_name: dict[str, Link]) -> None:
         assert array.dtype == np.float32 and array.flags.c_contiguous, link.name
         back = link.from_official(array)
         assert back.is_contiguous() and torch.equal(back, value), link.name
-
-
-@pytest.mark.parametrize("name", ["rew/mlp/linear0", "dec/mlp/linear1", "pol/head/steer/mean", "dyn/priorlogit"])
-def test_a_linear_kernel_multiplies_from_the_right(agent: Agent, by_name: dict[str, Link], name: str) -> None:
-    layer, kernel, bias = layer_of(agent, by_name, name)
-    x = torch.randn(5, kernel.shape[0])
-    assert_close(layer(x), x @ kernel + bias)
-
-
-def test_a_block_kernel_multiplies_each_chunk(agent: Agent, by_name: dict[str, Link]) -> None:
-    layer, kernel, bias = layer_of(agent, by_name, "dyn/dyngru")
-    x = torch.randn(5, 16)
-    blocks = [chunk @ block for chunk, block in zip(x.chunk(4, -1), kernel, strict=True)]
-    assert_close(layer(x), torch.cat(blocks, -1) + bias)
-
-
-def test_a_conv_kernel_has_height_width_in_out(agent: Agent, by_name: dict[str, Link]) -> None:
-    layer, kernel, bias = layer_of(agent, by_name, "enc/cnn1")
-    image = torch.randn(2, 6, 7, kernel.shape[2])
-    padded = torch.nn.functional.pad(image, (0, 0, 2, 2, 2, 2))
-    expected = torch.zeros(2, 6, 7, kernel.shape[3]) + bias
-    for i in range(5):
-        for j in range(5):
-            expected += padded[:, i : i + 6, j : j + 7] @ kernel[i, j]
-    assert_close(layer(image), expected)
 
 
 def test_the_official_decoder_writes_images_in_the_order_of_the_environment() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
 import json
 import os
 import pickle
@@ -99,22 +98,14 @@ def test_reads_the_official_sample() -> None:
 
 
 @every_protocol
-@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (7,), (2, 3, 40), (1,) * 32])
-def test_arrays_come_back(path: Path, protocol: int, shape: tuple[int, ...]) -> None:
-    values = []
+@pytest.mark.parametrize("shape", [(), (0, 3), (2, 3, 40), (1,) * 32])
+def test_values_and_arrays_come_back(path: Path, protocol: int, shape: tuple[int, ...]) -> None:
+    values: list[Any] = [0, -1, 70000, 2**70, -(2**3000), 0.5, True, None, "", "é" * 300, b"\0" * 300, ({}, [], (1, 2))]
     for dtype in "? i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8 c8 c16".split():
         array = (np.arange(np.prod(shape, dtype=int)) % 5).reshape(shape).astype(dtype)
         value = {"c": array, "f": np.asfortranarray(array), "part": array[..., ::2] if shape else array}
         values.append(value | {"again": [array], "scalar": np.ones((), dtype)[()]})
     same(load(path, pickle.dumps(values, protocol)), values)
-
-
-@every_protocol
-def test_plain_values_come_back(path: Path, protocol: int) -> None:
-    numbers = [0, -1, 255, 256, 70000, -(2**31), 2**31, 2**70, -(2**3000), 0.5, float("inf"), True, False, None]
-    text = ["", "é", "x" * 300, b"", b"\0" * 300, "twice", "twice"]
-    value = {"numbers": numbers, "text": tuple(text), "nested": ({}, [], (), (1,), (1, 2), [[{"a": (3, 4, 5, 6)}]])}
-    same(load(path, pickle.dumps(value, protocol)), value)
 
 
 def test_names_of_numpy_1_and_read_only_arrays(path: Path) -> None:
@@ -144,10 +135,8 @@ def test_calls_are_not_made(path: Path, canary: Path, protocol: int) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("os system", "posix system", "builtins getattr", "numpy load", "numpy ndarray.tofile", "pickle loads"),
-        *("numpy dtype.__class__", "numpy.core.multiarray fromfile", "collections OrderedDict", "_codecs encode"),
-        *("numpy._core.multiarray _reconstruct.__globals__", "torch.storage _load_from_bytes", "Numpy ndarray"),
-        "dreamer_torchrl.interop.unpickle _Record",
+        *("os system", "builtins getattr", "numpy load", "numpy ndarray.tofile", "numpy dtype.__class__"),
+        *("numpy._core.multiarray _reconstruct.__globals__", "dreamer_torchrl.interop.unpickle _Record"),
     ],
 )
 def test_other_names_are_refused_however_they_are_written(path: Path, name: str) -> None:
@@ -163,16 +152,6 @@ def test_a_refusal_says_what_was_asked(path: Path) -> None:
     refused(path, pickle.dumps({"a": OrderedDict()}), "'collections.OrderedDict'")
     escape = b"\x80\x04\x8c\x01a\x8c\xff" + b"\x1b" * 127 + b"\x7f" * 128 + b"\x93."
     refused(path, escape, r"a\.\\x1b")  # no escape codes
-
-
-def test_extension_codes_are_refused(path: Path, canary: Path) -> None:
-    copyreg.add_extension(os.system.__module__, "system", 7)
-    try:
-        content = pickle.dumps(Call(os.system, (f"touch {canary}",)), 4)
-        assert b"\x82\x07" in content
-        refused(path, content, "system")
-    finally:
-        copyreg.remove_extension(os.system.__module__, "system", 7)
 
 
 @every_protocol
@@ -223,16 +202,7 @@ def test_numpy_is_not_used_in_other_ways(path: Path, attack: Any) -> None:
     "content",
     [
         *(b"", b"\x80", b"PK\x03\x04 a zip file", b"<html></html>", bytes(range(255, 127, -1)), b"N", b".", b"N.N."),
-        *(
-            b"t.",
-            b"N\x87.",
-            b"h\x05.",
-            b"NNa.",
-            b"]\x8c\x01aNs.",
-            b"}(\x8c\x01au.",
-            b"NN\x93.",
-            b"\x80\x04\x8c\x01\xff.",
-        ),
+        *(b"t.", b"N\x87.", b"h\x05.", b"NNa.", b"]\x8c\x01aNs.", b"NN\x93.", b"\x80\x04\x8c\x01\xff."),
         *(b"Psomething\n.", b"NQ.", b"(No.", b"N)\x81."),
     ],
 )
@@ -242,7 +212,7 @@ def test_garbage_is_named(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(2**40,), (2**62, 4), (2**32, 2**32), (-1,), (-1, -1), (2,), (True,), (1.0,), (1,) * 65, "1", 1],
+    [(2**62, 4), (2**32, 2**32), (-1, -1), (2,), (True,), (1.0,), (1,) * 65, "1", 1],
 )
 def test_shapes_must_fit_the_bytes(path: Path, shape: Any) -> None:
     damaged(path, pickle.dumps(Call(*EMPTY, (1, shape, F4, False, b"1234"))), "an array|len")

@@ -286,9 +286,3 @@ def test_a_structure_that_we_do_not_have_is_named(folder: Path, place: str, valu
     section[last] = value
     with pytest.raises(ValueError, match=message):
         recording.agent()
-
-
-# What other recordings may hold
-
-
-# Its tools

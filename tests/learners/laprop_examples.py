@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from dreamer_torchrl.learners.laprop import LaProp
 
@@ -66,18 +64,3 @@ def train(optimizer: LaProp, seeds: range) -> None:
         for param, grad in zip(params, random_gradients(seed, params), strict=True):
             param.grad = grad
         optimizer.step()
-
-
-class Operations(TorchDispatchMode):
-    """Writes down each operation with its plain numbers, and allows no read-back to Python."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, str]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func is not torch.ops.aten._local_scalar_dense.default, "a tensor was read back to Python"
-        if func.namespace == "aten":  # not the profiler's own
-            leaves = tree_leaves((args, kwargs))
-            self.seen.append((str(func), repr([leaf for leaf in leaves if not isinstance(leaf, Tensor)])))
-        return func(*args, **(kwargs or {}))

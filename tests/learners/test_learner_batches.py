@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data import Composite, OneHot, Unbounded
 
@@ -66,13 +66,13 @@ def test_a_start_at_the_first_trained_step_makes_the_context_irrelevant() -> Non
 # Bad batches
 
 
-@pytest.mark.parametrize("key", ["observation", "action", "reward", "is_init", "terminated", "done", "belief", "state"])
-def test_a_missing_entry_is_named_with_what_is_there(key: str) -> None:
+def test_a_missing_entry_is_named_with_what_is_there() -> None:
     learner = learner_for()
     batch = example_batch(learner.agent, batch=2, length=4)
-    others = ", ".join(sorted(set(batch.keys()) - {key}))
-    with pytest.raises(KeyError, match=f"needs {key}, but the data holds {others}"):
-        learner.update(batch.exclude(key))
+    for key in batch.keys():  # noqa: SIM118
+        others = ", ".join(sorted(set(batch.keys()) - {key}))
+        with pytest.raises(KeyError, match=f"needs {key}, but the data holds {others}"):
+            learner.update(batch.exclude(key))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,9 @@ def test_a_missing_entry_is_named_with_what_is_there(key: str) -> None:
         ("action", lambda value: value[..., :1], r"'action' has shape \[1\] per step.* for \[2\]"),
         ("action", lambda value: value.int().argmax(-1), r"'action' has shape \[\] per step.* for \[2\]"),
         ("reward", lambda value: value.squeeze(-1), r"'reward' has shape \[\] per step.* for \[1\]"),
-        ("is_init", lambda value: value.squeeze(-1), r"'is_init' has shape \[\] per step.* for \[1\]"),
-        ("terminated", lambda value: value.squeeze(-1), r"'terminated' has shape \[\] per step.* for \[1\]"),
         ("done", lambda value: value.squeeze(-1), r"'done' has shape \[\] per step.* for \[1\]"),
         ("belief", lambda value: value[..., :8], r"'belief' has shape \[8\] per step.* for \[16\]"),
         ("state", lambda value: value[..., :3], r"'state' has shape \[3\] per step.* for \[4\]"),
-        ("is_init", lambda value: value.to(torch.uint8), "'is_init' has dtype torch.uint8.*bool"),
-        ("terminated", lambda value: value.float(), "'terminated' has dtype torch.float32.*bool"),
         ("done", lambda value: value.to(torch.uint8), "'done' has dtype torch.uint8.*bool"),
     ],
 )
@@ -97,14 +93,6 @@ def test_an_entry_of_the_wrong_form_is_named(key: NestedKey, bend: Callable[[Ten
     batch = example_batch(learner.agent, batch=2, length=4)
     with pytest.raises(ValueError, match=message):
         learner.update(batch.clone().update({key: bend(batch[key])}))
-
-
-@pytest.mark.parametrize("select", [lambda batch: batch[0], lambda batch: batch[None], lambda batch: batch[:, :2]])
-def test_a_batch_of_the_wrong_shape_is_told_the_right_one(select: Callable[[TensorDict], TensorDict]) -> None:
-    learner = learner_for()
-    batch = select(example_batch(learner.agent, batch=2, length=4))
-    with pytest.raises(ValueError, match=r"A batch must be \[B, context \+ T\]"):
-        learner.update(batch)
 
 
 @pytest.mark.parametrize("key", ["features", "noise", "previous", "priority_weight"])

@@ -164,12 +164,6 @@ def test_only_the_actor_is_taught() -> None:
     assert all(parameter.grad.count_nonzero() for parameter in learner.agent.actor.parameters())
 
 
-def test_parameters_are_the_actors() -> None:
-    """An optimizer made for this loss alone trains the actor alone."""
-    learner = tiny_learner()
-    assert set(learner.actor_loss.parameters()) == set(learner.agent.actor.parameters())
-
-
 RENAMED: dict[str, NestedKey] = {
     field.name: ("renamed", "deeper", field.name) for field in fields(ActorLoss.default_keys)
 }
@@ -202,18 +196,6 @@ def test_all_keys_may_be_others() -> None:
         assert dream[key[name]].equal(usual_dream[name])
     assert set(moved_data.keys()) == {"noise", "renamed"}
     assert set(dream.keys()) == {"renamed", "reward_logits", "continue_logits", "state_value_logits"}
-
-
-def test_state_comes_back() -> None:
-    """Actor and normalizer; the judges are saved where they are trained."""
-    learner, other = tiny_learner(), tiny_learner()
-    learner.actor_loss(latents_of(learner))
-    state = learner.actor_loss.state_dict()
-    assert {key.partition(".")[0] for key in state} == {"actor", "normalizer"}
-    other.actor_loss.load_state_dict(state)
-    assert other.actor_loss.normalizer.high == learner.actor_loss.normalizer.high != 0
-    for found, expected in zip(other.agent.actor.parameters(), learner.agent.actor.parameters(), strict=True):
-        assert found.equal(expected)
 
 
 def test_missing_latents_are_named() -> None:

@@ -15,8 +15,8 @@ from torchrl.objectives.value import TDLambdaEstimator
 
 from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.actor import ActionSpace
-from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
-from dreamer_torchrl.objectives.batch import FLAG, check_keys, check_steps, split_context
+from dreamer_torchrl.modules.spaces import Discrete
+from dreamer_torchrl.objectives.batch import check_steps, split_context
 from tests.objectives.examples import tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -102,14 +102,6 @@ def test_wrong_batch_dimensions(shape: tuple[int, ...], context: int) -> None:
 
 
 # --- Checks -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("key", ["reward", ("reward",), ("latent", "belief"), ("latent", ("belief",))], ids=str)
-def test_present_keys_are_found_however_they_are_written(key: str | tuple) -> None:
-    check_keys(TensorDict({"reward": torch.zeros(2), "latent": {"belief": torch.zeros(2)}}, [2]), [key], "SomeLoss")
-
-
-SPACES = {"observation": Continuous((2,)), ("camera", "pixels"): Image(48, 48, 3), "done": FLAG}
 
 
 @pytest.mark.parametrize("wrong", [-1, 4])

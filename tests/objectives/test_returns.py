@@ -60,12 +60,6 @@ def test_lambda_return_is_the_mix_of_n_step_returns(steps: list[tuple[float, flo
     assert_close(lambda_return(reward, value, live, mix), expected)
 
 
-def test_lambda_0_looks_one_step_ahead_and_lambda_1_to_the_end() -> None:
-    reward, value, live = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [0.5, 0.5, 0.5]])
-    assert lambda_return(reward, value, live, 0.0).tolist() == [6.0, 12.0, 18.0]
-    assert lambda_return(reward, value, live, 1.0).tolist() == [1 + 0.5 * (2 + 0.5 * 18), 2 + 0.5 * 18, 18.0]
-
-
 def test_a_break_in_a_recording_is_bridged_by_its_value_and_an_end_is_not() -> None:
     """A truncated episode goes on in its bootstrap, a terminated one is worth nothing from there."""
     reward, bootstrap = torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([[0.0, 10.0, 20.0, 30.0]])
@@ -112,14 +106,6 @@ def test_normalizer_stays_inside_what_it_saw(batches: list[list[float]], rate: f
     assert min(seen) - slack <= normalizer.low <= normalizer.high + slack
     assert normalizer.high <= max(seen) + slack
     assert torch.tensor(limit) <= normalizer.scale <= max(limit, max(seen) - min(seen) + 2 * slack)
-
-
-def test_rate_is_the_share_of_the_newest_batch() -> None:
-    normalizer = ReturnNormalizer(percentiles=(0, 100), rate=0.25)
-    normalizer.update(torch.tensor([-4.0, 8.0]))
-    assert (normalizer.low, normalizer.high) == (-1, 2)
-    normalizer.update(torch.tensor([-4.0, 8.0]))
-    assert (normalizer.low, normalizer.high) == (-1.75, 3.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

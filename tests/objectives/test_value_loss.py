@@ -146,9 +146,6 @@ def test_without_replay_scale_no_replay_is_needed() -> None:
     assert found["loss_value"] == losses()["loss_value"]
 
 
-# --- Slow critic ------------------------------------------------------------------------------------------------------
-
-
 # --- Gradients --------------------------------------------------------------------------------------------------------
 
 
@@ -158,20 +155,17 @@ def value_losses(learner: Learner) -> TensorDict:
     return learner.value_loss(learner.actor_loss(data)[1])[0]
 
 
-def test_imagined_value_teaches_the_critic_alone() -> None:
-    learner = tiny_learner()
-    assert taught_by(value_losses(learner)["loss_value"], learner.agent) == {"value"}
-
-
-def test_replay_value_teaches_critic_and_world_model() -> None:
-    """Encoder and dynamics, but neither decoder nor heads nor actor."""
-    learner = tiny_learner()
-    assert taught_by(value_losses(learner)["loss_replay_value"], learner.agent) == {"value", "encoder", "rssm"}
-
-
-def test_replay_value_teaches_the_critic_alone_without_replay_grad() -> None:
-    learner = tiny_learner(replay_value_grad=False)
-    assert taught_by(value_losses(learner)["loss_replay_value"], learner.agent) == {"value"}
+@pytest.mark.parametrize(
+    ("term", "replay_grad", "taught"),
+    [
+        ("value", True, {"value"}),
+        ("replay_value", True, {"value", "encoder", "rssm"}),  # neither decoder nor heads nor actor
+        ("replay_value", False, {"value"}),
+    ],
+)
+def test_each_term_teaches_the_critic_and_replay_the_latents_too(term: str, replay_grad: bool, taught: set) -> None:
+    learner = tiny_learner(replay_value_grad=replay_grad)
+    assert taught_by(value_losses(learner)[f"loss_{term}"], learner.agent) == taught
 
 
 def test_slow_critic_learns_nothing() -> None:
@@ -219,17 +213,6 @@ def test_all_keys_may_be_others() -> None:
     assert found["loss_replay_value"] == expected["loss_replay_value"]
     slow = renamed.slow_value()(TensorDict({key["features"]: data["features"]}, data.shape))
     assert slow[key["state_value"]].equal(usual.predict_slow(data["features"]))
-
-
-def test_state_comes_back() -> None:
-    """Critic and slow critic."""
-    loss, other = value_loss(), value_loss()
-    expected = loss(example())[0]
-    assert other(example())[0]["loss_value"] != expected["loss_value"]
-    other.load_state_dict(loss.state_dict())
-    found = other(example())[0]
-    assert found["loss_value"] == expected["loss_value"]
-    assert found["loss_replay_value"] == expected["loss_replay_value"]
 
 
 @pytest.mark.parametrize(
