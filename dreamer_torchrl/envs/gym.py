@@ -26,9 +26,6 @@ class Gymnasium(GymWrapper):
     as float32, gray images with a channel axis, the parts of a `Tuple` as keys "0", "1" and so on. The actions of a
     `Dict` or `Tuple` stand under ``action``. A seed is kept for the next reset, and that episode follows from it.
 
-    Args:
-        env: made by gymnasium, without a batch.
-
     Example:
         >>> env = Gymnasium(gymnasium.make("Pendulum-v1"))
         >>> env.rollout(3)["next", "observation"].shape

@@ -209,14 +209,9 @@ class LoadedRun:
 
 
 def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
-    """Load what a run has learned.
+    """Load the agent (``.agent``, ``.policy``, ``.act``) of a run's folder on the CPU; the environment is not needed.
 
-    Args:
-        run: the folder that training printed.
-        checkpoint: name of one of its checkpoints, the newest sound one if left out.
-
-    Returns:
-        The agent (``.agent``, ``.policy``, ``.act``) on the CPU. The environment is not needed.
+    ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
     """
     path = Path(run)
     settings = saved_settings(path)

@@ -174,9 +174,7 @@ class Evaluator:
     def run(self, cancelled: Callable[[], bool] = lambda: False) -> Evaluation:
         """Play the episodes with the present weights; see `evaluate`. A later run has new environments after a fault.
 
-        Raises:
-            TooManyFailures: environments fail all the time.
-            Cancelled: ``cancelled()`` was true.
+        Raises `Cancelled`, or `TooManyFailures` of environments.
         """
         seed = seed_for(self.settings.seed, "evaluation policy")
         chosen = self.settings.eval

@@ -37,10 +37,7 @@ class RunLock:
     """Hold a run directory while training in it.
 
     The operating system releases the lock when the process ends, however it ends, so a lock is never stale. The text of
-    the file only says who holds it.
-
-    Args:
-        run_dir: is made where it is missing.
+    the file only says who holds it. A missing ``run_dir`` is created.
 
     Example:
         >>> from tempfile import TemporaryDirectory

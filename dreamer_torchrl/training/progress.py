@@ -56,8 +56,7 @@ class Progress:
 class Clock:
     """Seconds of training over all processes of a run, and rates since the last record.
 
-    Args:
-        progress: what it measures; ``progress.seconds`` are those of earlier processes.
+    At the start ``progress.seconds`` are those of earlier processes.
     """
 
     def __init__(self, progress: Progress):

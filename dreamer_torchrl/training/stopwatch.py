@@ -8,10 +8,7 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up the seconds spent in each of a few parts, which do not overlap; what is left is ``other``.
-
-    Args:
-        parts: their names.
+    """Adds up the seconds spent in each of a few named parts, which do not overlap; what is left is ``other``.
 
     Example:
         >>> stopwatch = Stopwatch("sleeping")

@@ -52,10 +52,8 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
     """One run for each seed of a CSV file.
 
     Columns are found by usual names: steps (or frames, or lengths of episodes), return, and optionally seed, seconds,
-    and ``low`` and ``high`` for a published band. Lines that begin with ``#`` are comments.
-
-    Raises:
-        ConfigError: with the column that is missing, or the row that is not made of numbers.
+    and ``low`` and ``high`` for a published band. Lines that begin with ``#`` are comments. `ConfigError` names a
+    missing column, or a row that is not made of numbers.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

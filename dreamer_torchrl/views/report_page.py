@@ -38,11 +38,9 @@ IMAGINED = "-imagined"
 
 
 class Reports:
-    """Keep the page of a run fresh while it trains; an error never stops training.
+    """Update the page of a run while it trains; an error never stops training.
 
-    Args:
-        run_dir: folder of the run.
-        note: takes a line that says where the page is at the end, or what went wrong, once.
+    ``note`` receives a line that says where the page is at the end, or what went wrong, once.
     """
 
     def __init__(self, run_dir: Path, note: Callable[[str], None]):
@@ -70,9 +68,7 @@ class Reports:
 def write_report(run_dir: Path) -> Path:
     """Build ``report.html`` from what lies in the folder of a run; its path.
 
-    Raises:
-        ConfigError: if there is no run.
-        OSError: if it cannot be written; the page before it stays.
+    `ConfigError` if there is no run; after an ``OSError`` the page before it stays.
     """
     from jinja2 import Environment
 

@@ -52,7 +52,7 @@ def test_values_come_back(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPACES)
 def test_an_agent_reads_and_acts(name: str) -> None:
-    """As observation and, but for images and counts, as action: specs hold, a nano agent plays through the door."""
+    """As observation and, but for images and counts, as action: specs hold, a nano agent plays."""
     action = spaces.Discrete(2) if name in ("image", "gray", "counts", "unbounded") else SPACES[name]
     inner = Replayed(SPACES[name], action)
     check_env_specs(Gymnasium(inner))
