@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,11 +22,14 @@ EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
 """Packages that an extra of ours brings; the rest works without."""
 
 
+Level = Literal["ok", "warning", "problem"]
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One line: how it stands, what was looked at, what was found and the remedy."""
+    """One line of a report."""
 
-    level: Literal["ok", "warning", "problem"]
+    level: Level
     subject: str
     text: str
     remedy: str = ""
@@ -48,7 +51,7 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, level: Literal["ok", "warning", "problem"], subject: str, text: str, remedy: str = "") -> None:
+    def add(self, level: Level, subject: str, text: str, remedy: str = "") -> None:
         """Note one thing."""
         self.findings.append(Finding(level, subject, text, remedy))
 
@@ -128,9 +131,7 @@ def _mujoco_draws() -> str:
 
 
 def _box2d_loads() -> str:
-    import Box2D
-
-    return f"{Box2D.__version__}, for lunarlander, bipedalwalker and carracing"
+    return f"{import_module('Box2D').__version__}, for lunarlander, bipedalwalker and carracing"
 
 
 def _av_encodes() -> str:
@@ -151,6 +152,7 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report
         0
     """
     from dreamer_torchrl.envs import make_env
+    from dreamer_torchrl.modules.spaces import key_name
 
     report = Report()
     try:
@@ -161,17 +163,11 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report
     for kind, specs in (("observation", env.observation_spec), ("action", env.full_action_spec)):
         for key, spec in specs.items(True, True):
             dtype = str(spec.dtype).removeprefix("torch.")
-            name = f"{_name(key)} {type(spec).__name__}" if kind == "action" else _name(key)
-            report.add("ok", kind, f"{name} {list(spec.shape)} {dtype}")
-    checks = {
-        "specs": _check_specs,
-        "agent": _check_agent,
-        "episodes": lambda env, report: _check_episodes(env, report, steps),
-        "same seed": _check_seed,
-    }
+            report.add("ok", kind, f"{key_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
+    checks = {"specs": _check_specs, "agent": _check_agent, "episodes": _check_episodes, "same seed": _check_seed}
     for subject, check in checks.items():
         try:
-            check(env, report)
+            check(env, report, steps)
         except Exception as error:  # an environment may raise anything, and the other checks still tell something
             report.add("problem", subject, _first_line(error))
     env.close()
@@ -182,7 +178,7 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
-def _check_specs(env: EnvBase, report: Report) -> None:
+def _check_specs(env: EnvBase, report: Report, _: int) -> None:
     from torchrl.envs.utils import check_env_specs
 
     try:
@@ -194,10 +190,11 @@ def _check_specs(env: EnvBase, report: Report) -> None:
         report.add("ok", "specs", "check_env_specs passes")
 
 
-def _check_agent(env: EnvBase, report: Report) -> None:
+def _check_agent(env: EnvBase, report: Report, _: int) -> None:
     from dreamer_torchrl.agents.agent import build_agent
     from dreamer_torchrl.collectors.stream_env import StreamEnv
     from dreamer_torchrl.data.replay import bytes_per_step
+    from dreamer_torchrl.modules.spaces import key_name
     from dreamer_torchrl.training.startup import float_images
 
     stream = StreamEnv(env)
@@ -210,11 +207,13 @@ def _check_agent(env: EnvBase, report: Report) -> None:
     for key, bounds in stream.bounds.items():
         low, high = ({f"{number:g}" for number in bound.flatten().tolist()} for bound in bounds)
         text = f"from {'..'.join(sorted(low, key=float))} to {'..'.join(sorted(high, key=float))}"
-        report.add("ok", "action", f"{_name(key)} {text}, seen by the agent as -1 to 1")
+        report.add("ok", "action", f"{key_name(key)} {text}, seen by the agent as -1 to 1")
 
 
 def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
     import torch
+
+    from dreamer_torchrl.modules.spaces import key_name
 
     generator_state = torch.get_rng_state()
     torch.manual_seed(0)
@@ -228,16 +227,15 @@ def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
         seconds += time.perf_counter() - start
         lengths[-1], returns[-1] = lengths[-1] + 1, returns[-1] + float(arrived["reward"])
         specs = env.observation_spec.items(True, True)
-        outside |= {_name(key) for key, spec in specs if not spec.is_in(arrived[key])}
-        floats = {_name(key): value for key, value in arrived.items(True, True) if value.is_floating_point()}
+        outside |= {key_name(key) for key, spec in specs if not spec.is_in(arrived[key])}
+        floats = {key_name(key): value for key, value in arrived.items(True, True) if value.is_floating_point()}
         not_finite |= {name for name, value in floats.items() if not value.isfinite().all()}
         if arrived["done"].any():
             arrived = env.reset()
             lengths.append(0)
             returns.append(0.0)
     torch.set_rng_state(generator_state)
-    ended = len(lengths) - 1
-    if ended:
+    if ended := len(lengths) - 1:
         text = f"{ended} in {steps} random steps, length {_spread(lengths[:-1])}, return {_spread(returns[:-1])}"
         report.add("ok", "episodes", text)
     else:
@@ -252,27 +250,21 @@ def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
         report.add("problem", "numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", remedy)
 
 
-def _check_seed(env: EnvBase, report: Report) -> None:
+def _check_seed(env: EnvBase, report: Report, _: int) -> None:
     import torch
 
-    runs, generator = [], torch.get_rng_state()
+    runs = []
     for _ in range(2):
         env.set_seed(1)
-        torch.manual_seed(1)
-        runs.append(env.rollout(100))
-        torch.set_rng_state(generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            runs.append(env.rollout(100))
     first, second = runs
     if first.shape == second.shape and bool((first == second).all()):
         report.add("ok", "same seed", "the same episode, to the last bit")
         return
     remedy = "draw all its random numbers from what reset(seed=...) seeds; until then a resumed run starts new episodes"
     report.add("warning", "same seed", "two episodes of the same seed and actions differ", remedy)
-
-
-def _name(key: str | tuple[str, ...]) -> str:
-    from dreamer_torchrl.modules.spaces import key_name
-
-    return key_name(key)
 
 
 def _spread(values: Sequence[float]) -> str:

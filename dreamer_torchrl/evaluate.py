@@ -31,17 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dreamer_torchrl.record.video import write_video
     from dreamer_torchrl.training.build import choose_device  # needs torch, which takes seconds
 
-    agent = run.agent.to(choose_device(run.settings.device))
-    given = run.settings.eval
-    settings = replace(
-        run.settings,
-        seed=run.settings.seed if options.seed is None else options.seed,
-        eval=replace(
-            given,
-            episodes=options.episodes or given.episodes,
-            deterministic=given.deterministic or options.deterministic,
-        ),
-    )
+    agent, given = run.agent.to(choose_device(run.settings.device)), run.settings.eval
+    deterministic = given.deterministic or options.deterministic
+    evaluated = replace(given, episodes=options.episodes or given.episodes, deterministic=deterministic)
+    seed = run.settings.seed if options.seed is None else options.seed
+    settings = replace(run.settings, seed=seed, eval=evaluated)
     evaluation = play(settings, agent, options.video)
     for number, (total_reward, length) in enumerate(zip(evaluation.returns, evaluation.lengths, strict=True)):
         print(f"episode {number:>3}  return {total_reward:>10.2f}  length {length:>6}")
@@ -49,12 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {
         "step": run.saved.step,
         "checkpoint": run.saved.path.name,
-        "seed": settings.seed,
-        "deterministic": settings.eval.deterministic,
-        "mean": evaluation.mean,
-        "deviation": evaluation.deviation,
-        "returns": evaluation.returns,
-        "lengths": evaluation.lengths,
+        "seed": seed,
+        "deterministic": deterministic,
+        **{name: getattr(evaluation, name) for name in ("mean", "deviation", "returns", "lengths")},
     }
     output = options.output or options.run / "evaluation.json"
     try:

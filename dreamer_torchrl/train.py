@@ -21,10 +21,11 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from importlib import metadata, resources
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +34,11 @@ import yaml
 from dreamer_torchrl.config import sweep
 from dreamer_torchrl.config.checks import ConfigError, remarks
 from dreamer_torchrl.config.compose import Configuration, load
-from dreamer_torchrl.config.labels import describe, environment_name, wandb_place
-from dreamer_torchrl.config.overrides import GROUPS, choices, experiment_of
+from dreamer_torchrl.config.labels import describe, environment_name
+from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.envs.registry import atari_games
 from dreamer_torchrl.record.console import Console
-from dreamer_torchrl.record.metrics import Metrics, MetricsLogger
-from dreamer_torchrl.record.wandb import WandbThread
+from dreamer_torchrl.record.metrics import Metrics
 from dreamer_torchrl.training.lock import RunLock, RunLocked, RunNotWritable
 from dreamer_torchrl.training.signals import StopSignals
 
@@ -46,11 +46,8 @@ if TYPE_CHECKING:
     from dreamer_torchrl.checkpoint.checkpoints import Saved
     from dreamer_torchrl.training.loop import Training
 
-SHOW = {"--cfg", "--cfg=job", "-c"}
-"""Hydra's ways to ask for the configuration."""
-
-SEVERAL = {"-m", "--multirun"}
-"""Hydra's ways to ask for a sweep."""
+SHOW, SEVERAL = {"--cfg", "--cfg=job", "-c"}, {"-m", "--multirun"}
+"""Hydra's options for printing the configuration, and for a sweep."""
 
 NOT_TRAINED, BAD_OVERRIDES, NO_CHECKPOINT = 1, 2, 3
 
@@ -69,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return train_several(overrides, only_show)
         configuration = load(overrides)
         if only_show:
-            return show(yaml.safe_dump(configuration.values, sort_keys=False).rstrip())
+            return show(dumped(configuration))
         check_libraries()
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -90,9 +87,8 @@ def overrides_in(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"{one}: there is one configuration; change it by key=value or experiment=NAME.")
         if one.startswith("-"):
             value = value or ("" if after.startswith("-") or "=" in after else after)
-            remedy = (
-                f"settings have no dashes, as in {name}={value}" if value else "there are --help, --cfg, --multirun"
-            )
+            known = "there are --help, --cfg, --multirun"
+            remedy = f"settings have no dashes, as in {name}={value}" if value else known
             raise ConfigError(f"There is no option --{name}: {remedy}.")
     return kept
 
@@ -104,6 +100,11 @@ def show(text: str) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes at its end
     return 0
+
+
+def dumped(configuration: Configuration) -> str:
+    """The whole configuration as YAML."""
+    return yaml.safe_dump(configuration.values, sort_keys=False).rstrip()
 
 
 def check_libraries() -> None:
@@ -118,10 +119,8 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
     folder, members = sweep.check(overrides)
     configurations = [load(one) for one in members] if only_show or folder is None else []
     if only_show:
-        texts = [
-            f"--- # {' '.join(one.overrides)}\n{yaml.safe_dump(one.values, sort_keys=False)}" for one in configurations
-        ]
-        return show("".join(texts).rstrip())
+        texts = (f"--- # {' '.join(one.overrides)}\n{dumped(one)}" for one in configurations)
+        return show("\n".join(texts))
     check_libraries()
     try:
         names = {environment_name(one.settings) for one in configurations}
@@ -132,8 +131,8 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
     print(f"Sweep of {len(members)} run{'s' * (len(members) > 1)} in run_dir={folder}", flush=True)
     code = sweep.run(overrides, folder)
     if code:
-        rest = [one for one in overrides if one.partition("=")[0].lstrip("+") != "run_dir"]
-        again = shlex.join(["python", "-m", "dreamer_torchrl.train", "--multirun", *rest, f"run_dir={folder}"])
+        again = [*sweep.without_folder(overrides), f"run_dir={folder}"]
+        again = shlex.join(["python", "-m", "dreamer_torchrl.train", "--multirun", *again])
         print(f"Continue with: {again}", flush=True)
     return code
 
@@ -165,6 +164,7 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
 
     from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint
     from dreamer_torchrl.training.loop import Training
+    from dreamer_torchrl.training.startup import make_metrics
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     settings = configuration.settings
@@ -186,7 +186,8 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
             console.note(f"{saved.step:,} steps are done already, more than total_steps={settings.total_steps}.")
         try:
             configuration.save(run_dir)
-            metrics = make_metrics(configuration, run_dir, console, saved, lambda: training.elapsed / 3600)
+            resumed_at = saved.step if saved else None
+            metrics = make_metrics(configuration, run_dir, console, resumed_at, lambda: training.elapsed / 3600)
         except OSError as error:
             raise RunNotWritable.because(run_dir, error) from error
         except ValueError as error:  # of log.loggers
@@ -228,40 +229,18 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
     return stop.exit_code
 
 
-def make_metrics(
-    configuration: Configuration, run_dir: Path, console: Console, saved: Saved | None, hours: Callable[[], float]
-) -> Metrics:
-    """All places that the settings want metrics in."""
-    from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger, loggers_from  # need torch
-
-    settings, wandb = configuration.settings, configuration.settings.wandb
-    loggers: list[MetricsLogger] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
-    if settings.log.tensorboard:
-        loggers.append(ResumedTensorboardLogger("tensorboard", str(run_dir), saved.step if saved else None))
-    loggers += loggers_from(settings.log.loggers, run_dir)
-    if wandb.mode != "disabled":
-        from dreamer_torchrl.checkpoint.manifest import library_versions
-
-        config = {**configuration.values, "experiment": experiment_of(configuration.overrides)}
-        config |= {"environment": environment_name(settings), "versions": library_versions()}
-        place = wandb_place(configuration, run_dir)
-        loggers.append(WandbThread(run_dir, wandb.mode, place, config, console.note, wandb.artifact, hours))
-    return Metrics(loggers, console.note)
-
-
 def new_folder(name: str) -> Path:
     """Make a folder that was not there, named after what is trained and the time."""
     base = path = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
-    while True:
+    for number in count(2):
         try:
             path.mkdir(parents=True)
-            return path
+            break
         except FileExistsError:  # several runs started in the same second
-            number += 1
             path = base.with_name(f"{base.name}-{number}")
         except OSError as error:
             raise RunNotWritable.because(path.absolute(), error) from error
+    return path
 
 
 def resume_command(run_dir: Path) -> str:

@@ -14,7 +14,6 @@ from gymnasium import spaces
 
 from dreamer_torchrl import doctor
 from dreamer_torchrl.doctor import Report, examine, machine, main
-from dreamer_torchrl.record import video
 from tests.training.training_examples import trained
 
 
@@ -54,13 +53,6 @@ def test_what_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPat
     assert remedies["gymnasium pictures"] == "pip install 'gymnasium[classic-control]'"
     assert remedies["H.264 videos"].startswith("pip install --force-reinstall --no-deps --only-binary=av av; ")
     assert report.exit_code == 0
-
-
-def test_an_av_without_the_encoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "ENCODER", "no_such_encoder")
-    monkeypatch.setattr(doctor, "_mujoco_draws", str)
-    (finding,) = (finding for finding in machine().findings if finding.subject == "H.264 videos")
-    assert (finding.level, finding.text) == ("warning", f"none (av {metadata.version('av')} has no no_such_encoder)")
 
 
 def test_a_sound_environment() -> None:
@@ -127,12 +119,6 @@ OLD = [("OldStep", "as old versions of Gym did: return"), ("OldReset", "super().
 def test_the_old_gym_interface_is_recognized(factory: str, hint: str) -> None:
     report = examine("custom", {"factory": f"tests.test_doctor:{factory}"}, steps=5)
     assert report.exit_code == 1 and hint in str(report)
-
-
-def test_an_environment_that_cannot_be_made() -> None:
-    report = examine("gym", {"id": "CartPol-v1"})
-    assert report.exit_code == 1
-    assert "did you mean 'CartPole-v1'" in str(report)
 
 
 @pytest.mark.parametrize(("words", "code"), [("env=memory", 0), ("env=no_such_thing", 2)])

@@ -34,8 +34,7 @@ from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
 
-DESCRIPTION = "policy.json"
-"""Name, inside the file, of the description of what goes in and comes out."""
+DESCRIPTION = "policy.json"  # inside the file
 
 
 class ExportedPolicy(nn.Module):
@@ -105,11 +104,9 @@ def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: 
 def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -> dict[str, Any]:
     """What goes into an exported policy and what comes out, by name: shape, dtype, classes or bounds."""
     form = ActionForm(agent.action_space, bounds)
-    inputs = {
-        name: _described(value.shape[1:], value.dtype)
-        for name, value in _example(agent, 1, sample).items()
-        if name != "observations"
-    }
+    example = _example(agent, 1, sample)
+    example.pop("observations")
+    inputs = {name: _described(value.shape[1:], value.dtype) for name, value in example.items()}
     if sample:
         parts = agent.action_space.parts
         inputs["noise"]["draw"] = [["uniform", agent.rssm.stochastic]]
@@ -132,14 +129,17 @@ def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported policy is from the original."""
+    """How far an exported policy is from the original.
+
+    Args:
+        largest: difference of all numbers that come out, relative to the largest of them where that is over 1.
+        choices: how many discrete choices were made, classes of the latents and of the actions.
+        other: how many of them differ; the latents differ from there on.
+    """
 
     largest: float
-    """Of all numbers that come out; where an action reaches further than 1, in units of that reach."""
     choices: int
-    """Discrete choices that were made: classes of the latents and of the actions."""
     other: int
-    """Those that are not the same; what the two remember differs from there on."""
 
     def __str__(self) -> str:
         choices = f"{self.choices:,} discrete choices"

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from glob import glob
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from dreamer_torchrl.config.schema import CHECKED, Settings
 from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env
-from dreamer_torchrl.record.metrics import missing_tensorboard
 
 GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")
 """What Linux shows where there is a GPU: NVIDIA's, the same under Windows, AMD's."""
@@ -64,12 +64,9 @@ def _line(error: Mapping[str, Any], path: str) -> str:
         return ".".join(filter(None, [name, str(error["ctx"]["error"])]))
     if kind == "dataclass_type":
         return f"{name}={as_word(value)} replaces a whole section: set entries of it, such as {name}.KEY=VALUE."
-    if kind == "literal_error":
-        hint = nearest(str(value), re.findall(r"'(\w+)'", error["ctx"]["expected"]))
-    elif name == "device":
-        reason, hint = "there are auto, cpu, mps, cuda, cuda:0, cuda:1 and so on", ""
-    else:
-        hint = ""
+    if name == "device":
+        reason = "there are auto, cpu, mps, cuda, cuda:0, cuda:1 and so on"
+    hint = nearest(str(value), re.findall(r"'(\w+)'", error["ctx"]["expected"])) if kind == "literal_error" else ""
     return f"{name}={as_word(value)} is impossible: {reason}.{hint}"
 
 
@@ -80,9 +77,8 @@ def check_machine(settings: Settings) -> None:
         raise ConfigError("device=mps is for Macs, and this machine is none: leave it at auto.")
     if device.startswith("cuda") and sys.platform == "linux" and not any(glob(pattern) for pattern in GPU_DEVICES):
         raise ConfigError(f"device={device}, but this machine has no GPU: leave it at auto.")
-    missing = missing_tensorboard() if settings.log.tensorboard else None
-    if missing:
-        raise ConfigError(missing)
+    if settings.log.tensorboard and not find_spec("tensorboard"):
+        raise ConfigError("TensorBoard is not installed: pip install 'dreamer_torchrl[tensorboard]'")
     try:
         check_env(settings.env.family, options)
         if settings.eval.arguments:

@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pydantic.dataclasses
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -34,24 +35,22 @@ from dreamer_torchrl.config.schema import LEARNER, EnvironmentSettings, Settings
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
 CHANGEABLE = (
-    *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "cuda_graph", "threads"),
-    *(
-        "eval",
-        "checkpoint",
-        "log",
-        "wandb",
-        "collector",
-        "env.workers",
-        "env.step_timeout",
-        "replay.storage",
-        "replay.prefetch",
-    ),
+    *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "cuda_graph", "threads", "collector"),
+    *("eval", "checkpoint", "log", "wandb", "env.workers", "env.step_timeout", "replay.storage", "replay.prefetch"),
 )
 """What may differ when a run goes on; all else would make it another run."""
 
 CONFIGS = str(resources.files("dreamer_torchrl.configs"))
 VALUES, OVERRIDES = "config.yaml", "overrides.json"
 """Files of a run: its whole configuration, and its overrides with the configuration as it was saved."""
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class Record:
+    """What `OVERRIDES` holds."""
+
+    overrides: list[str]
+    saved: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _continued(folder: Path, overrides: list[str]) -> Configuration:
     """The configuration of a run that is there, with what may be changed in it."""
     saved = read_saved(folder)
     notes = [f"{folder / VALUES} was edited: {key}={as_word(new)}." for key, (_, new) in _edited(folder, saved).items()]
-    before, earlier, named = leaves(saved), _record(folder)[0], set(keys(overrides))
+    before, earlier, named = leaves(saved), _record(folder).overrides, set(keys(overrides))
     overrides = [override for override in earlier if keys([override])[0] not in named] + overrides
     then, now = leaves(composed(earlier)), leaves(composed(overrides))
     for key, value in sorted(now.items(), key=lambda item: item[0] not in named):  # complain of what was asked for
@@ -196,27 +195,20 @@ def _continued(folder: Path, overrides: list[str]) -> Configuration:
     return _configuration(_branched(now), overrides, notes)
 
 
-def _record(folder: Path) -> tuple[list[str], dict[str, Any] | None]:
-    """The overrides that a run was started with, and its configuration as it was saved (none in older runs)."""
+def _record(folder: Path) -> Record:
+    """The overrides that a run was started with, and its configuration as it was saved."""
     file = folder / OVERRIDES
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        return validated(Record, json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError):
-        record = None
-    record = {"overrides": record} if isinstance(record, list) else record
-    overrides = record.get("overrides") if isinstance(record, dict) else None
-    if not (isinstance(overrides, list) and all(isinstance(override, str) for override in overrides)):
-        raise ConfigError(f"{file} is missing or damaged: put it back from a copy, or give another run_dir.")
-    return overrides, record.get("saved")
+        raise ConfigError(f"{file} is missing or damaged: put it back from a copy, or give another run_dir.") from None
 
 
 def _edited(folder: Path, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was changed by hand in a configuration: the value that was saved, and the one that is there."""
     if not (folder / OVERRIDES).is_file():
         return {}
-    saved, there = _record(folder)[1], leaves(values)
-    if saved is None:
-        return {}
+    saved, there = _record(folder).saved, leaves(values)
     names = [name for name in {**saved, **there} if name != "run_dir"]  # a folder may be moved
     pairs = {name: (saved.get(name, "nothing"), there.get(name, "nothing")) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -284,11 +276,7 @@ def _branches(values: Mapping[str, Any], path: str = "") -> list[str]:
 
 def _branched(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The opposite of `leaves`."""
-    values: dict[str, Any] = {}
+    values = OmegaConf.create()
     for name, value in flat.items():
-        *path, last = name.split(".")
-        branch = values
-        for key in path:
-            branch = branch.setdefault(key, {})
-        branch[last] = value
-    return values
+        OmegaConf.update(values, name, value, force_add=True)
+    return OmegaConf.to_container(values)

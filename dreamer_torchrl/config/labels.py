@@ -5,24 +5,33 @@ from __future__ import annotations
 import re
 import zlib
 from pathlib import Path
+from typing import Any
 
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.config.compose import Configuration, changeable
 from dreamer_torchrl.config.overrides import choices, experiment_of, keys
 from dreamer_torchrl.config.schema import Settings
-from dreamer_torchrl.record.wandb import Place
 
-LONGEST_TAG, LONGEST_LABEL = 64, 128
-"""Characters that W&B takes."""
-
+LONGEST_TAG, LONGEST_LABEL = 64, 128  # characters that W&B takes
 NAMING = ("id", "game", "task", "factory")
-"""Options of an environment by which it is known."""
+SAME = ("seed", "env", "experiment", "logger")  # in the base of a group's name, or averaged over
 
 
 def describe(settings: Settings) -> str:
-    """A short title of a run."""
-    named = ", ".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
+    """A short title of a run.
+
+    Example:
+        >>> from dreamer_torchrl.config.compose import load
+        >>> describe(load(["env=memory", "size.units=8", "total_steps=1e6"]).settings)
+        'dreamer_torchrl/Memory-v0, size own, 1,000,000 steps, seed 0'
+    """
+    named = ", ".join(names_of(settings))
     return f"{named}, size {size_name(settings)}, {settings.total_steps:,} steps, seed {settings.seed}"
+
+
+def names_of(settings: Settings) -> list[str]:
+    """The options by which the environment is known."""
+    return [str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key)]
 
 
 def size_name(settings: Settings) -> str:
@@ -38,11 +47,10 @@ def environment_name(settings: Settings) -> str:
         >>> environment_name(load(["env=ms_pacman"]).settings)
         'ms-pacman'
     """
-    named = "-".join(str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key))
-    return re.sub(r"[^a-z0-9]+", "-", named.rpartition("/")[2].lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(names_of(settings)).rpartition("/")[2].lower()).strip("-")
 
 
-def wandb_place(configuration: Configuration, run_dir: Path) -> Place:
+def wandb_place(configuration: Configuration, run_dir: Path) -> dict[str, Any]:
     """Project, name and group of a run in W&B: those of the settings, else derived ones."""
     settings, wandb = configuration.settings, configuration.settings.wandb
     names = (experiment_of(configuration.overrides), environment_name(settings), size_name(settings))
@@ -51,13 +59,13 @@ def wandb_place(configuration: Configuration, run_dir: Path) -> Place:
     name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
     if f"seed={settings.seed}" not in folder.name.split(","):
         name += f" seed {settings.seed}"
-    return Place(
-        wandb.project,
-        wandb.entity,
-        wandb.name or name[-LONGEST_LABEL:],
-        wandb.group or seeds_group(configuration),
-        tags if wandb.tags is None else wandb.tags,
-    )
+    return {
+        "project": wandb.project,
+        "entity": wandb.entity,
+        "name": wandb.name or name[-LONGEST_LABEL:],
+        "group": wandb.group or seeds_group(configuration),
+        "tags": tags if wandb.tags is None else wandb.tags,
+    }
 
 
 def seeds_group(configuration: Configuration) -> str:
@@ -69,20 +77,9 @@ def seeds_group(configuration: Configuration) -> str:
         ('pendulum', 'official-cartpole-v1 unimix=0.1')
     """
     experiment, environment = experiment_of(configuration.overrides), environment_name(configuration.settings)
-    same = experiment and letters(environment).startswith(letters(experiment))
+    same = experiment and environment.replace("-", "").startswith(re.sub(r"[^a-z0-9]", "", experiment))
     base = experiment if same else "-".join(filter(None, (experiment, environment)))
     given = {keys([one])[0]: one for one in configuration.overrides}  # the last on a setting counts
-    group = " ".join([base, *(given[key] for key in sorted(given) if makes_another_training(key))])
+    compared = [key for key in sorted(given) if key == "train_ratio" or not (key in SAME or changeable(key))]
+    group = " ".join([base, *(given[key] for key in compared)])
     return group if len(group) <= LONGEST_LABEL else f"{group[: LONGEST_LABEL - 9]}-{zlib.crc32(group.encode()):08x}"
-
-
-def makes_another_training(key: str) -> bool:
-    """Whether runs that differ in this setting are to be compared, not averaged."""
-    if key in ("seed", "env", "experiment", "logger"):
-        return False
-    return key == "train_ratio" or not changeable(key)
-
-
-def letters(name: str) -> str:
-    """A name without what separates its parts."""
-    return re.sub(r"[^a-z0-9]", "", name)

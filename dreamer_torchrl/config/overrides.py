@@ -24,12 +24,23 @@ OTHER_ENVIRONMENTS = (
     " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
     "env=custom env.factory=package.module:function."
 )
-NO_RUN_DIR = "run_dir= names no folder (an unset shell variable?): give one, or leave run_dir out to start a new run."
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Read overrides as Hydra does."""
-    return [_parse(override) for override in overrides]
+    parser, parsed = OverridesParser.create(), []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException:
+            key, equals, value = override.partition("=")
+            if not equals or override.startswith("-"):
+                text = f"{override!r} is no override: write key=value, as in seed=1 or env=pendulum."
+            else:
+                value = f"\"{key.strip()}='{value.strip()}'\""
+                text = f"{override!r} cannot be read: write key=value, or quote the value: {value}."
+            raise ConfigError(text) from None
+    return parsed
 
 
 def keys(overrides: Sequence[str]) -> list[str]:
@@ -43,7 +54,7 @@ def quoted(override: str) -> str:
     if key.lstrip("+") != "run_dir" or not equals or path[:1] in ("'", '"') or path == "null":
         return override
     if not path:
-        raise ConfigError(NO_RUN_DIR)
+        raise ConfigError("run_dir= names no folder (an unset shell variable?): give one, or leave run_dir out.")
     path = str(Path(path).expanduser()).replace("'", "\\'")
     return f"run_dir='{path}'"
 
@@ -86,10 +97,9 @@ def free_section(key: str, overrides: Sequence[Override]) -> str | None:
 def chosen(overrides: Sequence[Override]) -> list[str]:
     """The choices of groups; an Atari game is an environment, and the experiment follows the environment."""
     groups = {one.key_or_group: one.value() for one in overrides if one.key_or_group in GROUPS}
-    follows = "experiment" not in groups
+    follows, game = "experiment" not in groups, []
     groups = {group: as_word(name) for group, name in groups.items()}
     groups |= {group: "none" for group in ("experiment", "logger") if groups.get(group) == "null"}
-    game = []
     for group, name in groups.items():
         known = choices(group)
         games = atari_games() if group == "env" and name not in known else ()
@@ -128,14 +138,3 @@ def choices(group: str) -> dict[str, str]:
             text = " ".join(line.lstrip("# ") for line in comment)
             found[file.name.removesuffix(".yaml")] = text.partition(". ")[0].rstrip(".") + "."
     return dict(sorted(found.items(), key=(lambda item: (len(item[0]), item[0])) if group == "size" else None))
-
-
-def _parse(override: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(override)
-    except HydraException:
-        key, equals, value = override.partition("=")
-        if not equals or override.startswith("-"):
-            raise ConfigError(f"{override!r} is no override: write key=value, as in seed=1 or env=pendulum.") from None
-        value = f"\"{key.strip()}='{value.strip()}'\""
-        raise ConfigError(f"{override!r} cannot be read: write key=value, or quote the value: {value}.") from None

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
 
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
@@ -22,8 +23,18 @@ IMAGE_BLOCKS = 8
 """Blocks into which the decoder of images splits the belief."""
 
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
+
+
+def _number(value: Any) -> Any:
+    """Refuse booleans and strings, which pydantic would take for whole numbers."""
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+WHOLE = BeforeValidator(_number)
+Count = Annotated[int, Field(ge=1), WHOLE]
+CountOrNone = Annotated[int, Field(ge=0), WHOLE]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=True)]
 Label = Annotated[str, Field(min_length=1, max_length=128)]  # as long as W&B takes
@@ -37,7 +48,7 @@ class EnvironmentSettings:
 
     family: Literal["gym", "atari", "dmc", "custom"]
     options: Mapping[str, Any]  # what the family's own function takes
-    num_envs: Annotated[int, Field(ge=1, le=4096)] = 1
+    num_envs: Annotated[int, Field(ge=1, le=4096), WHOLE] = 1
     workers: Literal["serial", "processes"] = "serial"
     action_repeat: Count = 1
     frames_per_action: Count = 1
@@ -89,7 +100,7 @@ class ReplaySettings:
 
     capacity: Count = 1_000_000
     batch: Count = 16
-    length: Annotated[int, Field(ge=2)] = 16
+    length: Annotated[int, Field(ge=2), WHOLE] = 16
     storage: Literal["memory", "disk"] = "memory"
     sampler: Literal["online", "uniform", "prioritized", "recency"] = "online"
     fracs: SamplerFractions = field(default_factory=SamplerFractions)
@@ -105,8 +116,8 @@ class EvaluationSettings:
     episodes: Count = 20
     num_envs: Count = 10
     stop_at: float | None = None
-    deterministic: bool = False
-    video: bool = False
+    deterministic: StrictBool = False
+    video: StrictBool = False
     keep_videos: Count = 20
     dream: Seconds = 60.0
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +137,7 @@ class LogSettings:
     """How often scalars are written, and which loggers get them beside the console and ``metrics.jsonl``."""
 
     every: Seconds = 5.0
-    tensorboard: bool = False
+    tensorboard: StrictBool = False
     loggers: Mapping[str, Any] = field(default_factory=dict)  # `_target_` and arguments of TorchRL loggers
 
 
@@ -140,7 +151,7 @@ class WandbSettings:
     name: Label | None = None
     group: Label | None = None
     tags: tuple[Tag, ...] | None = None
-    artifact: bool = False
+    artifact: StrictBool = False
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -150,16 +161,16 @@ class Settings:
     run_dir: str
     env: EnvironmentSettings
     size: Size
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = 0
     total_steps: Count = 5_000
     train_ratio: Annotated[float, Field(ge=0)] = 128.0
     prefill: CountOrNone = 0
     collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    compile: bool | None = None
-    native: bool | None = None
-    cuda_graph: bool | None = None
+    compile: StrictBool | None = None
+    native: StrictBool | None = None
+    cuda_graph: StrictBool | None = None
     threads: Count | None = None
     unimix: Share = 0.01
     actor_unimix: Share = 0.0

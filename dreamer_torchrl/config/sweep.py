@@ -34,8 +34,7 @@ from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs.registry import atari_games
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PATIENCE = 0.2
-"""Seconds after which a signal is passed on at the latest."""
+PATIENCE = 0.2  # seconds after which a signal is passed on at the latest
 
 
 class RunFailed(CompactHydraException):
@@ -86,9 +85,8 @@ def members(overrides: Sequence[str]) -> list[list[str]]:
                 if one.is_sweep_override() and one.is_discrete_sweep():
                     lists[key] = [f"{key}={value}" for value in one.sweep_string_iterator()]
                 elif one.is_sweep_override() and "hydra/sweeper" not in sweeper:
-                    raise ConfigError(
-                        f"{one.input_line!r} is for another hydra/sweeper: list values, or give range(3)."
-                    )
+                    told = "is for another hydra/sweeper: list values, or give range(3)."
+                    raise ConfigError(f"{one.input_line!r} {told}")
                 elif not one.is_sweep_override():  # the values of another sweeper are checked by each run
                     lists[key] = [one.input_line]
     except HydraException as error:
@@ -98,9 +96,9 @@ def members(overrides: Sequence[str]) -> list[list[str]]:
 
 def check(overrides: Sequence[str]) -> tuple[Path | None, list[list[str]]]:
     """The folder that the overrides name, if they do, and the overrides of each run; every value is checked once."""
-    given = [override for override in overrides if override.partition("=")[0].lstrip("+") == "run_dir"]
+    rest = without_folder(overrides)
+    given = [override for override in overrides if override not in rest]
     folder = named_folder(quoted(given[-1])) if given else None
-    rest = [override for override in overrides if override not in given]
     check_supported(parse(rest), multirun=True)
     found = members(rest)
     seen: set[str] = set()
@@ -109,13 +107,17 @@ def check(overrides: Sequence[str]) -> tuple[Path | None, list[list[str]]]:
             try:
                 load(one)
             except ConfigError as error:
-                raise ConfigError(
-                    f"{error} (in the run with {' '.join(one)})" if len(found) > 1 else str(error)
-                ) from None
+                run_of = f" (in the run with {' '.join(one)})" if len(found) > 1 else ""
+                raise ConfigError(f"{error}{run_of}") from None
         seen.update(one)
     if not found:
         raise ConfigError(f"{' '.join(rest)} asks for no run at all: one of the lists of values is empty.")
     return folder, found
+
+
+def without_folder(overrides: Sequence[str]) -> list[str]:
+    """The overrides but for ``run_dir``."""
+    return [override for override in overrides if override.partition("=")[0].lstrip("+") != "run_dir"]
 
 
 def named_folder(override: str) -> Path | None:
@@ -135,7 +137,7 @@ def named_folder(override: str) -> Path | None:
 
 def run(overrides: Sequence[str], folder: Path) -> int:
     """Train all runs of a sweep in a folder; the exit code: 130 after Ctrl-C, 1 if a run failed, else 0."""
-    rest = parse([override for override in overrides if override.partition("=")[0].lstrip("+") != "run_dir"])
+    rest = parse(without_folder(overrides))
     swept = {one.key_or_group for one in rest if one.is_sweep_override()}
     same = sorted({one.key_or_group for one in rest} - swept)
     for game in atari_games():  # what `chosen` takes beside the files

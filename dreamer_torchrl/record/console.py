@@ -16,13 +16,14 @@ from dreamer_torchrl.record.metrics import RunLogger
 
 REDRAW_SECONDS = 0.2
 RECENT_EPISODES = 10
+SIZES = ((1e12, "{:.1f} TB"), (1e9, "{:.1f} GB"), (1e6, "{:.0f} MB"), (1e3, "{:.0f} kB"))
 
 
 class Console(RunLogger):
     """Show where a run is. All that the training program prints goes through here, from any thread.
 
-    tqdm and rich were looked at: neither goes on when the reader of a pipe has gone, prints other lines in a pipe than
-    in a terminal, or drops the least important parts of a line that is too long.
+    It goes on when the reader of a pipe has gone, prints whole lines into a pipe, and leaves out the least important
+    parts of a line that is too long for a terminal.
 
     Args:
         total_steps: the whole run.
@@ -92,7 +93,11 @@ class Console(RunLogger):
         if not self._terminal:
             self._print("  ".join(self._parts()) + "\n")
             return
-        line = fitting(self._parts(), terminal_width(self._stream))
+        try:
+            width = os.get_terminal_size(self._stream.fileno()).columns or 80
+        except OSError:
+            width = 80
+        line = fitting(self._parts(), width)
         self._print("\r" + line.ljust(self._drawn))
         self._drawn = len(line)
 
@@ -113,9 +118,7 @@ class Console(RunLogger):
         ):
             if key in values:
                 yield form.format(duration(values[key]) if key == "time/left" else values[key])
-        shares = [f"{key.removeprefix('share/')} {value:.0%}" for key, value in named(values, "share/")]
-        if shares:
-            yield "time: " + ", ".join(shares)
+        yield from listed(values, "share/", "time: ", "{} {:.0%}")
         if values.get("count/updates"):
             yield f"{values['count/updates']:,.0f} updates"
         for key, label in (("memory/process_bytes", "memory"), ("memory/gpu_bytes", "GPU")):
@@ -123,9 +126,7 @@ class Console(RunLogger):
                 yield f"{label} {size(values[key])}"
         if values.get("count/frames", self._step) != self._step:
             yield f"{values['count/frames']:,.0f} frames"
-        losses = [f"{key.removeprefix('train/loss_')} {value:.3g}" for key, value in named(values, "train/loss_")]
-        if losses:
-            yield "losses: " + ", ".join(losses)
+        yield from listed(values, "train/loss_", "losses: ", "{} {:.3g}")
 
     def _print(self, text: str) -> None:
         """Print in one go. A reader that went away (``| head``, a closed window) must not stop the training."""
@@ -141,9 +142,11 @@ class Console(RunLogger):
             self._terminal, self._drawn = False, 0
 
 
-def named(values: Mapping[str, float], prefix: str) -> list[tuple[str, float]]:
-    """The values whose names begin with a prefix."""
-    return [(key, value) for key, value in values.items() if key.startswith(prefix)]
+def listed(values: Mapping[str, float], prefix: str, title: str, form: str) -> Iterator[str]:
+    """One part for all values whose names begin with a prefix, if there are any."""
+    found = [form.format(key.removeprefix(prefix), value) for key, value in values.items() if key.startswith(prefix)]
+    if found:
+        yield title + ", ".join(found)
 
 
 def fitting(parts: Iterator[str], width: int) -> str:
@@ -160,14 +163,6 @@ def fitting(parts: Iterator[str], width: int) -> str:
     return line[: width - 1]
 
 
-def terminal_width(stream: TextIO) -> int:
-    """Columns of the terminal at the other end, as it is now."""
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except OSError:
-        return 80
-
-
 def duration(seconds: float) -> str:
     """A time in its two largest units.
 
@@ -176,14 +171,11 @@ def duration(seconds: float) -> str:
     """
     if not math.isfinite(seconds):
         return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    rest = round(seconds)
+    for unit, inner, span, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
+        if rest >= span:
+            return f"{rest // span} {unit} {rest % span // part} {inner}"
+    return f"{rest} s"
 
 
 def size(count: float) -> str:
@@ -192,6 +184,5 @@ def size(count: float) -> str:
     >>> size(40e3), size(812e6), size(1.25e9), size(3.1e12)
     ('40 kB', '812 MB', '1.2 GB', '3.1 TB')
     """
-    if count < 1e9:
-        return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
-    return f"{count / 1e9:.1f} GB" if count < 1e12 else f"{count / 1e12:.1f} TB"
+    scale, form = next((one for one in SIZES if count >= one[0]), SIZES[-1])
+    return form.format(count / scale)

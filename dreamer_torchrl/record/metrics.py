@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:  # commands check their arguments before torch is imported, which takes seconds
@@ -77,9 +74,7 @@ class Metrics:
     def __enter__(self) -> Metrics:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)
 
     def _start_anew(self) -> None:
@@ -108,59 +103,44 @@ class Metrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hand the values of a step to every logger."""
-        for logger in self.loggers:
-            with self._survived(logger):
-                logger.log_metrics(dict(values), step=step)
+        self._each(self.loggers, lambda logger: logger.log_metrics(dict(values), step=step))
 
     def video(self, step: int, name: str, path: Path) -> None:
         """Hand a video file to our own loggers; TorchRL's take pictures, and need moviepy or much space for them."""
-        for logger in self._own:
-            with self._survived(logger):
-                logger.log_video_file(name, path, step)
+        self._each(self._own, lambda logger: logger.log_video_file(name, path, step))
 
     def best(self, step: int, value: float, agent: nn.Module) -> None:
         """Hand on the agent whose evaluation was the best so far."""
-        for logger in self._own:
-            with self._survived(logger):
-                logger.log_best(agent, value, step)
+        self._each(self._own, lambda logger: logger.log_best(agent, value, step))
 
     def close(self, failed: bool = False) -> None:
         """Close every logger; once closed, nothing happens."""
         loggers, self.loggers = self.loggers, ()
-        for logger in loggers:
-            with self._survived(logger):
-                if failed and isinstance(logger, RunLogger):
-                    logger.mark_failed()
-                logger.close()
+        if failed:
+            self._each(self._own, RunLogger.mark_failed)
+        self._each(loggers, lambda logger: logger.close())
 
-    @contextmanager
-    def _survived(self, logger: MetricsLogger) -> Iterator[None]:
-        """Errors of logging must not stop the training: each kind is named once, and the next record is tried again.
+    def _each(self, loggers: Iterable[Any], call: Callable[[Any], Any]) -> None:
+        """Call with each logger. Errors must not stop the training: each kind is named once, the next call tries again.
 
         Of our own loggers these are errors of the system. Others talk to services and raise classes of their own.
         """
-        try:
-            yield
-        except Exception as error:
-            if logger in self._own and not isinstance(error, OSError):
-                raise
-            kind = (type(logger).__name__, type(error), getattr(error, "errno", None))
-            if kind not in self._warned:
-                self._warned.add(kind)
-                self.warn(f"warning: {kind[0]} failed ({type(error).__name__}: {error}); training goes on")
+        for logger in loggers:
+            try:
+                call(logger)
+            except Exception as error:
+                if logger in self._own and not isinstance(error, OSError):
+                    raise
+                kind = (type(logger).__name__, type(error), getattr(error, "errno", None))
+                if kind not in self._warned:
+                    self._warned.add(kind)
+                    self.warn(f"warning: {kind[0]} failed ({type(error).__name__}: {error}); training goes on")
 
     def state_dict(self) -> dict[str, Any]:
         """Where the lines end, and the sums so far: a resumed run writes the lines that this one would have."""
-        for logger in self._own:
-            with self._survived(logger):
-                logger.sync()
-        positions = [logger.position for logger in self._own if logger.position is not None]
-        return {
-            "position": positions[0] if positions else 0,
-            "keys": list(self._keys),
-            "sums": self._sums,
-            "count": self._count,
-        }
+        self._each(self._own, lambda logger: logger.sync())
+        position = next((logger.position for logger in self._own if logger.position is not None), 0)
+        return {"position": position, "keys": list(self._keys), "sums": self._sums, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: lines written later are cut off."""
@@ -169,13 +149,6 @@ class Metrics:
         sums = state["sums"]
         self._keys, self._count = tuple(state["keys"]), state["count"]
         self._sums = None if sums is None else sums.clone()
-
-
-def missing_tensorboard() -> str | None:
-    """What to tell a user who wants TensorBoard and has not got it; none if it is installed."""
-    if find_spec("tensorboard"):
-        return None
-    return "TensorBoard is not installed; install it with: pip install 'dreamer_torchrl[tensorboard]'"
 
 
 def memory_bytes() -> dict[str, float]:

@@ -125,6 +125,4 @@ def ready(frame: np.ndarray) -> np.ndarray:
     for axis, times in enumerate((factor, factor, 3 // channels)):
         frame = frame if times == 1 else frame.repeat(times, axis)
     even = [(0, side % 2) for side in frame.shape[:2]]
-    if even != [(0, 0), (0, 0)]:
-        frame = np.pad(frame, (*even, (0, 0)), mode="edge")
-    return np.ascontiguousarray(frame)
+    return np.ascontiguousarray(np.pad(frame, (*even, (0, 0)), mode="edge") if any(map(any, even)) else frame)

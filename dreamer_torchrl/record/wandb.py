@@ -8,7 +8,7 @@ import shutil
 import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 from statistics import fmean
@@ -28,33 +28,6 @@ START_SECONDS, FINISH_SECONDS = 15, 20
 INSTALL = "pip install 'wandb>=0.31'"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run appears, W&B's own defaults where nothing is said.
-
-    Args:
-        project, entity: of W&B.
-        name: of the run, as people read it.
-        group: of the runs that differ only in their seed.
-        tags: to find it again.
-    """
-
-    project: str | None = None
-    entity: str | None = None
-    name: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Best:
-    """The weights of an agent, and the mean return that they reached."""
-
-    step: int
-    value: float
-    weights: dict[str, Any]
-
-
 class WandbThread(RunLogger):
     """Send scalars, video files and the best agents to Weights & Biases from a thread.
 
@@ -68,7 +41,7 @@ class WandbThread(RunLogger):
     Args:
         run_dir: the run directory.
         mode: ``offline`` or ``online``.
-        place: where the run appears.
+        place: project, entity, name, group and tags, as of ``wandb.init``.
         config: the resolved configuration.
         note: prints a line.
         artifact: whether the best agents are sent.
@@ -79,16 +52,16 @@ class WandbThread(RunLogger):
         self,
         run_dir: Path,
         mode: Literal["offline", "online"],
-        place: Place | None = None,
+        place: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         note: Callable[[str], None] = print,
         artifact: bool = False,
         hours: Callable[[], float] | None = None,
     ):
-        self.folder, self.offline, self.place = run_dir / "wandb", mode == "offline", place or Place()
+        self.folder, self.offline, self.place = run_dir / "wandb", mode == "offline", dict(place or {})
         self.config, self.note, self.artifact, self.hours = dict(config or {}), note, artifact, hours
         self._queue: Queue[tuple[int, dict[str, Any]] | None] = Queue(QUEUE_LENGTH)
-        self._best: Best | None = None
+        self._best: tuple[int, float, dict[str, Any]] | None = None  # step, mean return, weights
         self._exit_code, self._off, self._dropped = 0, False, False
         self._thread = Thread(target=self._work, name="wandb-run", daemon=True)
         self._thread.start()
@@ -113,7 +86,7 @@ class WandbThread(RunLogger):
         """Keep the weights as they are now for the thread; of several that wait, the newest is sent."""
         if self.artifact and not self._off:
             weights = {key: tensor.detach().cpu().numpy().copy() for key, tensor in agent.state_dict().items()}
-            self._best = Best(step, value, weights)
+            self._best = step, value, weights
 
     def mark_failed(self) -> None:
         """Let W&B show the run as one that ended with an error."""
@@ -147,11 +120,9 @@ class WandbThread(RunLogger):
             missing = isinstance(error, ModuleNotFoundError) and error.name == "wandb"
             reason = f"it is not installed; use: {INSTALL}" if missing else one_line(error)
             self.note(f"warning: W&B failed ({reason}); training goes on without it")
-            while not self._queue.empty():  # nobody will read what still waits, and close() must find room
-                try:
+            with suppress(Empty):  # nobody will read what still waits, and close() must find room
+                while True:
                     self._queue.get_nowait()
-                except Empty:
-                    break
 
     def _begin(self) -> WandbLogger:
         """The run, online where that works."""
@@ -179,31 +150,18 @@ class WandbThread(RunLogger):
         import wandb
         from torchrl.record.loggers import WandbLogger
 
-        wanted = {
-            "silent": True,
-            "console": "off",
-            "save_code": False,
-            "disable_code": True,
-            "disable_git": True,
-            "x_save_requirements": False,  # the list of installed packages
-            "x_disable_stats": True,
-            "x_disable_machine_info": True,
-            "init_timeout": START_SECONDS,
-            "finish_timeout": FINISH_SECONDS,
-            "finish_timeout_raises": True,
-        }
+        wanted = {"silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True}
+        wanted |= {"x_save_requirements": False, "x_disable_stats": True, "x_disable_machine_info": True}
+        wanted |= {"init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
         known = wandb.Settings.model_fields  # of another version, others
-        place = self.place
         return WandbLogger(
-            place.name,
+            self.place.get("name"),
             log_dir=str(self.folder.parent),
             id=kept_id(self.folder / "run_id"),
-            project=place.project,
+            project=self.place.get("project"),
             log_env_packages=False,
             mode="offline" if self.offline else "online",
-            entity=place.entity,
-            group=place.group,
-            tags=place.tags or None,
+            **{key: self.place.get(key) or None for key in ("entity", "group", "tags")},
             job_type="train",
             config=self.config,
             settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
@@ -236,13 +194,13 @@ class WandbThread(RunLogger):
         best, self._best = self._best, None
         if best is None:
             return
-        folder = self.folder / "best"
+        folder, (step, value, weights) = self.folder / "best", best
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "weights.npz").open("wb") as file:
-                np.savez(file, **best.weights)
+                np.savez(file, **weights)
             shutil.copyfile(self.folder.parent / "config.yaml", folder / "config.yaml")
-            details = {"step": best.step, "return": best.value}
+            details = {"step": step, "return": value}
             artifact = wandb.Artifact(f"agent-{logger.experiment.id}", "model", metadata=details)
             for path in folder.iterdir():
                 # Else W&B copies each file to the user's home, and a second time when it uploads it.
@@ -252,7 +210,7 @@ class WandbThread(RunLogger):
                 logged.wait()
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:  # no room for it: the curves go on
-            self.note(f"warning: W&B has no agent of step {best.step:,} ({error})")
+            self.note(f"warning: W&B has no agent of step {step:,} ({error})")
 
 
 def answers(url: str, seconds: float = 5.0) -> bool:

@@ -9,18 +9,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Thread, Timer, current_thread, main_thread
-from types import TracebackType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-GRACE_SECONDS = 8.0
-"""Time that the loop has to notice a request, and the rest of the program to end after the last save."""
-
-INTERRUPTED_SECONDS = 3.0
-"""Time after which a request interrupts what may be interrupted."""
-
-REPEATED_SECONDS = 0.3
-"""A launcher passes on the signal that its whole process group got: what comes so soon is the same request."""
+GRACE_SECONDS = 8.0  # for the loop to notice a request, and for the program to end after the last save
+INTERRUPTED_SECONDS = 3.0  # until a request interrupts what may be interrupted
+REPEATED_SECONDS = 0.3  # a launcher passes on the signal that its whole group got: this soon it is the same request
 
 
 class Interrupted(BaseException):
@@ -67,9 +61,7 @@ class StopSignals:
             Thread(target=self._watch, name="stop-signals", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._handlers:
             with self._lock:
                 self._restore()

@@ -1,15 +1,43 @@
-"""What a training says once at its start: which optional backends run, and what looks like a mistake."""
+"""What a training makes and prints once at its start: its loggers, and notes about backends and likely mistakes."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from dreamer_torchrl.agents import backend
 from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.checkpoint.manifest import library_versions
+from dreamer_torchrl.config.compose import Configuration
+from dreamer_torchrl.config.labels import environment_name, wandb_place
+from dreamer_torchrl.config.overrides import experiment_of
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.losses import can_compile
 from dreamer_torchrl.modules.spaces import Continuous, key_name
+from dreamer_torchrl.record.console import Console
+from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger, loggers_from
+from dreamer_torchrl.record.metrics import Metrics, MetricsLogger
 from dreamer_torchrl.record.video import can_encode
+from dreamer_torchrl.record.wandb import WandbThread
+
+
+def make_metrics(
+    configuration: Configuration, run_dir: Path, console: Console, resumed_at: int | None, hours: Callable[[], float]
+) -> Metrics:
+    """All loggers that the settings ask for."""
+    settings, wandb = configuration.settings, configuration.settings.wandb
+    loggers: list[MetricsLogger] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
+    if settings.log.tensorboard:
+        loggers.append(ResumedTensorboardLogger("tensorboard", str(run_dir), resumed_at))
+    loggers += loggers_from(settings.log.loggers, run_dir)
+    if wandb.mode != "disabled":
+        config = {**configuration.values, "experiment": experiment_of(configuration.overrides)}
+        config |= {"environment": environment_name(settings), "versions": library_versions()}
+        place = wandb_place(configuration, run_dir)
+        loggers.append(WandbThread(run_dir, wandb.mode, place, config, console.note, wandb.artifact, hours))
+    return Metrics(loggers, console.note)
 
 
 def notes_at_start(settings: Settings, agent: Agent, device: torch.device) -> list[str]:

@@ -163,30 +163,6 @@ def test_torch_alone_runs_the_file_by_its_description(folder: Path) -> None:
 # The description
 
 
-@every_case
-def test_the_description_fits(folder: Path, name: str, sample: bool) -> None:
-    """Names, shapes and dtypes of all that goes in and comes out, in the order of the arguments."""
-    agent, path = exported(folder, name, sample)
-    policy, description = loaded(path)
-    inputs = description["inputs"]
-    noise = ["noise", "action_noise"] if sample else []
-    assert list(inputs) == ["observations", "is_init", *LATENTS, *noise]
-    step = recorded(agent, 2, 5)[0]
-    seen = as_input(agent, step)
-    latents = [torch.zeros(5, *agent.latent_spec[key].shape) for key in LATENTS]
-    drawn = noise_of(agent, 5, torch.Generator()) if sample else ()
-    values = dict(zip(list(inputs)[1:], [step["is_init"], *latents, *drawn], strict=True))
-    actions, *latents = policy(seen, *values.values())
-    told = [(inputs["observations"], seen), (inputs, values), (description["outputs"]["actions"], actions)]
-    for entries, tensors in [*told, (description["outputs"], dict(zip(LATENTS, latents, strict=True)))]:
-        for key, value in tensors.items():
-            assert ["N", *value.shape[1:]] == entries[key]["shape"]
-            assert str(value.dtype) == f"torch.{entries[key]['dtype']}"
-    assert set(inputs["observations"]) == set(seen) and set(description["outputs"]["actions"]) == set(actions)
-    assert description["sample"] is sample
-    assert description["versions"]["torch"] == torch.__version__
-
-
 def test_the_description_tells_classes_and_bounds() -> None:
     description = describe(agent_for("crane"), sample=True, bounds=stream("crane").bounds)
     actions, seen = description["outputs"]["actions"], description["inputs"]["observations"]

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dreamer_torchrl.config.checks import ConfigError, as_word, check_machine, leaves, nearest, remarks
+from dreamer_torchrl.config.checks import ConfigError, check_machine, remarks
 from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.modules.decoder import BLOCKS
 from dreamer_torchrl.training.build import choose_device, make_agent, make_envs, make_replay
@@ -18,50 +16,34 @@ from dreamer_torchrl.training.build import choose_device, make_agent, make_envs,
 REFUSED = {
     # names
     "eval.evry=1": "There is no setting 'eval.evry'. Did you mean 'eval.every'?",
-    "num_envs=1": "There is no setting 'num_envs'. Did you mean 'env.num_envs'?",
     "experiments=official": "There is no setting 'experiments'. Did you mean 'experiment'?",
     "resume=runs/x": "There is no setting 'resume'. To continue a run give run_dir=FOLDER.",
-    "env.game=pong": "There is no setting 'env.game'.",
-    "env=pong eval.arguments.x=1": "eval.arguments is impossible: this environment takes no arguments",
-    "env=dmc_proprio env.arguments.x=1": "There is no setting 'env.arguments.x'.",
     "env=pendlum": "There is no env 'pendlum'. Did you mean 'pendulum'? There are: acrobot, ",
     "env=walker_walk": "Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=...",
     "size=12m": "There is no size '12m'. Did you mean 'size12m'? There are: nano, size1m, size12m, ",
-    "logger=wand": "There is no logger 'wand'. Did you mean 'wandb'? There are: csv, none, ",
     "env=gym env.id=CartPol-v1": "Unknown environment id 'CartPol-v1': did you mean 'CartPole-v1'?",
     "env=atari env.game=pog": "Unknown Atari game 'pog': did you mean 'pong'?",
-    "env=custom": "needs an option 'factory'",
     "env=custom env.factory=here": "The factory 'here' must be of the form 'package.module:function'.",
     "env=custom env.factory=dreamer_torchrl.envs.tasks:Memry": "did you mean 'Memory'?",
     "learner._target_=dreamer_torchrl.learners.learner.Lerner": "did you mean 'Learner'?",
     "agent.encoder._target_=nowhere.Encoder": "agent.encoder._target_ 'nowhere.Encoder' is in a module 'nowhere',",
     "agent.encoder.units=3": "agent.encoder._target_ is missing",
     # types
+    "seed=true": "seed=true is impossible: it should be a valid integer.",
+    "seed='3'": "seed=3 is impossible: it should be a valid integer.",
+    "eval.video=1": "eval.video=1 is impossible: it should be a valid boolean",
     "seed=x": "seed=x is impossible: it should be a valid integer",
-    "seed=null": "seed=null is impossible: it should be a valid integer",
     "total_steps=1.5": "total_steps=1.5 is impossible: it should be a valid integer, got a number with a frac",
     "train_ratio=nan": "train_ratio=nan is impossible: it should be a finite number.",
-    "env=pong env.size=1.5": "env.size=1.5 is impossible: it should be a valid integer",
-    "env=pong env.gray=3": "env.gray=3 is impossible: it should be a valid boolean",
     "learner.betas=0.9": "learner.betas=0.9 is impossible: it should be a valid tuple.",
-    "learner.betas=[a,0.9]": "learner.betas=a is impossible: it should be a valid number",
     "learner=3": "learner=3 replaces a whole section: set entries of it",
     # values
     "dtype=float16": "dtype=float16 is impossible: it should be 'float32' or 'bfloat16'. Did you mean 'bfloat16'?",
-    "seed=-1": "seed=-1 is impossible: it should be greater than or equal to 0.",
-    "seed=9223372036854775808": "seed=9223372036854775808 is impossible: it should be less than 9223372036854775808.",
     "env.num_envs=100000": "env.num_envs=100000 is impossible: it should be less than or equal to 4096.",
-    "unimix=1.5": "unimix=1.5 is impossible: it should be less than or equal to 1.",
-    "learner.clip=0": "learner.clip=0 is impossible: it should be greater than 0.",
-    "learner.learning_rate=inf": "learner.learning_rate=inf is impossible: it should be a finite number.",
-    "learner.betas=[0.9,1]": "learner.betas=1 is impossible: it should be less than 1.",
     "learner.return_percentiles=[95,5]": "learner.return_percentiles=[95.0, 5.0] is impossible: give a lower and a hi",
     "size.belief=100 size.blocks=12": "size.belief=100 does not split into 12 blocks: give a multiple of 24.",
-    "size.belief=12 size.blocks=3": "size.belief=12 is impossible: give a multiple of 8.",
-    "size.depth=3": "size.depth=3 is impossible: give an even number.",
     "env=pong env.size=84": "env.size=84 is impossible: images have a side of 48, 64, 80 and so on up to 256.",
     "env=pong env.frames_per_action=1": "an action of this game lasts 4 frames. Leave that out, and",
-    "env=pong env.frame_skip=0": "env.frames_per_action=0 is impossible",
     "experiment=null replay.capacity=33 env.num_envs=2": "replay.capacity=33 is less than one sequence of each env",
     "device=gpu": "device=gpu is impossible: there are auto, cpu, mps, cuda, cuda:0, cuda:1 and so on.",
     # what Hydra can and a run cannot
@@ -70,7 +52,6 @@ REFUSED = {
     "env@eval=pong": "'env@eval=pong' names a package for env, but there is only one: write env=... instead.",
     "hydra/launcher=joblib": "settings of Hydra are for --multirun; the folder of a run is run_dir=...",
     "seed": "'seed' is no override: write key=value, as in seed=1 or env=pendulum.",
-    "run_dir=": "run_dir= names no folder (an unset shell variable?)",
     "wandb.name=a(b)": "cannot be read: write key=value, or quote the value: \"wandb.name='a(b)'\".",
     "seed=${nope}": "Interpolation key 'nope' not found",
 }
@@ -119,17 +100,3 @@ def test_what_is_possible_and_not_meant_is_remarked() -> None:
     assert few.startswith("Nothing will be learned: updates begin after step 8,000,000 (prefill, or replay.batch")
     (slow,) = remarks(load(["threads=10_000"]).settings)
     assert slow == f"threads=10000: this machine has {os.cpu_count()} cores, and more threads are slower."
-
-
-@given(st.text(max_size=12), st.lists(st.text(max_size=12), max_size=6))
-def test_the_nearest_name_is_a_known_one(name: str, known: list[str]) -> None:
-    hint = nearest(name, known)
-    assert hint == "" or hint in [f" Did you mean {other!r}?" for other in known]
-    assert name not in known or hint == f" Did you mean {name!r}?"
-
-
-def test_values_as_they_are_written() -> None:
-    assert [as_word(value) for value in (None, True, False, 3, 0.5, "word", (1.0, None))] == [
-        *("null", "true", "false", "3", "0.5", "word", "[1.0, null]")
-    ]
-    assert leaves({"a": {"b": 1, "c": {}}, "d": None}) == {"a.b": 1, "a.c": {}, "d": None}

@@ -11,7 +11,6 @@ import pytest
 
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.config.checks import as_plain, leaves
-from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.config.schema import EnvironmentSettings, Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -53,10 +52,3 @@ def test_every_own_setting_of_an_environment_has_a_meaning(generator: ModuleType
     found = rows(table)
     assert {"env.id", "env.game", "env.task", "env.factory"} <= set(found)
     assert all(row[3] for row in found.values()), found
-
-
-def test_every_choice_of_every_group_is_there(generator: ModuleType) -> None:
-    found = rows(generator.page())
-    for group in GROUPS:
-        for name, about in choices(group).items():
-            assert about in " ".join(found[f"{group}={name}"])

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from dreamer_torchrl.record.wandb import answers
 from tests.record.wandb_examples import ROOT, environment, offline_folders, records, rows
 
-KEY = "0123456789abcdef" * 3
 START = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
 from dreamer_torchrl.record.metrics import Metrics
-from dreamer_torchrl.record.wandb import Place, WandbThread
+from dreamer_torchrl.record.wandb import WandbThread
 run_dir = Path("run")
 run_dir.mkdir(exist_ok=True)
 (run_dir / "config.yaml").write_text("seed: 0")
@@ -64,7 +60,7 @@ def test_an_offline_run_holds_what_it_was_given_and_nothing_else(tmp_path: Path)
     (tmp_path / "eval.mp4").write_bytes(b"a film" * 1000)
     program = """
 from torch import nn
-place = Place("a-project", name="a-name")
+place = {"project": "a-project", "name": "a-name"}
 run = WandbThread(run_dir, "offline", place, {"env": {"name": "CartPole"}}, artifact=True, hours=lambda: 0.5)
 try:
     with Metrics([run]) as metrics:
@@ -110,30 +106,6 @@ def test_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def refusing_server() -> Iterator[str]:
-    """A server that knows no key."""
-
-    class Refuse(BaseHTTPRequestHandler):
-        def refuse(self) -> None:
-            self.send_response(401)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_HEAD = do_GET = do_POST = refuse
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            """Keep the test's output clean."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
 def hanging_server() -> Iterator[str]:
     """A server that sends a byte now and then, so that no single wait takes long, and never comes to an end."""
     ended = threading.Event()
@@ -159,7 +131,7 @@ def hanging_server() -> Iterator[str]:
 
 ONLINE = """
 start = time.perf_counter()
-run = WandbThread(run_dir, "online", Place("a-project"), {"seed": 0})
+run = WandbThread(run_dir, "online", {"project": "a-project"}, {"seed": 0})
 run.log_metrics({"episode/return": 1.0}, 1)
 print(time.perf_counter() - start)
 run.close()
@@ -181,18 +153,8 @@ def test_online_without_a_key_becomes_offline(tmp_path: Path) -> None:
     assert_fell_back(tmp_path, "there is no API key (set WANDB_API_KEY or run: wandb login)")
 
 
-def test_a_server_that_hangs_does_not_hold_up_the_training(tmp_path: Path, hanging_server: str) -> None:
-    """The key comes from the netrc file."""
-    netrc = tmp_path / ".netrc"
-    netrc.write_text(f"machine {hanging_server.removeprefix('http://')} login user password {KEY}\n")
-    netrc.chmod(0o600)
-    assert_fell_back(tmp_path, "cannot be reached", WANDB_BASE_URL=hanging_server)
-
-
-@pytest.mark.parametrize(("key", "reason"), [(KEY, "401"), ("short", "40+ characters, has 5;")])
-def test_a_wrong_key_becomes_offline(tmp_path: Path, refusing_server: str, key: str, reason: str) -> None:
-    """Refused by the server, or by wandb itself."""
-    assert_fell_back(tmp_path, reason, WANDB_API_KEY=key, WANDB_BASE_URL=refusing_server)
+def test_a_server_that_never_ends_its_answer_is_given_up(hanging_server: str) -> None:
+    assert not answers(hanging_server, seconds=0.5)
 
 
 def test_training_outlives_wandb(tmp_path: Path) -> None:
@@ -240,13 +202,11 @@ run.close()
 
 BROKEN = [
     ("(run_dir / 'wandb').write_text('in the way')", "offline", {}, "Error"),
-    ("", "online", {"WANDB_BASE_URL": "wandb.example.com"}, "ValidationError: "),
     ("sys.modules['wandb'] = None", "online", {}, "it is not installed; use: pip install 'wandb>=0.31'"),
-    ("sys.modules['wandb.sdk.lib'] = None", "offline", {}, "Error: "),
 ]
 
 
-@pytest.mark.parametrize(("trouble", "mode", "variables", "told"), BROKEN, ids=["folder", "url", "missing", "moved"])
+@pytest.mark.parametrize(("trouble", "mode", "variables", "told"), BROKEN, ids=["folder", "missing"])
 def test_whatever_wandb_raises_training_goes_on(
     tmp_path: Path, trouble: str, mode: str, variables: dict[str, str], told: str
 ) -> None:
@@ -255,35 +215,3 @@ def test_whatever_wandb_raises_training_goes_on(
     warning = run_program(tmp_path, program, **variables)[-1]
     assert warning.startswith("warning: W&B failed (") and told in warning
     assert warning.endswith("; training goes on without it")
-
-
-def test_ctrl_c_does_not_reach_wandb(tmp_path: Path) -> None:
-    """The whole group gets the signal; what is written while the program saves its last checkpoint still arrives."""
-    program = """
-stopped = []
-signal.signal(signal.SIGINT, lambda number, frame: stopped.append(number))
-run = WandbThread(run_dir, "offline")
-core()
-print("ready", flush=True)
-while not stopped:
-    time.sleep(0.05)
-run.log_metrics({"after/stop": 1.0}, 1)
-run.close()
-"""
-    command = [sys.executable, "-c", START + program]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert "failed" not in output
-    assert b"after/stop" in log_of(offline_folders(tmp_path / "run")[0])
-
-
-def test_a_run_that_nobody_closes_lets_the_process_end(tmp_path: Path) -> None:
-    """After an error outside of the training, for example."""
-    start = time.monotonic()
-    run_program(tmp_path, "run = WandbThread(run_dir, 'offline')\nrun.log_metrics({'a': 1.0}, 1)\nsys.exit(0)")
-    assert time.monotonic() - start < 40

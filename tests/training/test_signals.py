@@ -92,17 +92,16 @@ with StopSignals(console.note, seconds=0.5) as stop:
     assert (process.returncode, error) == (code, "") and told in said
 
 
-@pytest.mark.parametrize("length", [50, 100_000])
-def test_a_signal_in_the_middle_of_a_blocked_print(length: int) -> None:
+def test_a_signal_in_the_middle_of_a_blocked_print() -> None:
     """The reader is slow (`| less`), the pipe is full, and another line is to be printed."""
     program = """
 with StopSignals(console.note) as stop:
     print("ready", flush=True)
     while not stop.requested:
-        console.note("x" * int(sys.argv[1]))
+        console.note("x" * 100_000)
 sys.exit(stop.exit_code)
 """
-    process = start(program, str(length))
+    process = start(program)
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
@@ -155,10 +154,6 @@ import os, time
 import gymnasium
 class Sleeps(gymnasium.Env):
     observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
-    def __init__(self, start=0.0):
-        if start:
-            print("made", flush=True)
-            time.sleep(start)
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         return self.observation_space.sample() * 0, {}
@@ -171,43 +166,25 @@ class Sleeps(gymnasium.Env):
 """
 
 
-@pytest.mark.parametrize("busy", ["a step", "500 environments start"])
-def test_a_training_whose_environments_are_busy_ends_within_ten_seconds(tmp_path: Path, busy: str) -> None:
+def test_a_training_whose_environment_is_busy_ends_within_ten_seconds(tmp_path: Path) -> None:
     """An environment is busy in the process of the training itself."""
     (tmp_path / "sleeps.py").write_text(ENVIRONMENT)
     words = ["env=custom", "env.factory=sleeps:Sleeps", "run_dir=run", "total_steps=1000000", "eval.every=0"]
-    if busy == "500 environments start":
-        words += ["env.num_envs=500", "+env.arguments.start=0.2"]
     chosen = {word.partition("=")[0]: word for word in (*TINY, "checkpoint.every=0.1", "train_ratio=0", *words)}
     command = [sys.executable, "-m", "dreamer_torchrl.train", *chosen.values()]
     variables = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     with subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True) as process:
         checkpoints = Checkpoints(tmp_path / "run/checkpoints")
-        if busy == "a step":
-            while not checkpoints.names():
-                assert process.poll() is None
-                time.sleep(0.05)
-            (tmp_path / "asleep").touch()
-        while process.stdout.readline() not in ("asleep\n", "made\n"):
+        while not checkpoints.names():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (tmp_path / "asleep").touch()
+        while process.stdout.readline() != "asleep\n":
             assert process.poll() is None
         before = time.monotonic()
         process.send_signal(signal.SIGTERM)
         output = process.stdout.read()
-        assert process.wait() in (128 + signal.SIGTERM, 0), output
+        assert process.wait() == 0, output
         assert time.monotonic() - before < GRACE_SECONDS + 2
-    if busy == "a step":  # which is interrupted; all before it is saved
-        assert "Stopped and saved at step" in output and not process.returncode
-        assert checkpoints.load().damaged == []
-
-
-def test_a_signal_before_anything_has_begun(tmp_path: Path) -> None:
-    """From the first line on, while torch is still loading: nothing is saved, and the run can be started again."""
-    words = ["run_dir=run", "experiment=null", "threads=1", "total_steps=500", "eval.every=0"]
-    command = [sys.executable, "-m", "dreamer_torchrl.train", *words]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline().startswith("dreamer_torchrl ")
-        process.send_signal(signal.SIGTERM)
-        output = process.stdout.read()
-    assert not list((tmp_path / "run").glob("checkpoints/0*"))
-    if process.returncode == 0:  # else the machine was so busy that loading took longer than the grace
-        assert "Stopped before the first step. Continue with: python -m dreamer_torchrl.train run_dir=run" in output
+    assert "Stopped and saved at step" in output  # the step is interrupted; all before it is saved
+    assert checkpoints.load().damaged == []
