@@ -156,9 +156,7 @@ class ActionForm:
     def __init__(self, space: ActionSpace, bounds: Bounds | None = None, device: torch.device | None = None):
         self.indexed = copy(space)
         self.indexed.spaces = self.spaces = {key: as_indices(part) for key, part in space.spaces.items()}
-        self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}
-        for key, ends in (bounds or {}).items():
-            self.bounds[key] = self._checked(key, *ends, device)
+        self.bounds = {key: self._checked(key, *ends, device) for key, ends in (bounds or {}).items()}
 
     def __call__(self, flat: Tensor) -> dict[NestedKey, Tensor]:
         """Take ``[..., A]``; floats without bounds in the agent's own spec stay as they are."""
@@ -243,7 +241,7 @@ def _kinds(space: Space) -> tuple[str, str]:
 
 
 def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -> Any:
-    names = ", ".join(key_name(key) for key in spaces)
+    names = ", ".join(map(key_name, spaces))
     if not isinstance(observation, Mapping):
         if len(spaces) > 1:
             raise TypeError(f"The observation is a {type(observation).__name__}: give a dict that holds {names}.")

@@ -152,15 +152,11 @@ def _foreach_norm(tensors: list[Tensor]) -> Tensor:
 
     On a CPU, torch's own norm is 1e-4 off for two million float32 and 1e-3 for twenty million.
     """
-    parts = [_parts(tensor) for tensor in tensors]
+    parts = [x.reshape(-1).split(NORM_PART) if x.numel() > NORM_PART else (x,) for x in tensors]
     norms = torch.stack(torch._foreach_norm([part for split in parts for part in split]))
     if len(norms) == len(tensors):
         return norms
     return torch.stack(torch._foreach_norm(norms.split([len(split) for split in parts])))
-
-
-def _parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    return tensor.reshape(-1).split(NORM_PART) if tensor.numel() > NORM_PART else (tensor,)
 
 
 def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -180,7 +176,7 @@ def _update_foreach(
     grads = [param.grad for param in params]
     zero = params[0].new_zeros(())  # a number would become a tensor each time
 
-    one = _one(where, steps[0])
+    one = 1 if where is None else where.to(steps[0])  # on the device where the number is
     torch._foreach_add_(steps, one if where is None else [one] * len(steps))  # a single tensor would be read back
     nu_factors, mu_factors = _factors(torch.stack(steps), params[0], group)  # [P], [P]
     mu_factors = _where(where, mu_factors, 0)
@@ -207,11 +203,6 @@ def _where(
     if where is None:
         return new
     return torch.where(where, new if like is None else like.new_full((), new), old)
-
-
-def _one(where: Tensor | None, step: Tensor) -> Tensor | int:
-    """What an update counts for, on the device where its number is."""
-    return 1 if where is None else where.to(step)
 
 
 def _check_options(group: dict[str, Any]) -> None:

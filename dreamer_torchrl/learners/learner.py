@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.backend import attach, decide
@@ -154,7 +154,8 @@ class Learner:
 
         # Outcome
         metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
-        latents = {"belief": data["belief"].detach().float(), "state": self._packed(data["state"].detach())}
+        state = self.agent.rssm.latent.pack(data["state"].detach())
+        latents = {"belief": data["belief"].detach().float(), "state": state}
         if self.priorities:
             latents["priority"] = data["priority"]
         self.zero_grad()
@@ -164,9 +165,6 @@ class Learner:
         """Reset all gradients, also stale ones."""
         for parameter in self.trained.values():
             parameter.grad = None
-
-    def _packed(self, state: Tensor) -> Tensor:
-        return self.agent.rssm.latent.pack(state)
 
     def _update_captured(self, batch: TensorDictBase) -> Outcome:
         """Update by a graph; a batch of another form takes the time of another capture.

@@ -126,13 +126,6 @@ def part(table: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 # --- Arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_slow_value_takes_the_place_of_the_value() -> None:
-    """In returns and in the baseline, not in what the critic is trained on."""
-    fast, slow = Recorded().run()[1], Recorded(slow_target=True).run()[1]
-    assert not slow["bootstrap"].allclose(fast["bootstrap"])
-    assert slow["imagination", "state_value"].equal(fast["imagination", "state_value"])
-
-
 def test_normalizer_is_the_one_given() -> None:
     """Its scale divides the advantages, its state belongs to the loss."""
     normalizer = ReturnNormalizer(percentiles=(10, 90), rate=0.5, limit=1e9)

@@ -16,10 +16,8 @@ from torch.testing import assert_close
 from torchrl.objectives import SoftUpdate
 
 from dreamer_torchrl.learners.learner import Learner, example_batch
-from dreamer_torchrl.modules.distributions import TwoHotDist
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss
-from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
 from tests.objectives.examples import RecordedCritic, taught_by, tiny_learner
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -93,28 +91,9 @@ def shift(loss: ValueLoss) -> None:
             parameter.data.add_(0.3 * torch.randn_like(parameter))
 
 
-@torch.no_grad()
-def logits_of(loss: ValueLoss, data: TensorDict) -> Tensor:
-    """What the critic itself says."""
-    return loss.value(data.select("features"))["state_value_logits"]
-
-
 def losses(data: TensorDict | None = None, **options: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
     return value_loss(**options)(example() if data is None else data)[0].to_dict()
-
-
-def test_imagined_loss_is_weighted_and_leaves_out_the_last_step() -> None:
-    """The last imagined state has a value, but no return."""
-    loss, data = value_loss(replay_scale=0), example()
-    imagined = data["imagination"]
-    found = loss(data)[0]["loss_value"]
-    logits = logits_of(loss, imagined)
-    slow = loss.predict_slow(imagined["features"])
-    steps = two_hot_loss(logits, loss.bins, imagined["lambda_target"], slow, 1.0) * imagined["discount_weight"][..., 0]
-    assert_close(found, steps[..., :-1].mean())
-    imagined["lambda_target"][..., -1, :] = imagined["discount_weight"][..., -1, :] = 1e6
-    assert loss(data)[0]["loss_value"] == found
 
 
 @pytest.mark.parametrize("slow_scale", [0.0, 2.0])
@@ -124,17 +103,6 @@ def test_slow_scale_weighs_the_slow_critics_word(slow_scale: float) -> None:
     for key in ("loss_value", "loss_replay_value"):
         assert one[key] > none[key]
         assert_close(found[key], none[key] + slow_scale * (one[key] - none[key]))
-
-
-@pytest.mark.parametrize(("horizon", "return_lambda"), [(333, 0.95), (5, 0.95), (333, 0.5)])
-def test_horizon_and_lambda_shape_the_replay_return(horizon: float, return_lambda: float) -> None:
-    """And nothing else: imagined returns come ready-made."""
-    loss, data = value_loss(horizon=horizon, return_lambda=return_lambda, slow_scale=0.0, replay_scale=1.0), example()
-    steps = [data[key][..., 0].float() for key in ("reward", "bootstrap", "terminated", "done")]
-    returns = replay_return(*steps, 1 - 1 / horizon, return_lambda)
-    steps = -TwoHotDist(logits_of(loss, data)[:, :-1]).log_prob(returns.unsqueeze(-1)) * ~data["done"][:, :-1, 0]
-    assert_close(loss(data)[0]["loss_replay_value"], steps.mean())
-    assert losses(horizon=horizon, return_lambda=return_lambda)["loss_value"] == losses()["loss_value"]
 
 
 def test_without_replay_scale_no_replay_is_needed() -> None:
