@@ -2,9 +2,10 @@
 
     python benchmarks/replay.py
     python benchmarks/replay.py --steps 1000000 --json benchmarks/results/replay-cpu.json
+    python benchmarks/replay.py --sampler ours slice --workload proprio_size1m --steps 100000 --draws 20
 
 Vectors are 24 floats, images 64 x 64 x 3 bytes, both with the latents of size1m. Each draw follows a write of one step
-per stream, which is when TorchRL's own slice sampler looks through the whole storage.
+per stream, which is when TorchRL's own slice sampler (``--sampler slice``) looks through the whole storage.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from provenance import provenance
 from tensordict import TensorDict
+from torchrl.data import SliceSampler
 from workloads import WORKLOADS
 
 from dreamer_torchrl import build_agent
@@ -23,26 +25,34 @@ from dreamer_torchrl.data.replay import Replay, bytes_per_step
 from dreamer_torchrl.learners.learner import example_batch
 
 STREAMS, CHUNK = 4, 1000
+BATCH, LENGTH = 16, 64
+SAMPLERS = {
+    "ours": lambda: None,
+    "slice": lambda: SliceSampler(
+        slice_len=LENGTH + 1, traj_key="stream", init_key=None, truncated_key=None, fragmented=True
+    ),
+}
 
 
-def measure(workload: str, capacity: int, fills: list[int], draws: int) -> list[dict]:
+def measure(workload: str, sampler: str, capacity: int, fills: list[int], draws: int) -> list[dict]:
     """Fill one replay; at each fill, time samples right after a write, and refreshes."""
     chosen = WORKLOADS[workload]
     agent = build_agent(chosen.observation_spec, chosen.action_spec, size=chosen.size_name)
-    replay = Replay(capacity, STREAMS, batch=16, length=64)
+    replay = Replay(capacity, STREAMS, batch=BATCH, length=LENGTH, sampler=SAMPLERS[sampler]())
     chunk = example_batch(agent, STREAMS, CHUNK - 1).transpose(0, 1).contiguous()  # [time, streams]
     latents = TensorDict(
         {
-            key: chunk[key][:64, :1].expand(64, 16, *chunk[key].shape[2:]).transpose(0, 1).contiguous()
+            key: chunk[key][:LENGTH, :1].expand(LENGTH, BATCH, *chunk[key].shape[2:]).transpose(0, 1).contiguous()
             for key in ("belief", "state")
         },
-        [16, 64],
+        [BATCH, LENGTH],
     )
     rows = []
     for fill in fills:
         while len(replay) < fill:
             replay.extend(chunk[: min(CHUNK, (fill - len(replay)) // STREAMS)])
-        replay.sampler.fresh.clear()
+        if sampler == "ours":
+            replay.sampler.fresh.clear()  # uniform draws, as the other's
         drawing, refreshing = [], []
         for _ in range(draws):
             replay.extend(chunk[:1])
@@ -52,12 +62,13 @@ def measure(workload: str, capacity: int, fills: list[int], draws: int) -> list[
             replay.refresh(where, latents)
             drawing.append(1e3 * (middle - start))
             refreshing.append(1e3 * (time.perf_counter() - middle))
-        row = {"workload": workload, "fill": fill, "bytes_per_step": bytes_per_step(agent)}
+        row = {"workload": workload, "sampler": sampler, "fill": fill, "bytes_per_step": bytes_per_step(agent)}
         row |= {"sample_ms": statistics.median(drawing), "sample_ms_max": max(drawing)}
         row |= {"refresh_ms": statistics.median(refreshing)}
         rows.append(row)
         print(
-            f"{workload:16}{fill:10,}{row['sample_ms']:12.3f}{max(drawing):12.3f}{row['refresh_ms']:12.3f}", flush=True
+            f"{workload:16}{sampler:8}{fill:10,}{row['sample_ms']:12.3f}{max(drawing):12.3f}{row['refresh_ms']:12.3f}",
+            flush=True,
         )
     return rows
 
@@ -65,15 +76,17 @@ def measure(workload: str, capacity: int, fills: list[int], draws: int) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workload", nargs="+", choices=list(WORKLOADS), default=["proprio_size1m", "vision_size1m"])
+    parser.add_argument("--sampler", nargs="+", choices=list(SAMPLERS), default=["ours"])
     parser.add_argument("--steps", type=int, default=1_000_000, help="capacity, and the largest fill")
     parser.add_argument("--draws", type=int, default=100, help="timed draws at each fill")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table and its provenance")
     arguments = parser.parse_args()
-    print(f"{'':16}{'fill':>10}{'sample ms':>12}{'slowest':>12}{'refresh ms':>12}")
+    print(f"{'':16}{'sampler':8}{'fill':>10}{'sample ms':>12}{'slowest':>12}{'refresh ms':>12}")
     fills = [10**power for power in range(4, 12) if 10**power < arguments.steps] + [arguments.steps]
     record = provenance(torch.device("cpu")) | {"replay": []}
     for workload in arguments.workload:
-        record["replay"] += measure(workload, arguments.steps, fills, arguments.draws)
+        for sampler in arguments.sampler:
+            record["replay"] += measure(workload, sampler, arguments.steps, fills, arguments.draws)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
