@@ -107,12 +107,16 @@ def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixt
 
 def test_an_environment_that_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It worked in training, and never since."""
-    marker = tmp_path / "broken once"
+    broken = tmp_path / "broken"
     custom = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "total_steps=12")
-    run = trained(tmp_path / "run", *custom, "+env.arguments.fault=raise", "+env.arguments.share=0")
-    text = (run / "config.yaml").read_text()
-    assert "share: 0\n" in text and not marker.exists()
-    (run / "config.yaml").write_text(text.replace("share: 0\n", "share: 1\n"))
+    run = trained(
+        tmp_path / "run",
+        *custom,
+        "+env.arguments.fault=raise",
+        "+env.arguments.share=1",
+        f"+env.arguments.only_while={broken}",
+    )
+    broken.touch()
     with pytest.raises(SystemExit) as end:
         main([str(run)])
     assert end.value.code == 1

@@ -108,6 +108,7 @@ class StreamEnvs(EnvBase):
     def restore(self, states: Sequence[StreamState] | None = None) -> None:
         """Let the next reset lead to these states, or to the start of episode 0 in each stream."""
         self._pending = list(states) if states is not None else [StreamState(0, None, None)] * len(self.makers)
+        self._recent.clear()
 
     def end_episodes(self, which: Iterable[int]) -> None:
         """Let the next action of these streams start a new episode, whatever they were doing."""

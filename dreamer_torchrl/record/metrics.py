@@ -117,7 +117,7 @@ class Metrics:
         """Close every logger; once closed, nothing happens."""
         loggers, self.loggers = self.loggers, ()
         if failed:
-            self._each(self._own, RunLogger.mark_failed)
+            self._each(self._own, lambda logger: logger.mark_failed())
         self._each(loggers, lambda logger: logger.close())
 
     def _each(self, loggers: Iterable[Any], call: Callable[[Any], Any]) -> None:

@@ -282,7 +282,7 @@ def test_bytes_per_step_is_what_is_stored() -> None:
     ("call", "words"),
     [
         (lambda: Replay(capacity=9, streams=2, batch=1, length=4), "give at least 10"),
-        (lambda: Replay(40, 2).extend(steps(0, 3, streams=1)), "shorter than one sequence"),
+        (lambda: Replay(30, 2), "shorter than one sequence of 17"),
         (lambda: Replay(400, 2).extend(steps(0, 3).exclude("stream")), r"\[time, 2\], .* these are \[2, 3\]"),
     ],
     ids=["too_small", "too_small_by_default", "wrong_streams"],
