@@ -34,7 +34,7 @@ SAMPLERS = {
 }
 
 
-def measure(workload: str, sampler: str, capacity: int, fills: list[int], draws: int) -> list[dict]:
+def measure(workload: str, capacity: int, fills: list[int], draws: int, sampler: str = "ours") -> list[dict]:
     """Fill one replay; at each fill, time samples right after a write, and refreshes."""
     chosen = WORKLOADS[workload]
     agent = build_agent(chosen.observation_spec, chosen.action_spec, size=chosen.size_name)
@@ -86,7 +86,7 @@ def main() -> None:
     record = provenance(torch.device("cpu")) | {"replay": []}
     for workload in arguments.workload:
         for sampler in arguments.sampler:
-            record["replay"] += measure(workload, sampler, arguments.steps, fills, arguments.draws)
+            record["replay"] += measure(workload, arguments.steps, fills, arguments.draws, sampler)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -139,7 +138,6 @@ def test_a_sweep_is_stopped_and_the_same_command_continues_it(tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
-@pytest.mark.skipif(find_spec("hydra_plugins.hydra_joblib_launcher") is None, reason="the launcher is not installed")
 def test_another_launcher_trains_the_same_runs(tmp_path: Path) -> None:
     """Two at a time, with an environment's short name, null and an argument in the overrides."""
     small = [*SMALL[:-1], "env=lunarlander,cartpole", "env.arguments.render_mode=null", "total_steps=20"]
