@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector, Collector
-from torchrl.envs import ParallelEnv, SerialEnv
+from torchrl.envs import ParallelEnv, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
 from dreamer_torchrl import build_agent
@@ -35,6 +35,7 @@ def pole(place: int) -> StreamEnv:
 def of_torchrl(batched: type, envs: StreamEnvs, agent: Agent, episodes: Episodes) -> BaseCollector:
     """TorchRL's own collector with its own way to run several environments."""
     env = batched(STREAMS, [partial(pole, place) for place in range(STREAMS)])
+    env = TransformedEnv(env, agent.primer())  # ParallelEnv carries only the entries of its specs from step to step
     return Collector(
         env,
         agent.policy,
