@@ -145,7 +145,7 @@ def _av_encodes() -> str:
 
 
 def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report:
-    """Try an environment with random actions and report what training would stumble over.
+    """Try an environment with random actions and report what would break a training.
 
     Example:
         >>> examine("gym", {"id": "CartPole-v1"}, steps=50).exit_code

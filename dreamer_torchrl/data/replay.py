@@ -193,14 +193,14 @@ class Replay:
     def sample(self) -> tuple[TensorDictBase, Where]:
         """A batch ``[B, context + T]`` and where its trained steps came from.
 
-        Weights of importance that a sampler gives become ``weight`` ``[B, context + T]``.
+        Importance weights of a sampler come as ``priority_weight`` ``[B, context + T]``, where the losses read them.
         """
         data, info = self.buffer.sample(return_info=True)
         rows = (self.batch, self.slice_len)
         index = info["index"][0] if isinstance(info["index"], tuple) else info["index"]
         batch, trained = data.reshape(rows), (slice(None), slice(self.context, None))
         if "priority_weight" in info:
-            batch["weight"] = info["priority_weight"].reshape(rows)
+            batch["priority_weight"] = info["priority_weight"].reshape(rows)
         return batch, Where(index.reshape(rows)[trained], info["index_generation"].reshape(rows)[trained])
 
     def refresh(self, where: Where, latents: TensorDictBase) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from torchrl.data import (
     StreamingSliceSampler,
     Unbounded,
 )
+from torchrl.data.replay_buffers import Storage
 
-from dreamer_torchrl import Learner, build_agent
+from dreamer_torchrl import ActorLoss, Learner, build_agent
 from dreamer_torchrl.data.replay import Replay, bytes_per_step, reserve
 from dreamer_torchrl.data.samplers import StreamSampler
 from dreamer_torchrl.learners.learner import example_batch
@@ -322,3 +324,18 @@ def test_a_longer_run_has_room_for_what_was_saved() -> None:
         other = Replay(capacity=40, streams=2, batch=4, length=4, most=most)
         other.load_state_dict(saved.state_dict(), [piece])
         assert torch.equal(other.sample()[0]["time"], saved.sample()[0]["time"])
+
+
+class Weighted(StreamSampler):
+    """Gives an importance weight for each step, as TorchRL's prioritized samplers do."""
+
+    def sample(self, storage: Storage, batch_size: int) -> tuple[Any, dict[str, Any]]:
+        index, info = super().sample(storage, batch_size)
+        return index, info | {"priority_weight": torch.arange(batch_size) / batch_size}
+
+
+def test_importance_weights_of_a_sampler_come_where_the_losses_read_them() -> None:
+    replay = Replay(capacity=40, streams=2, batch=2, length=4, sampler=Weighted(5, 2))
+    replay.extend(steps(0, 8))
+    weight = replay.sample()[0][ActorLoss.default_keys.priority_weight]
+    assert torch.equal(weight, torch.arange(10).reshape(2, 5) / 10)
