@@ -20,7 +20,7 @@ from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.plot import main, read_runs
 from dreamer_torchrl.views.baselines import read_baselines, read_csv
 from dreamer_torchrl.views.curves import read_run
-from dreamer_torchrl.views.plots import draw
+from dreamer_torchrl.views.plots import draw, fit_y_axis, new_figure
 from tests.training.training_examples import TINY, lines, trained
 
 OFFICIAL = Path(__file__).parents[1] / "benchmarks/references/dmc_proprio/walker_walk.csv"
@@ -240,3 +240,15 @@ def test_damage_is_reported_and_torch_is_not_loaded(runs: Path, tmp_path: Path) 
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 0 and ran.stdout.splitlines()[-1] == "False"
     assert ran.stderr == f"{run}: 1 damaged lines of metrics.jsonl are left out.\n"
+
+
+@pytest.mark.parametrize("scale", [1e-8, 7.5e-5, 1e-3, 1.0, 333.0, 1e6, 3e9])
+def test_labels_of_any_scale_are_short(scale: float) -> None:
+    """The report has room for some seven characters beside a panel."""
+    figure = new_figure(4, 3)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [-1.05 * scale, -0.95 * scale])
+    fit_y_axis(axes)
+    figure.canvas.draw()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels and max(map(len, labels)) <= 7, labels

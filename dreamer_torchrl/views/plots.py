@@ -222,9 +222,12 @@ def set_ticks(axes: Axes, panel: Panel, axis: Axis) -> None:
 
 def fit_y_axis(axes: Axes, labels: int = 5) -> None:
     """Few short labels; what is as good as constant is a flat line rather than noise and labels of many digits."""
-    axes.yaxis.get_major_locator().set_params(nbins=labels)
-    axes.yaxis.set_major_formatter("{x:g}")
+    from matplotlib.ticker import EngFormatter
+
     low, high = axes.get_ylim()
+    plain = 1e-2 <= max(abs(low), abs(high)) < 1e5  # else -7.75e-05 would not fit beside the panel, and -77.5µ does
+    axes.yaxis.get_major_locator().set_params(nbins=labels)
+    axes.yaxis.set_major_formatter("{x:g}" if plain else EngFormatter(sep=""))
     missing = 0.002 * max(abs(low), abs(high)) - (high - low)
     if missing > 0:
         axes.set_ylim(low - missing / 2, high + missing / 2)
