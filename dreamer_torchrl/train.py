@@ -187,7 +187,7 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
         try:
             configuration.save(run_dir)
             resumed_at = saved.step if saved else None
-            metrics = make_metrics(configuration, run_dir, console, resumed_at, lambda: training.elapsed / 3600)
+            metrics = make_metrics(configuration, run_dir, console, resumed_at, lambda: training.clock.elapsed / 3600)
         except OSError as error:
             raise RunNotWritable.because(run_dir, error) from error
         except ValueError as error:  # of log.loggers

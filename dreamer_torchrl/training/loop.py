@@ -24,16 +24,13 @@ from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.training import build
 from dreamer_torchrl.training.evaluation import Cancelled, Evaluator, recorded_steps
 from dreamer_torchrl.training.memory import replay_size
-from dreamer_torchrl.training.progress import Clock, Progress
+from dreamer_torchrl.training.progress import Clock, Progress, Stopwatch
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.training.startup import notes_at_start
-from dreamer_torchrl.training.stopwatch import Stopwatch
 from dreamer_torchrl.views.report_page import Reports
 
 MOST_SKIPPED = 5
 """Consecutive non-finite updates after which training returns to a checkpoint."""
-
-NOTHING_WRITTEN = Metrics([]).state_dict()
 
 
 class Diverged(RuntimeError):
@@ -41,13 +38,7 @@ class Diverged(RuntimeError):
 
 
 class Training:
-    """One run in one process.
-
-    Args:
-        settings: of the run.
-        run_dir: its folder.
-        console: where messages go.
-    """
+    """One run in one process, in the folder ``run_dir``."""
 
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
@@ -81,7 +72,7 @@ class Training:
         """Train until ``total_steps``, ``eval.stop_at`` or a signal. The last state is saved, after an error too."""
         self.metrics = metrics
         if saved is None:
-            metrics.load_state_dict(NOTHING_WRITTEN)  # a process killed before its first checkpoint may have written
+            metrics.load_state_dict(Metrics([]).state_dict())  # of a process killed before its first checkpoint
         else:
             self.restore(saved)
         self.clock = Clock(self.progress)
@@ -104,18 +95,17 @@ class Training:
 
     def train(self, stop: StopSignals) -> None:
         """Train until the run is finished, stopped, or has skipped too many updates in a row."""
-        self.update(stop)  # what steps have earned that were stored before an interruption
-        self.evaluate_when_due(stop)
-        if self.over(stop):
-            return
-        for steps in self.collected(stop):
-            self.store(steps)
-            self.log_and_save_when_due()
-            if self.update(stop) and self.settings.collector != "sync":  # which shares the learner's weights
+        collected = self.collected(stop)
+        while True:  # the first updates are those that steps have earned before an interruption
+            updates = self.update(stop)
+            if updates and self.collector is not None and self.settings.collector != "sync":  # it shares the weights
                 self.collector.update_policy_weights_(self.policy)
             self.evaluate_when_due(stop)
-            if self.over(stop):
+            if stop.requested or self.diverged or self.progress.finished(self.settings):
                 return
+            self.store(next(collected))
+            self.tell_failures()
+            self.log_and_save_when_due()
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
         """What a new collector yields."""
@@ -145,8 +135,7 @@ class Training:
                 progress.credit += steps.numel() * settings.updates_per_step
         for stream, total_reward, length in finished:
             progress.add_episode(total_reward)
-            episode = {"episode/return": total_reward, "episode/length": length, "episode/environment": stream}
-            self.metrics.write(progress.steps, episode | {"count/frames": self._frames})
+            self.record({"episode/return": total_reward, "episode/length": length, "episode/environment": stream})
 
     def update(self, stop: StopSignals) -> int:
         """Do the updates that were earned; what a signal leaves undone stays earned. How many were done."""
@@ -199,7 +188,7 @@ class Training:
         for note in evaluation.notes:
             say(f"In the evaluation: {note}")
         progress.evaluated, progress.evaluation = progress.steps, evaluation.mean
-        self.metrics.write(progress.steps, evaluation.values() | {"count/frames": self._frames})
+        self.record(evaluation.values())
         if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
             progress.best_evaluation = evaluation.mean
             self.metrics.best(progress.steps, evaluation.mean, self.learner.agent)
@@ -217,13 +206,26 @@ class Training:
             "count/updates": progress.updates,
             "count/updates_skipped": progress.skipped,
             "count/episodes": progress.episodes,
-            "count/frames": self._frames,
             "count/environment_failures": progress.environment_failures,
         }
         values |= {f"share/{part}": share for part, share in self.stopwatch.shares().items()}
         if progress.best is not None:
             values["best/return"] = progress.best
-        self.metrics.write(progress.steps, values | memory_bytes())
+        self.record(values | memory_bytes())
+
+    def record(self, values: dict[str, float]) -> None:
+        """Write values that were measured at this step."""
+        frames = self.progress.steps * self.settings.env.frames_per_step
+        self.metrics.write(self.progress.steps, values | {"count/frames": frames})
+
+    def log_and_save_when_due(self) -> None:
+        """Write a record and a checkpoint if it is time."""
+        now = time.monotonic()
+        if now - self.clock.logged_at >= self.settings.log.every:
+            self.log()
+        if now - self.clock.saved_at >= self.settings.checkpoint.every:
+            self.clock.saved_at = now
+            self.save()
 
     def save(self, wait: bool = False) -> None:
         """Save this instant; on a full disk training goes on."""
@@ -258,7 +260,11 @@ class Training:
     def go_back(self) -> None:
         """Return to the last checkpoint after too many skipped updates, once; the next time is the end."""
         fault, batch = self.fault
-        saved = None if self.went_back else self._sound_checkpoint()
+        try:
+            saved = None if self.went_back else self.checkpoints.load(self.replay)
+        except NoSoundCheckpoint as error:
+            self.console.note(str(error))
+            saved = None
         if saved is None:
             self.consistent = False  # the last checkpoint is better than what is here
             path = self.run_dir / "faults" / f"batch-{self.progress.updates:09d}.pt"
@@ -305,37 +311,7 @@ class Training:
         yield
         self.consistent = True
 
-    def _sound_checkpoint(self) -> Saved | None:
-        try:
-            return self.checkpoints.load(self.replay)
-        except NoSoundCheckpoint as error:
-            self.console.note(str(error))
-            return None
-
-    def over(self, stop: StopSignals) -> bool:
-        """Whether no more steps are to be collected."""
-        return bool(stop.requested) or self.diverged or self.progress.finished(self.settings)
-
     @property
     def diverged(self) -> bool:
         """Whether too many updates in a row were not finite."""
         return self.skipped_in_a_row >= MOST_SKIPPED
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training over all processes of this run."""
-        return self.clock.elapsed
-
-    @property
-    def _frames(self) -> int:
-        return self.progress.steps * self.settings.env.frames_per_step
-
-    def log_and_save_when_due(self) -> None:
-        """Write a record and a checkpoint if it is time, and the messages of environments at once."""
-        settings, now = self.settings, time.monotonic()
-        self.tell_failures()
-        if now - self.clock.logged_at >= settings.log.every:
-            self.log()
-        if now - self.clock.saved_at >= settings.checkpoint.every:
-            self.clock.saved_at = now
-            self.save()

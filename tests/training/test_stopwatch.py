@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dreamer_torchrl.training.stopwatch import Stopwatch
+from dreamer_torchrl.training.progress import Stopwatch
 
 
 def test_shares_are_those_since_they_were_asked_for() -> None:
