@@ -156,12 +156,10 @@ def final_state(run: Path) -> dict[str, Any]:
     saved.parts.pop("metrics")  # where the lines end depends on how many intervals there were
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     check_lines(lines)
-    first, end = replay.oldest, replay.written
     return {
         **saved.parts,
         "sampler": replay.sampler.state_dict(),
-        "steps": replay.copy_steps(first, end).to_dict(),
-        "replayed_latents": replay.copy_latents(first, end).to_dict(),
+        "replay": replay.copy(replay.oldest, replay.written).to_dict(),
         "events": events(lines),
     }
 

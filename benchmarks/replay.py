@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from provenance import provenance
-from tensordict import TensorDict
 from torchrl.data import SliceSampler
 from workloads import WORKLOADS
 
@@ -39,23 +38,18 @@ def measure(workload: str, capacity: int, fills: list[int], draws: int, sampler:
     chosen = WORKLOADS[workload]
     agent = build_agent(chosen.observation_spec, chosen.action_spec, size=chosen.size_name)
     replay = Replay(capacity, STREAMS, batch=BATCH, length=LENGTH, sampler=SAMPLERS[sampler]())
-    chunk = example_batch(agent, STREAMS, CHUNK - 1).transpose(0, 1).contiguous()  # [time, streams]
-    latents = TensorDict(
-        {
-            key: chunk[key][:LENGTH, :1].expand(LENGTH, BATCH, *chunk[key].shape[2:]).transpose(0, 1).contiguous()
-            for key in ("belief", "state")
-        },
-        [BATCH, LENGTH],
-    )
+    chunk = example_batch(agent, STREAMS, CHUNK - 1)  # [streams, time]
+    chunk["stream"] = torch.arange(STREAMS).view(-1, 1, 1).expand(STREAMS, CHUNK, 1)
+    latents = chunk.select("belief", "state")[:1, :LENGTH].expand(BATCH, LENGTH).contiguous()
     rows = []
     for fill in fills:
         while len(replay) < fill:
-            replay.extend(chunk[: min(CHUNK, (fill - len(replay)) // STREAMS)])
+            replay.extend(chunk[:, : min(CHUNK, (fill - len(replay)) // STREAMS)])
         if sampler == "ours":
             replay.sampler.fresh.clear()  # uniform draws, as the other's
         drawing, refreshing = [], []
         for _ in range(draws):
-            replay.extend(chunk[:1])
+            replay.extend(chunk[:, :1])
             start = time.perf_counter()
             _, where = replay.sample()
             middle = time.perf_counter()

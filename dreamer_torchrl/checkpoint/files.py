@@ -148,7 +148,8 @@ class ReplayFiles:
         >>> from tempfile import TemporaryDirectory
         >>> from dreamer_torchrl.data.replay import Replay
         >>> replay, again = (Replay(capacity=20, streams=1, batch=1, length=4) for _ in range(2))
-        >>> replay.extend(TensorDict({"belief": torch.rand(9, 1, 2), "state": torch.zeros(9, 1, 2).byte()}, [9, 1]))
+        >>> stream, belief, state = torch.zeros(9, dtype=torch.long), torch.rand(9, 2), torch.zeros(9, 2).byte()
+        >>> replay.extend(TensorDict({"stream": stream, "belief": belief, "state": state}, [9]))
         >>> with TemporaryDirectory() as folder:
         ...     files = ReplayFiles(Path(folder))
         ...     snapshot = files.snapshot(replay)
@@ -173,9 +174,8 @@ class ReplayFiles:
         known = [p for p in self._pieces if replay.history is self._history and p.end > oldest]
         steps = [piece for piece in known if piece.kind == (STEPS if self.exact else WHOLE)]
         new = max([oldest, *(piece.end for piece in steps)])
-        copy = replay.copy_steps if self.exact else replay.copy
         unsaved = [
-            Unsaved(STEPS if self.exact else WHOLE, first, end, copy(first, end))
+            Unsaved(STEPS if self.exact else WHOLE, first, end, replay.copy(first, end, latents=not self.exact))
             for first, end in _spans(new, written, block)
         ]
         if not self.exact:
@@ -183,7 +183,7 @@ class ReplayFiles:
         changed = set(replay.changed_since(self._revision))
         latents = {p.first // block: p for p in known if p.kind == LATENTS and p.first // block not in changed}
         unsaved += [
-            Unsaved(LATENTS, first, end, replay.copy_latents(first, end))
+            Unsaved(LATENTS, first, end, replay.copy(first, end, steps=False))
             for first, end in _spans(oldest, written, block)
             if first // block not in latents
         ]

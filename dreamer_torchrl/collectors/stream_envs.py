@@ -99,9 +99,9 @@ class StreamEnvs(EnvBase):
 
     def part(self, which: Sequence[int], batched: bool = True) -> StreamEnvs:
         """Some of these streams as an environment of their own; failures are counted for each by itself."""
-        makers, streams = [self.makers[index] for index in which], [self.streams[index] for index in which]
+        makers, streams, pending = ([some[i] for i in which] for some in (self.makers, self.streams, self._pending))
         part = StreamEnvs(makers, self.kind, self.timeout, self.report, streams, batched)
-        part.restore([self._pending[index] for index in which])
+        part.restore(pending)
         part.latents = self.latents
         return part
 
@@ -136,8 +136,9 @@ class StreamEnvs(EnvBase):
         self._pending = []
         steps = self._join(self._now)
         if self.latents is not None and chosen is None:
-            steps.update(self._join([self._carried(state) for state in states]))
-        return endless(steps, self._stream.clone(), self._numbers).exclude((ENDLESS, "reward"))
+            recorded = [{} if state.step is None else state.step.select(*LATENTS, strict=False) for state in states]
+            steps.update(self._join([self.latents.clone().update(latents) for latents in recorded]))
+        return self._endless(steps).exclude((ENDLESS, "reward"))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict.select(*self.action_keys)
@@ -145,7 +146,7 @@ class StreamEnvs(EnvBase):
             worker.send(own)
         self._clock += 1
         self._now = [self._received(index) for index in range(len(self.workers))]
-        return endless(self._join(self._now), self._stream.clone(), self._numbers)
+        return self._endless(self._join(self._now))
 
     _reset_proc_data = StreamEnv._reset_proc_data
 
@@ -156,12 +157,11 @@ class StreamEnvs(EnvBase):
                 worker.seed((seed, self.streams[index]))
         self.restore()
 
-    @property
-    def _numbers(self) -> torch.Tensor:
-        return torch.tensor(self._episodes).reshape(*self.batch_size, 1)
-
     def _join(self, steps: list[TensorDictBase]) -> TensorDictBase:
         return torch.stack(steps) if self.batch_size else steps[0].copy()
+
+    def _endless(self, steps: TensorDictBase) -> TensorDictBase:
+        return endless(steps, self._stream.clone(), torch.tensor(self._episodes).reshape(*self.batch_size, 1))
 
     def _received(self, index: int) -> TensorDictBase:
         """The step that follows the action, or the first one of the next episode if the environment failed."""
@@ -185,27 +185,19 @@ class StreamEnvs(EnvBase):
             self.workers[index] = self.workers[index] or self._worker(index)
         else:
             arrived = self._started(index, actions)
-            if _equal(arrived, recorded):
+            if all(torch.equal(value, recorded[key]) for key, value in arrived.items(True, True)):
                 return arrived
             note = "did not come back to where it was, although its seed and actions were the same"
         self.report(f"Environment {self.streams[index]} {note}: its episode ends here, and a new one starts.")
         self.end_episodes([index])
         return recorded.set("done", torch.ones_like(recorded["done"]))
 
-    def _carried(self, state: StreamState) -> TensorDictBase:
-        """The latents that go on from a state, ``[...]``."""
-        return (
-            self.latents
-            if state.step is None
-            else self.latents.clone().update(state.step.select(*LATENTS, strict=False))
-        )
-
     def _started(self, index: int, actions: TensorDictBase | None) -> TensorDictBase:
         """Start the present episode and repeat these actions, with as many replacements as that takes."""
         while True:
             try:
                 self.workers[index] = self.workers[index] or self._worker(index)
-                actions = self._nothing if actions is None else actions
+                actions = self.full_action_spec_unbatched.zero((0,)) if actions is None else actions  # [0]
                 return self.workers[index].resume(self._episodes[index], actions)
             except EnvironmentFailed as failure:
                 self._replace(index, failure)
@@ -224,10 +216,6 @@ class StreamEnvs(EnvBase):
         self._close(index)
         self._episodes[index] += 1
 
-    @property
-    def _nothing(self) -> TensorDictBase:
-        return self.full_action_spec_unbatched.zero((0,))  # [0]
-
     def _worker(self, index: int) -> Worker:
         make = self.makers[index]
         worker = ProcessWorker(make, self.timeout) if self.kind == "processes" else LocalWorker(make)
@@ -240,7 +228,3 @@ class StreamEnvs(EnvBase):
         if worker is not None:
             with suppress(EnvironmentFailed):  # a broken one may not even close
                 worker.close()
-
-
-def _equal(one: TensorDictBase, other: TensorDictBase) -> bool:
-    return all(torch.equal(value, other[key]) for key, value in one.items(True, True))

@@ -31,7 +31,8 @@ def steps_from_transitions(
     trajectory that stops without an end of its own (the data set was cut, a collector's batch was full) is closed like
     an episode that ran out of time: ``done``, not ``terminated``. Nothing is known of the reward on the first step: it
     is 0. Latents of the agent's policy (``belief``, ``state``, ``previous_action``) and ``stream`` are kept where they
-    are there. On a last step they and the action repeat those of the step before, and count for nothing.
+    are there; without, the stream is number 0. On a last step they and the action repeat those of the step before, and
+    count for nothing.
 
     Args:
         transitions: ``[time]``, one trajectory after the other, or ``[..., time]``, whose rows are cut at their end.
@@ -76,6 +77,7 @@ def steps_from_transitions(
     present = rows.keys()
     carried = [*actions, *(key for key in (*LATENTS, STREAM) if key in present)]
     steps |= {key: woven(rows[key], rows[key][last]) for key in carried}
+    steps.setdefault(STREAM, torch.zeros(len(begin) + len(end), 1, dtype=torch.long))
     received = arrival["reward"].reshape(len(last), 1).float()  # [N, 1]
     earlier = torch.where(first.unsqueeze(1), 0.0, received.roll(1, 0))
     steps["reward"] = woven(earlier, received[last])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer, RoundRobinWriter, SliceSampler
 from torchrl.data.replay_buffers import Sampler, Storage, Writer
@@ -19,7 +19,7 @@ from torchrl.data.replay_buffers import Sampler, Storage, Writer
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.data.samplers import OnlineSampler, last_of_each
 from dreamer_torchrl.modules.latents import CategoricalLatent
-from dreamer_torchrl.modules.spaces import Image, Space
+from dreamer_torchrl.modules.spaces import Image
 
 LATENTS = ("belief", "state")
 
@@ -103,6 +103,7 @@ class Replay:
         if self.scratch and self.scratch.exists():
             shutil.rmtree(self.scratch)
         self.capacity, self.streams, self.batch, self.context, self.block = capacity, streams, batch, context, block
+        self.sizes = {"capacity": capacity, "streams": streams, "slice length": self.slice_len, "block": block}
         self.sampler = sampler or OnlineSampler(self.slice_len, streams)
         self.generator = torch.Generator().manual_seed(seed)
         self.prefetch, self.pin_memory, self.latents = prefetch, pin_memory, latents
@@ -114,12 +115,10 @@ class Replay:
 
     def _build(self, slots: int) -> None:
         """A buffer of so many slots; the first step takes its memory."""
-        if self._storage is not None:
-            storage = self._storage
-        elif self.scratch is None:
-            storage = LazyTensorStorage(slots)
-        else:
-            storage = LazyMemmapStorage(slots, scratch_dir=self.scratch)
+        storage = self._storage
+        if storage is None:
+            on_disk = self.scratch is not None
+            storage = LazyMemmapStorage(slots, scratch_dir=self.scratch) if on_disk else LazyTensorStorage(slots)
         self.slots = storage.max_size
         self.buffer = ReplayBuffer(
             storage=storage,
@@ -150,16 +149,11 @@ class Replay:
     def extend(self, steps: TensorDictBase) -> None:
         """Append steps ``[N]`` or ``[N, T]`` with the number of their ``stream``.
 
-        Their ``state`` is one-hot ``[..., S, K]`` or class indices. Without ``stream``, steps are ``[T, streams]``.
+        Their ``state`` is one-hot ``[..., S, K]`` or class indices.
         """
-        if steps.get("stream", None) is not None:
-            steps = steps.transpose(0, 1) if steps.ndim == 2 else steps  # what came first goes first
-        elif steps.ndim != 2 or steps.shape[1] != self.streams:
-            shape = list(steps.shape)
-            raise ValueError(f"Steps must be [time, {self.streams}], or have a `stream`; these are {shape}.")
-        else:
-            steps = steps.copy().set("stream", torch.arange(self.streams).expand(steps.shape).unsqueeze(-1))
-        steps = steps.copy() if steps.ndim == 1 else steps.reshape(-1)  # [M]
+        steps = (
+            steps.copy() if steps.ndim == 1 else steps.transpose(0, 1).reshape(-1)
+        )  # [M], what came first goes first
         if self.written + len(steps) > self.slots < self.capacity:
             raise RuntimeError(
                 f"The replay was made for {self.slots} steps at most, and more of them come: give it a larger `most`."
@@ -229,23 +223,17 @@ class Replay:
         changed = self._changed[self._slots_of(positions)] > revision
         return (positions[changed] // self.block).unique().tolist()
 
-    def copy_steps(self, first: int, end: int) -> TensorDictBase:
-        """A copy ``[end - first]`` of the steps at these positions, without their latents."""
-        return self._copy(first, end).exclude(*LATENTS)
-
-    def copy_latents(self, first: int, end: int) -> TensorDictBase:
-        """A copy ``[end - first]`` of the latents at these positions."""
-        return self._copy(first, end, LATENTS)
-
-    def copy(self, first: int, end: int) -> TensorDictBase:
-        """A copy ``[end - first]`` of the steps at these positions with their latents."""
-        return self._copy(first, end)
+    def copy(self, first: int, end: int, steps: bool = True, latents: bool = True) -> TensorDictBase:
+        """A copy ``[end - first]`` of the steps at these positions, of their latents or of both."""
+        stored = self.buffer.storage[:]
+        stored = stored if latents else stored.exclude(*LATENTS)
+        return (stored if steps else stored.select(*LATENTS))[self._slots_of(torch.arange(first, end))].cpu()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the steps: sizes, and what the next draw depends on."""
         self.buffer.synchronize()
         return {
-            "sizes": self._sizes(),
+            "sizes": self.sizes,
             "written": self.written,
             "stored": len(self),
             "sampler": self.sampler.state_dict(),
@@ -259,7 +247,7 @@ class Replay:
             state: what `state_dict` gave.
             pieces: the steps with their latents ``[any length]``, from the oldest that was there to the newest.
         """
-        for name, size in self._sizes().items():
+        for name, size in self.sizes.items():
             if state["sizes"][name] != size:
                 raise ValueError(
                     f"The saved replay has {name} {state['sizes'][name]}, this one {size}: "
@@ -297,21 +285,9 @@ class Replay:
     def _slots_of(self, positions: Tensor) -> Tensor:
         return (positions - self._origin) % self.slots
 
-    def _copy(self, first: int, end: int, keys: Iterable[str] | None = None) -> TensorDictBase:
-        stored = self.buffer.storage[:]
-        return (stored if keys is None else stored.select(*keys))[self._slots_of(torch.arange(first, end))].cpu()
-
     def _note_change(self, slots: Tensor) -> None:
         self.revision += 1
         self._changed[slots.cpu()] = self.revision
-
-    def _sizes(self) -> dict[str, int]:
-        return {
-            "capacity": self.capacity,
-            "streams": self.streams,
-            "slice length": self.slice_len,
-            "block": self.block,
-        }
 
 
 def reserve(descriptor: int, size: int) -> None:
@@ -332,9 +308,10 @@ def bytes_per_step(agent: Agent, latents: torch.dtype = torch.float32) -> int:
         >>> bytes_per_step(build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano"))
         1069
     """
-    spaces: Mapping[NestedKey, Space] = agent.spaces | agent.action_space.spaces
+    spaces = (agent.spaces | agent.action_space.spaces).values()
+    sizes = [prod(space.shape) * (1 if isinstance(space, Image) else space.dtype.itemsize) for space in spaces]
     reward, flags, stream = 4, 3, 4
-    return sum(_bytes(space) for space in spaces.values()) + reward + flags + stream + latent_bytes(agent, latents)
+    return sum(sizes) + reward + flags + stream + latent_bytes(agent, latents)
 
 
 def latent_bytes(agent: Agent, latents: torch.dtype = torch.float32) -> int:
@@ -342,7 +319,3 @@ def latent_bytes(agent: Agent, latents: torch.dtype = torch.float32) -> int:
     size = agent.size
     state = CategoricalLatent(size.stochastic, size.classes).packed_dtype.itemsize * size.stochastic
     return latents.itemsize * size.belief + state
-
-
-def _bytes(space: Space) -> int:
-    return prod(space.shape) * (1 if isinstance(space, Image) else space.dtype.itemsize)

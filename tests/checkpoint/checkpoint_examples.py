@@ -30,6 +30,7 @@ def steps(first: int, count: int) -> TensorDict:
         {
             "time": time.clone(),
             "pixels": ((time + stream) % 256).to(torch.uint8).expand(-1, -1, 5).clone(),
+            "stream": stream.clone(),
             "action": {"stream": stream.clone()},
             "belief": time + stream / 10,
             "state": (time % 7).to(torch.uint8).clone(),

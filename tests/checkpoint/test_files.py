@@ -238,14 +238,14 @@ def test_the_last_steps_are_those_of_the_whole_replay(tmp_path: Path, written: i
         found = kept.files.last_steps(count, kept.state, kept.pieces)
         assert found.shape == (min(count, written, 20), 2)
         first = max(kept.replay.oldest, 2 * (written - count))
-        assert_equal(found, kept.replay.copy_steps(first, 2 * written).reshape(-1, 2))
+        assert_equal(found, kept.replay.copy(first, 2 * written, latents=False).reshape(-1, 2))
 
 
 def test_the_last_steps_of_streams_that_advance_at_different_rates(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     stream = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 0])
     kept.replay.extend(TensorDict({"stream": stream, "n": torch.arange(13), "belief": torch.zeros(13, 1)}, [13]))
-    kept.replay.extend(kept.replay.copy_steps(0, 2).update({"belief": torch.zeros(2, 1)}))
+    kept.replay.extend(kept.replay.copy(0, 2))
     kept.files.exact = False
     kept.save()
     assert kept.files.last_steps(2, kept.state, kept.pieces)["n"].tolist() == [[0, 7], [1, 8]]
@@ -257,7 +257,7 @@ def test_of_the_last_steps_only_their_own_files_are_read(tmp_path: Path) -> None
     kept = Kept(tmp_path)
     grow(kept.replay, 11)
     kept.save()
-    last = kept.replay.copy_steps(12, 22).reshape(-1, 2)
+    last = kept.replay.copy(12, 22, latents=False).reshape(-1, 2)
     for piece in kept.pieces:
         file = tmp_path / "replay" / piece.file.name
         flip_a_bit(file)

@@ -41,7 +41,7 @@ def test_first_and_last_observation_of_each_episode_are_kept() -> None:
     assert column(steps, "reward") == [0, 1, 2, 3, 0, 11, 12]
     assert column(steps, "action") == [0, -1, -2, -2, -10, -11, -11]
     assert steps.batch_size == (7,)
-    assert set(steps.keys()) == {"observation", "action", "reward", "is_init", "terminated", "done"}
+    assert set(steps.keys()) == {"observation", "action", "reward", "is_init", "terminated", "done", "stream"}
 
 
 def test_ends_are_told_apart() -> None:
@@ -169,7 +169,7 @@ def test_the_learner_learns_from_them() -> None:
     steps["belief"] = torch.zeros(len(steps), agent.rssm.belief_size)
     steps["state"] = torch.zeros(len(steps), agent.rssm.stochastic, dtype=torch.uint8)
     replay = Replay(capacity=200, streams=1, batch=2, length=8)
-    replay.extend(steps.unsqueeze(1))
+    replay.extend(steps)
     learner = Learner(agent, Hyperparameters(imagination_length=3))
     batch, where = replay.sample()
     metrics, latents = learner.update(batch)

@@ -108,7 +108,7 @@ def test_new_stretches_that_were_overwritten_are_dropped() -> None:
 def test_recency_follows_the_weights_of_ages() -> None:
     """The official formula: 1 / (1 + age), where the newest slice has age 0."""
     replay = Replay(20, 1, batch=20_000, length=2, sampler=RecencySampler(LENGTH, 1, capacity=18))
-    replay.extend(TensorDict({"time": torch.arange(50).view(50, 1, 1)}, [50, 1]))
+    replay.extend(TensorDict({"stream": torch.zeros(50).int(), "time": torch.arange(50).unsqueeze(1)}, [50]))
     batch, _ = replay.sample()
     counts = (49 - batch["time"][:, -1]).flatten().bincount(minlength=18) / 20_000  # by age
     weights = 1 / torch.arange(1, 19)
@@ -117,7 +117,7 @@ def test_recency_follows_the_weights_of_ages() -> None:
 
 def test_recency_scales_ages_to_what_is_there() -> None:
     replay = Replay(100, 1, batch=2000, length=2, sampler=RecencySampler(LENGTH, 1, exponent=0.0))
-    replay.extend(TensorDict({"time": torch.arange(12).view(12, 1, 1)}, [12, 1]))
+    replay.extend(TensorDict({"stream": torch.zeros(12).int(), "time": torch.arange(12).unsqueeze(1)}, [12]))
     counts = replay.sample()[0]["time"][:, 0].flatten().bincount()
     assert counts.shape == (10,)
     assert counts.min() > 140

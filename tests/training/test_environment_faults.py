@@ -30,7 +30,7 @@ def test_a_fault_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert lengths and set(lengths) == {12}
     replay = make_replay(saved_settings(run))
     Checkpoints(run / "checkpoints").load(replay)
-    steps = replay.copy_steps(0, 100)
+    steps = replay.copy(0, 100)
     assert steps["done"].sum() == len(lengths) + failures and not steps["terminated"].any()
     assert capsys.readouterr().out.count("Environment 0 failed and is replaced") == failures
     assert measured[-1]["count/updates_skipped"] == 0
@@ -90,7 +90,7 @@ def test_environments_that_break_for_good(
     assert {line["episode/length"] for line in measured if "episode/return" in line} == {12}
     replay = make_replay(saved_settings(run))
     Checkpoints(run / "checkpoints").load(replay)
-    steps = replay.copy_steps(0, 90).reshape(45, 2)  # [T, N]
+    steps = replay.copy(0, 90).reshape(45, 2)  # [T, N]
     assert torch.equal(steps["is_init"][1:], steps["done"][:-1])
     assert not steps["terminated"].any()
 
