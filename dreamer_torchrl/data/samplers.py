@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import NestedKey
 from torch import Tensor
@@ -36,19 +37,19 @@ class StreamIndex:
 
     def write(self, slots: Tensor, streams: Tensor) -> None:
         """Note that ``slots`` ``[M]``, which follow each other, now hold the next records of these ``streams``."""
-        replaced = self.stream[slots]
-        replaced = replaced[replaced >= 0].long()
-        self.first.index_add_(0, replaced, torch.ones_like(replaced))
-        order = streams.argsort(stable=True)
+        slots, streams = slots.numpy(), streams.numpy()  # for a few records in a fifth of torch's time
+        replaced = self.stream.numpy()[slots]
+        np.add.at(self.first.numpy(), replaced[replaced >= 0], 1)
+        order = streams.argsort(kind="stable")
         sorted_streams = streams[order]
-        earlier = torch.empty_like(streams)  # records of the same stream before this one in this call
-        earlier[order] = torch.arange(len(streams)) - torch.searchsorted(sorted_streams, sorted_streams)
-        numbers = self.end[streams] + earlier
-        self.end.index_add_(0, streams, torch.ones_like(streams))
-        while int((self.end - self.first).max()) > self._slots.shape[1]:
+        earlier = np.empty_like(streams)  # records of the same stream before this one in this call
+        earlier[order] = np.arange(len(streams)) - sorted_streams.searchsorted(sorted_streams)
+        numbers = self.end.numpy()[streams] + earlier
+        np.add.at(self.end.numpy(), streams, 1)
+        while (self.end.numpy() - self.first.numpy()).max() > self._slots.shape[1]:
             self._widen()
-        self._slots[streams, numbers % self._slots.shape[1]] = slots.int()
-        self.stream[slots], self.number[slots] = streams.int(), numbers
+        self._slots.numpy()[streams, numbers % self._slots.shape[1]] = slots
+        self.stream.numpy()[slots], self.number.numpy()[slots] = streams, numbers
         self.newest = int(slots[-1])
 
     def _widen(self) -> None:
@@ -117,7 +118,7 @@ class StreamSampler(Sampler):
             self.attach(StreamIndex(self.slice_len, storage.max_size, self._first))
         column = storage[:].get(self.stream_key)
         streams = column[slots.to(column.device)].reshape(-1).to("cpu", torch.long)
-        if int(streams.min()) < 0 or int(streams.max()) >= self.streams:
+        if not set(streams.tolist()) <= set(range(self.streams)):
             raise ValueError(
                 f"Streams are 0 to {self.streams - 1}, these steps are of {sorted(set(streams.tolist()))}."
             )
@@ -185,10 +186,9 @@ class OnlineSampler(StreamSampler):
         self.then.attach(index)
 
     def note_written(self, slots: Tensor) -> None:
-        number = self.index.number[slots] + 1
-        last = number % self.slice_len == 0
-        starts = number[last] - self.slice_len
-        self.fresh.extend(zip(self.index.stream[slots][last].tolist(), starts.tolist(), strict=True))
+        for stream, number in zip(self.index.stream[slots].tolist(), self.index.number[slots].tolist(), strict=True):
+            if (number + 1) % self.slice_len == 0:
+                self.fresh.append((stream, number + 1 - self.slice_len))
         while self.fresh and not self._is_there(*self.fresh[0]):
             self.fresh.popleft()
         self.then.note_written(slots)
