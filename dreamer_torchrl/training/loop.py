@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,6 +78,7 @@ class Training:
             self.restore(saved)
         self.clock = Clock(self.progress)
         before = replace(self.progress)
+        gc.freeze()  # half a million objects of libraries, which collections need not visit
         try:
             self.train(stop)
             while self.diverged:
@@ -85,6 +87,7 @@ class Training:
         except Interrupted:  # inside an environment; all that was stored is whole
             pass
         finally:
+            gc.unfreeze()
             self.tell_failures()
             if self.consistent and self.progress != before:  # else it was stopped at once, or finished before
                 with stop.saving():
