@@ -16,7 +16,6 @@ from torchrl.objectives.utils import ValueEstimators
 
 from dreamer_torchrl import ActorLoss, Agent, Size, ValueLoss, build_agent
 from dreamer_torchrl.modules import ImagineRollout, ObserveSequence, PriorStep, symexp
-from dreamer_torchrl.modules.rssm import features_of
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
 from tests.objectives.examples import world_model_loss
 
@@ -195,7 +194,7 @@ def test_torchrls_replay_value_loss_is_ours() -> None:
     found = value_loss.replay_value_loss(steps.clone().update({"bootstrap": bootstrap, "next": arrival}))
 
     _, value_loss = our_losses(agent, replay_scale=1.0)
-    features = features_of(steps["belief"], steps["state"])
+    features = agent.rssm.latent.features(steps["belief"], steps["state"])
     zeros = torch.zeros(3, 6, 2, 1)
     dream = {"features": features.unsqueeze(2).expand(3, 6, 2, -1), "lambda_target": zeros, "discount_weight": zeros}
     data = {"features": features, "bootstrap": bootstrap, **arrival, "imagination": dream}

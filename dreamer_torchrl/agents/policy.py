@@ -10,7 +10,7 @@ from torchrl.envs.utils import ExplorationType, exploration_type
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.encoder import Encoder
-from dreamer_torchrl.modules.rssm import RSSM, features_of
+from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.spaces import key_name
 
 
@@ -72,7 +72,7 @@ class Policy(TensorDictModuleBase):
             return self.rssm.act(self.actor, *inputs, noise, action_noise)
         belief, sampled, logits = self.rssm(*inputs, noise)
         state = self.rssm.latent.mode(logits) if noise is None else sampled
-        policy = self.actor.distribution(self.actor(features_of(belief, state)))
+        policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)))
         return belief, state, policy.mode if action_noise is None else policy.sample(action_noise)
 
     def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor:

@@ -144,7 +144,7 @@ def native_observe(
     beliefs, states, logits = NativeObserve.apply(
         sizes_of(rssm), rssm.unimix, kept, *shares, noise.to(encoded.dtype), *start, *observe_weights(split)
     )
-    return beliefs, rssm.as_state(states), rssm.as_state(logits)
+    return beliefs, rssm.latent.as_state(states), rssm.latent.as_state(logits)
 
 
 @torch.no_grad()

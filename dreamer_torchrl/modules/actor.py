@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
 from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHotDist
-from dreamer_torchrl.modules.heads import joined
+from dreamer_torchrl.modules.heads import joined_features
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
-from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, flatten_all, key_name, spaces_from_spec
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, spaces_from_spec
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 
@@ -45,14 +45,16 @@ class ActionSpace:
         for key, space in self.spaces.items():
             _check_action(key, space)
         self.keys = list(self.spaces)
-        self.parts = [part for space in self.spaces.values() for part in _parts(space)]
+        self.parts = [group for space in self.spaces.values() for group in space.groups]
+        """Pairs (noise numbers, classes) of each distribution; 0 classes for floats."""
         self.size = sum(space.size for space in self.spaces.values())
-        self.noise_size = sum(part[0] for part in self.parts)
-        self.parameter_size = sum(_parameters(space) for space in self.spaces.values())
+        self.noise_size = sum(count for count, _ in self.parts)
+        self.parameter_sizes = [count * (classes or 2) for count, classes in self.parts]
+        self.parameter_size = sum(self.parameter_sizes)
 
     def flatten(self, values: Mapping[NestedKey, Tensor]) -> Tensor:
         """Turn the environment's action keys into the flat action ``[..., A]``."""
-        return flatten_all(self.spaces, values)
+        return _joined([space.flatten(values[key]) for key, space in self.spaces.items()])
 
     def restore(self, flat: Tensor) -> dict[NestedKey, Tensor]:
         """Turn a flat action into the environment's action keys."""
@@ -63,12 +65,9 @@ class ActionSpace:
         self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
     ) -> Tensor:
         """Noise for one action each, ``[*batch, noise_size]``: uniforms for classes, normals for floats."""
-        draws = [torch.rand if part[1] else torch.randn for part in self.parts]
-        noise = [
-            draw(*batch, part[0], generator=generator, device=device)
-            for draw, part in zip(draws, self.parts, strict=True)
-        ]
-        return noise[0] if len(noise) == 1 else torch.cat(noise, -1)
+        how = {"generator": generator, "device": device}
+        parts = self.parts
+        return _joined([(torch.rand if classes else torch.randn)(*batch, count, **how) for count, classes in parts])
 
 
 class ActionDistribution(Draw):
@@ -79,16 +78,14 @@ class ActionDistribution(Draw):
         space: which part is what.
     """
 
-    has_rsample = True
-
     def __init__(
         self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, min_std: float = 0.1, max_std: float = 1.0
     ):
         self.parameters = full_precision(parameters)
         self.space = space
         self.parts: list[OneHotDist | BoundedNormal] = []
-        sizes = [count * (classes or 2) for count, classes in space.parts]
-        for (count, classes), part in zip(space.parts, self.parameters.split(sizes, -1), strict=True):
+        chunks = self.parameters.split(space.parameter_sizes, -1)
+        for (count, classes), part in zip(space.parts, chunks, strict=True):
             if classes:
                 self.parts.append(OneHotDist(part.unflatten(-1, (count, classes)), unimix))
             else:
@@ -104,12 +101,8 @@ class ActionDistribution(Draw):
         return self._join([part.mean for part in self.parts])
 
     def log_prob(self, value: Tensor) -> Tensor:
-        sizes = [part.event_shape.numel() for part in self.parts]
-        values = [
-            chunk.unflatten(-1, part.event_shape)
-            for chunk, part in zip(value.split(sizes, -1), self.parts, strict=True)
-        ]
-        return sum(part.log_prob(chunk) for part, chunk in zip(self.parts, values, strict=True))
+        pairs = zip(self.parts, value.split([part.event_shape.numel() for part in self.parts], -1), strict=True)
+        return sum(part.log_prob(chunk.unflatten(-1, part.event_shape)) for part, chunk in pairs)
 
     def entropy(self) -> Tensor:
         return sum(part.entropy() for part in self.parts)
@@ -122,8 +115,7 @@ class ActionDistribution(Draw):
         return self.space.noise(*shape, *self.parameters.shape[:-1], device=self.parameters.device)
 
     def _join(self, values: list[Tensor]) -> Tensor:
-        flat = [value.flatten(-len(part.event_shape)) for part, value in zip(self.parts, values, strict=True)]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+        return _joined([x.flatten(-len(part.event_shape)) for part, x in zip(self.parts, values, strict=True)])
 
 
 class Actor(nn.Module, AsTensorDictModule):
@@ -160,9 +152,8 @@ class Actor(nn.Module, AsTensorDictModule):
 
     def forward(self, *features: Tensor) -> Tensor:
         """Take features in one or more parts ``[..., F_i]``; give ``[..., parameter_size]``."""
-        hidden = self.mlp(joined(features))
-        outputs = [head(hidden) for heads in self.heads for head in heads.values()]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        hidden = self.mlp(joined_features(features))
+        return _joined([head(hidden) for heads in self.heads for head in heads.values()])
 
     def distribution(self, parameters: Tensor) -> ActionDistribution:
         """The distribution that the parameters stand for."""
@@ -171,7 +162,7 @@ class Actor(nn.Module, AsTensorDictModule):
     def probabilistic_module(
         self, in_keys: tuple[NestedKey, ...] = ("features",), action_key: NestedKey = "action"
     ) -> ProbabilisticTensorDictSequential:
-        """The actor as TorchRL has it: it samples by the exploration type and has `get_dist`; the action is flat."""
+        """The actor as TorchRL has it, which samples by the exploration type; the action is flat."""
         return ProbabilisticTensorDictSequential(
             self.tensordict_module(in_keys),
             ProbabilisticTensorDictModule(
@@ -194,10 +185,6 @@ def _check_action(key: NestedKey, space: Continuous | Discrete | Image) -> None:
         )
 
 
-def _parts(space: Continuous | Discrete) -> list[tuple[int, int]]:
-    """Pairs (noise numbers, classes) of each distribution in it; 0 classes for floats."""
-    return [(space.size, 0)] if isinstance(space, Continuous) else list(space.groups)
-
-
-def _parameters(space: Continuous | Discrete) -> int:
-    return 2 * space.size if isinstance(space, Continuous) else space.size
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Along the last axis; of one part, `torch.cat` would copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)

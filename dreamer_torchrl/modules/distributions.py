@@ -1,8 +1,6 @@
-"""The distributions of DreamerV3 as small classes, and the pure functions they are made of.
+"""The distributions of DreamerV3, and the pure functions they are made of.
 
-Each draws by ``sample(noise)``, a pure function of parameters and noise: uniforms in [0, 1) for classes, standard
-normals for floats. Without noise it draws its own, so that the classes work in a ``ProbabilisticTensorDictModule``.
-Parameters may come in bfloat16; probabilities are float32.
+Parameters may come in bfloat16; probabilities are float32. Torch's own distributions round otherwise than these.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Bernoulli, Distribution, Independent, constraints
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.layers import full_precision
@@ -60,28 +58,26 @@ def two_hot_bins(count: int = 255) -> Tensor:
 
 
 class Draw(Distribution):
-    """A distribution that draws from given noise.
+    """A distribution whose draw is a pure function of noise: uniforms in [0, 1) for classes, normals for floats.
 
-    Subclasses say how one draw reads its noise (`_draw`) and how the noise for one draw is made (`_noise`).
+    Without noise it draws its own (`_noise`), so that it works in a ``ProbabilisticTensorDictModule``.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
-
-    def sample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Draw without gradient; a shape instead of noise draws so many times, as in torch."""
-        return self._draw(self._as_noise(noise)).detach()  # no_grad would cache probabilities without gradient
+    has_rsample = True
 
     def rsample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Draw with gradient."""
-        return self._draw(self._as_noise(noise))
+        """Draw with gradient; a shape instead of noise draws so many times, as in torch."""
+        return self._draw(noise if isinstance(noise, Tensor) else self._noise(tuple(noise or ())))
+
+    def sample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Draw without gradient."""
+        return self.rsample(noise).detach()  # no_grad would cache probabilities without gradient
 
     @property
     def deterministic_sample(self) -> Tensor:
         """The mode, under the name by which TorchRL asks for it."""
         return self.mode
-
-    def _as_noise(self, noise: Tensor | Sequence[int] | None) -> Tensor:
-        return noise if isinstance(noise, Tensor) else self._noise(tuple(noise or ()))
 
     def _draw(self, noise: Tensor) -> Tensor:
         raise NotImplementedError
@@ -91,7 +87,7 @@ class Draw(Distribution):
 
 
 class OneHotDist(Draw):
-    """Independent variables with one of K classes each, mixed with 1% of uniform, straight-through samples.
+    """Independent variables with one of K classes each, straight-through samples.
 
     Args:
         logits: ``[..., S, K]``; the event is ``[S, K]``, noise is ``[..., S]``.
@@ -101,9 +97,6 @@ class OneHotDist(Draw):
         >>> OneHotDist(torch.tensor([[0.0, 9.0, 0.0]])).sample(torch.tensor([0.5]))
         tensor([[0., 1., 0.]])
     """
-
-    has_rsample = True
-    has_enumerate_support = False
 
     def __init__(self, logits: Tensor, unimix: float = 0.01):
         self.logits, self.unimix = full_precision(logits), unimix
@@ -151,44 +144,36 @@ class BoundedNormal(Draw):
         tensor([[0.8900, 0.8900]])
     """
 
-    has_rsample = True
+    mean = stddev = None  # in place of torch's properties
 
     def __init__(self, loc: Tensor, scale: Tensor, min_std: float = 0.1, max_std: float = 1.0):
-        self._mean = full_precision(loc).tanh()
-        self._stddev = (max_std - min_std) * torch.sigmoid(full_precision(scale) + 2.0) + min_std
+        self.mean = full_precision(loc).tanh()
+        self.stddev = (max_std - min_std) * torch.sigmoid(full_precision(scale) + 2.0) + min_std
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
 
     @property
-    def mean(self) -> Tensor:
-        return self._mean
-
-    @property
-    def stddev(self) -> Tensor:
-        return self._stddev
-
-    @property
     def mode(self) -> Tensor:
-        return self._mean
+        return self.mean
 
     def log_prob(self, value: Tensor) -> Tensor:
-        standard = (value - self._mean) / self._stddev
-        return (-0.5 * standard.square() - self._stddev.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        standard = (value - self.mean) / self.stddev
+        return (-0.5 * standard.square() - self.stddev.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Tensor:
-        return (self._stddev.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+        return (self.stddev.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def _draw(self, noise: Tensor) -> Tensor:
-        return self._mean + self._stddev * noise
+        return self.mean + self.stddev * noise
 
     def _noise(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(*shape, *self._mean.shape, dtype=self._mean.dtype, device=self._mean.device)
+        return torch.randn(*shape, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
 
 
 class TwoHotDist(Distribution):
-    """A number as a distribution over bins that reach from -4.85e8 to 4.85e8; ``mean`` is the prediction.
+    """A number as a distribution over bins; ``mean`` is the prediction.
 
     Args:
-        logits: ``[..., bins]``; the event is ``[1]``, noise is ``[...]``.
+        logits: ``[..., bins]``; the event is ``[1]``.
         bins: the bins' values, those of `two_hot_bins` if left out.
 
     Example:
@@ -197,16 +182,10 @@ class TwoHotDist(Distribution):
                 [0.]])
     """
 
-    has_rsample = False
-
     def __init__(self, logits: Tensor, bins: Tensor | None = None):
         self.logits = full_precision(logits)
         self.bins = two_hot_bins(logits.shape[-1]).to(self.logits) if bins is None else bins
         super().__init__(logits.shape[:-1], torch.Size((1,)), validate_args=False)
-
-    @cached_property
-    def probs(self) -> Tensor:
-        return self.logits.softmax(-1)
 
     @cached_property
     def _log_normalizer(self) -> Tensor:
@@ -216,7 +195,7 @@ class TwoHotDist(Distribution):
     def mean(self) -> Tensor:
         # Pairs of mirrored bins are summed first, so that uniform probabilities give exactly 0 and not a rounding error
         # of bins that are as large as 4.85e8.
-        weighted = self.probs * self.bins
+        weighted = self.logits.softmax(-1) * self.bins
         half = self.bins.shape[-1] // 2
         pairs = weighted[..., :half].flip(-1) + weighted[..., -half:]
         return pairs.sum(-1, keepdim=True)
@@ -247,48 +226,22 @@ def two_hot_neighbours(value: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Ten
 def two_hot_cross_entropy(logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
     """Cross entropies to M targets, weighted and summed; no gradient flows to the targets.
 
-    Args:
-        logits: ``[..., bins]``.
-        bins: ``[bins]``.
-        targets: ``[..., M]``.
-        weights: M of them.
-
-    Returns:
-        ``[...]``.
-
-    Example:
-        >>> two_hot_cross_entropy(torch.zeros(2, 255), two_hot_bins(), torch.ones(2, 1))
-        tensor([5.5413, 5.5413])
+    Logits ``[..., bins]``, bins ``[bins]``, targets ``[..., M]`` and M weights to ``[...]``.
     """
     prediction = TwoHotDist(logits, bins)
     terms = (weight * prediction.log_prob(target) for weight, target in zip(weights, targets.split(1, -1), strict=True))
     return -sum(terms)
 
 
-class BernoulliDist(Distribution):
-    """Bernoulli; ``log_prob`` takes soft targets in [0, 1] too, such as the continue target with gamma in it.
+class BernoulliDist(Independent):
+    """Bernoulli of logits ``[..., 1]``, the event is ``[1]``.
 
-    Args:
-        logits: ``[..., 1]``; the event is ``[1]``, noise is ``[..., 1]``.
+    ``log_prob`` takes soft targets in [0, 1] too, such as the continue target with gamma in it.
 
     Example:
         >>> BernoulliDist(torch.zeros(1)).mean
         tensor([0.5000])
     """
 
-    has_rsample = False
-
     def __init__(self, logits: Tensor):
-        self.logits = full_precision(logits)
-        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=False)
-
-    @property
-    def mean(self) -> Tensor:
-        return self.logits.sigmoid()
-
-    @property
-    def mode(self) -> Tensor:
-        return (self.logits > 0).to(self.logits.dtype)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return -F.binary_cross_entropy_with_logits(self.logits.expand_as(value), value, reduction="none").sum(-1)
+        super().__init__(Bernoulli(logits=full_precision(logits), validate_args=False), 1, validate_args=False)

@@ -30,7 +30,7 @@ class TwoHotHead(nn.Module, AsTensorDictModule):
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Take features in one or more parts ``[..., F_i]``; give logits ``[..., bins]`` and a number ``[..., 1]``."""
-        logits = full_precision(self.logits(self.mlp(joined(features))))
+        logits = full_precision(self.logits(self.mlp(joined_features(features))))
         return logits, self.mean(logits)
 
     def mean(self, logits: Tensor) -> Tensor:
@@ -65,12 +65,12 @@ class ContinueHead(nn.Module, AsTensorDictModule):
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
         """Take features in one or more parts ``[..., F_i]``; give logit and probability, ``[..., 1]`` each."""
-        logits = full_precision(self.logits(self.mlp(joined(features))))
+        logits = full_precision(self.logits(self.mlp(joined_features(features))))
         return logits, BernoulliDist(logits).mean
 
 
-def joined(parts: tuple[Tensor, ...]) -> Tensor:
-    """Join features that come in parts, as ``belief`` and ``state`` do in TorchRL; the first gives the batch axes."""
+def joined_features(parts: tuple[Tensor, ...]) -> Tensor:
+    """Features that may come in parts, as ``belief`` and ``state`` do in TorchRL; the first gives the batch axes."""
     if len(parts) == 1:
         return parts[0]
     batch = parts[0].shape[:-1]

@@ -17,11 +17,9 @@ PACKED_DTYPES = (torch.uint8, torch.int16)
 
 @dataclass(frozen=True)
 class CategoricalLatent:
-    """A state of ``variables`` one-hot vectors of ``classes`` each (DreamerV2 and V3), made from logits.
+    """A state of S ``variables``, one-hot vectors of K ``classes`` each (DreamerV2 and V3), made from logits.
 
     Args:
-        variables: S, independent of each other.
-        classes: K of each variable.
         unimix: share of the uniform distribution in the probabilities.
 
     Example:
@@ -55,10 +53,7 @@ class CategoricalLatent:
         raise ValueError(f"classes={self.classes} are more than class indices can tell apart: choose at most {limit}.")
 
     def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Straight-through sample ``[..., S, K]``, in the precision of the logits.
-
-        Noise is one uniform per variable, ``[..., S]``; it is drawn here where none is given.
-        """
+        """Straight-through sample ``[..., S, K]``, in the precision of the logits; noise is uniforms ``[..., S]``."""
         probs = unimix_probs(logits, self.unimix)
         if noise is None:
             noise = torch.rand(probs.shape[:-1], dtype=probs.dtype, device=probs.device)
@@ -70,19 +65,18 @@ class CategoricalLatent:
         return OneHotDist(logits, self.unimix).mode.to(logits.dtype)
 
     def kl(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """KL of posterior from prior twice, with the same value and other gradients.
+        """KL of posterior from prior, summed over variables: logits ``[..., S, K]`` to ``[...]``, twice.
 
-        The first teaches the prior (dynamics), the second the posterior (representation). The variables are summed:
-        logits ``[..., S, K]`` to ``[...]`` each.
+        The gradient of the first teaches the prior (dynamics), that of the second the posterior (representation).
         """
         p, q = unimix_probs(posterior, self.unimix), unimix_probs(prior, self.unimix)
         log_p, log_q = p.log(), q.log()
-        dynamics = (p.detach() * (log_p.detach() - log_q)).sum((-1, -2))
-        representation = (p * (log_p - log_q.detach())).sum((-1, -2))
-        return dynamics, representation
+        dynamics = p.detach() * (log_p.detach() - log_q)
+        representation = p * (log_p - log_q.detach())
+        return dynamics.sum((-1, -2)), representation.sum((-1, -2))
 
     def entropy(self, logits: Tensor) -> Tensor:
-        """Entropy of a state, summed over its variables: ``[..., S, K]`` to ``[...]``."""
+        """Of a state, summed over its variables: ``[..., S, K]`` to ``[...]``."""
         probs = unimix_probs(logits, self.unimix)
         return -(probs * probs.log()).sum((-1, -2))
 

@@ -1,8 +1,7 @@
 """Whole sequences and rollouts of the RSSM, with all that does not depend on the recurrent state taken out of the loop.
 
-What stays inside is in `StepWeights`: the belief's and state's share of the recurrence and the belief's share of the
-posterior. Actions, observations, the prior and the noise are handled for all steps at once, and backwards the gradients
-of the weights are (`deferred_weights`). The tests compare with the steps of `rssm.py`.
+What stays inside is in `StepWeights`. Actions, observations, the prior and the noise are handled for all steps at once,
+and backwards the gradients of the weights are (`deferred_weights`). The tests compare with the steps of `rssm.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.layers import rms_norm
-from dreamer_torchrl.modules.rssm import RSSM, features_of
+from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.split import MatrixInputs, SplitRSSM, StepWeights, deferred_weights, unbind_steps
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
@@ -25,20 +24,15 @@ Policy = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def observe_step(
-    latent: CategoricalLatent,
-    weights: StepWeights,
-    belief: Tensor,
-    state: Tensor,
-    kept: Tensor,
-    action_share: Tensor,
-    encoded_share: Tensor,
-    noise: Tensor,
+    latent: CategoricalLatent, weights: StepWeights, belief: Tensor, state: Tensor, *now: Tensor
 ) -> tuple[Tensor, ...]:
     """What is left of an observed step inside the loop.
 
-    ``[N, D]``, ``[N, S, K]``, ``[N, 1]``, ``[N, D]``, ``[N, hidden]``, ``[N, S]`` to belief, state and posterior
-    logits; after them what matrices were multiplied with on the way, in the order of `MatrixInputs`.
+    Belief ``[N, D]``, state ``[N, S, K]`` and, of this step, what is kept ``[N, 1]``, the shares of action ``[N, D]``
+    and observation ``[N, hidden]`` and noise ``[N, S]`` to belief, state and posterior logits; after them what matrices
+    were multiplied with on the way, in the order of `MatrixInputs`.
     """
+    kept, action_share, encoded_share, noise = now
     old_belief, old_state = belief * kept, state.flatten(1) * kept
     belief, recurrent, mixed = weights.next_belief(old_belief, old_state, action_share)
     hidden = torch.addmm(encoded_share, belief, weights.posterior_own.t())
@@ -54,10 +48,7 @@ def imagine_step(
     action = policy(features, action_noise)
     belief, state = features.split([split.belief_size, split.latent.size], -1)
     belief, _, _ = split.step.next_belief(belief, state, split.action_share(action))
-    hidden = belief
-    for layer in split.prior:
-        hidden = layer(hidden)
-    return action, belief, split.latent.sample(split.latent.as_state(F.linear(hidden, *split.prior_logits)), noise)
+    return action, belief, split.latent.sample(split.prior_from(belief), noise)
 
 
 def observe(
@@ -70,7 +61,7 @@ def observe(
     noise: Tensor,
     step: Callable[..., tuple[Tensor, ...]] = observe_step,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run T observed steps from one start, with gradient.
+    """Run T observed steps from one start, with gradient, to beliefs, states and posterior logits ``[B, T, ...]``.
 
     Args:
         rssm: the model.
@@ -80,9 +71,6 @@ def observe(
         belief, state: start, ``[B, D]`` and ``[B, S, K]``.
         noise: uniforms ``[B, T, S]``.
         step: `observe_step` or a compiled one.
-
-    Returns:
-        Beliefs ``[B, T, D]``, states ``[B, T, S, K]``, posterior logits ``[B, T, S, K]``.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -119,7 +107,7 @@ def imagine(
     action_noise: Tensor | None = None,
     step: Callable[..., tuple[Tensor, Tensor, Tensor]] = imagine_step,
 ) -> tuple[Tensor, Tensor]:
-    """Imagine H steps on from N starts, without gradient: the actor learns from advantages.
+    """Imagine H steps on from N starts, without gradient: features ``[N, H + 1, F]`` and flat actions ``[N, H, A]``.
 
     Args:
         rssm: the model.
@@ -128,9 +116,6 @@ def imagine(
         noise: uniforms for the states, ``[N, H, S]``.
         action_noise: noise for the policy, ``[N, H, ...]``.
         step: `imagine_step` or a compiled one.
-
-    Returns:
-        Features ``[N, H + 1, F]``, the start first, and the flat actions ``[N, H, A]``.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -141,23 +126,17 @@ def imagine(
     split = SplitRSSM(rssm, belief.dtype)
     length = noise.shape[1]
     if isinstance(action, Tensor):
-        action, action_noise = _as_given, action
+        action, action_noise = (lambda _, given: given), action  # known actions come in the place of the noise
     # Written in place, row by row: stacking H + 1 steps afterwards would copy everything once more.
     features = belief.new_empty(belief.shape[0], length + 1, rssm.feature_size)
-    features[:, 0] = features_of(belief, state.to(belief.dtype))
+    features[:, 0] = split.latent.features(belief, state.to(belief.dtype))
     actions = []
     for h in range(length):
         own_noise = None if action_noise is None else action_noise[:, h]
         chosen, belief, state = step(split, action, features[:, h], noise[:, h], own_noise)
         actions.append(chosen)
-        features[:, h + 1, : rssm.belief_size] = belief
-        features[:, h + 1, rssm.belief_size :] = state.flatten(1)
+        features[:, h + 1, : rssm.belief_size], features[:, h + 1, rssm.belief_size :] = belief, state.flatten(1)
     return features, torch.stack(actions, 1)
-
-
-def _as_given(features: Tensor, action: Tensor | None) -> Tensor:
-    """A policy whose actions are known: they come in the place of its noise."""
-    return action
 
 
 class ObserveSequence(nn.Module, AsTensorDictModule):
@@ -174,8 +153,8 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
     """
 
     in_keys = (
-        *("encoded_latents", "previous_action", "is_init"),
-        *(("previous", "belief"), ("previous", "state"), ("noise", "posterior")),
+        *("encoded_latents", "previous_action", "is_init", ("previous", "belief"), ("previous", "state")),
+        ("noise", "posterior"),
     )
     out_keys = ("belief", "state", "posterior_logits", "prior_logits", "features")
 
@@ -202,7 +181,7 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
         if noise is None:
             noise = torch.rand(batch, length, self.rssm.stochastic, device=encoded.device)
         beliefs, states, logits = self.loop(encoded, previous_action, is_init, *start, noise)
-        return beliefs, states, logits, self.rssm.prior_from(beliefs), features_of(beliefs, states)
+        return beliefs, states, logits, self.rssm.prior_from(beliefs), self.rssm.latent.features(beliefs, states)
 
     def loop(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The inputs and outputs of `observe`."""
@@ -239,16 +218,13 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
         ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``; nothing follows the last step, so its action is zero.
         """
         batch = belief.shape[:-1]
-        rows = batch.numel()
         if noise is None:
-            noise = torch.rand(rows, self.length, self.rssm.stochastic, device=belief.device)
+            noise = torch.rand(*batch, self.length, self.rssm.stochastic, device=belief.device)
         if action_noise is None:
-            action_noise = self.actor.space.noise(rows, self.length, device=belief.device)
-        belief = belief.detach().reshape(rows, -1)
-        state = self.rssm.one_hot(state.detach()).reshape(rows, self.rssm.stochastic, -1)
-        noise, action_noise = noise.reshape(rows, self.length, -1), action_noise.reshape(rows, self.length, -1)
-        features, actions = self.loop(belief, state, noise, action_noise)
-        return features.reshape(*batch, *features.shape[1:]), actions.reshape(*batch, *actions.shape[1:])
+            action_noise = self.actor.space.noise(*batch, self.length, device=belief.device)
+        inputs = belief.detach(), self.rssm.one_hot(state.detach()), noise, action_noise
+        outputs = self.loop(*(x.reshape(-1, *x.shape[len(batch) :]) for x in inputs))
+        return tuple(x.reshape(*batch, *x.shape[1:]) for x in outputs)
 
     def loop(self, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor) -> tuple[Tensor, Tensor]:
         """`imagine` under the actor from ``[N, ...]``, with a zero action after the last."""

@@ -1,7 +1,4 @@
-"""The recurrent state-space model: one step of belief and state, written for reading.
-
-`sequence.py` runs the same mathematics over whole sequences and rollouts; the tests hold the two together.
-"""
+"""The recurrent state-space model, one step at a time; `rollout.py` runs the same over whole sequences and rollouts."""
 
 from __future__ import annotations
 
@@ -45,8 +42,7 @@ class BlockGRU(nn.Module):
 class RSSM(nn.Module, AsTensorDictModule):
     """Belief ``[N, D]`` and state ``[N, S, K]`` with their prior and posterior.
 
-    ``forward`` is one observed step; `imagine` is one step without observation. Noise is one uniform per state
-    variable, ``[N, S]``; it is drawn here where none is given.
+    ``forward`` is one observed step; `imagine` is one step without observation. Noise is ``[N, S]``, drawn if left out.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -100,8 +96,8 @@ class RSSM(nn.Module, AsTensorDictModule):
         belief = belief.to(encoded.dtype) * keep
         state = state.to(encoded.dtype).flatten(-2) * keep
         belief = self.core(belief, state, previous_action.to(encoded.dtype) * keep)
-        logits = self.as_state(self.posterior_logits(self.posterior(torch.cat([belief, encoded], -1))))
-        return belief, self.sample(logits, noise), logits
+        logits = self.latent.as_state(self.posterior_logits(self.posterior(torch.cat([belief, encoded], -1))))
+        return belief, self.latent.sample(logits, noise), logits
 
     def imagine(
         self, belief: Tensor, state: Tensor, action: Tensor, noise: Tensor | None = None
@@ -109,22 +105,13 @@ class RSSM(nn.Module, AsTensorDictModule):
         """One step without observation: ``[N, D]``, ``[N, S, K]``, ``[N, A]`` to belief, state, prior logits."""
         belief = self.core(belief, state.to(belief.dtype).flatten(-2), action.to(belief.dtype))
         logits = self.prior_from(belief)
-        return belief, self.sample(logits, noise), logits
+        return belief, self.latent.sample(logits, noise), logits
 
-    def act(
-        self,
-        actor: Actor,
-        encoded: Tensor,
-        previous_action: Tensor,
-        is_init: Tensor,
-        belief: Tensor,
-        state: Tensor,
-        noise: Tensor,
-        action_noise: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, actor: Actor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Observe a step and draw an action: what `forward` takes and the actor's noise to belief, state, action."""
-        belief, state, _ = self(encoded, previous_action, is_init, belief, state, noise)
-        return belief, state, actor.distribution(actor(features_of(belief, state))).sample(action_noise)
+        *observed, action_noise = inputs
+        belief, state, _ = self(*observed)
+        return belief, state, actor.distribution(actor(self.latent.features(belief, state))).sample(action_noise)
 
     def one_hot(self, state: Tensor) -> Tensor:
         """A state as the replay stores it, ``[..., S]``, or as networks take it, to ``[..., S, K]``."""
@@ -132,15 +119,7 @@ class RSSM(nn.Module, AsTensorDictModule):
 
     def prior_from(self, belief: Tensor) -> Tensor:
         """Prior logits ``[..., S, K]`` of a belief ``[..., D]``."""
-        return self.as_state(self.prior_logits(self.prior(belief)))
-
-    def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Straight-through sample ``[..., S, K]``, in the precision of the logits."""
-        return self.latent.sample(logits, noise)
-
-    def as_state(self, flat: Tensor) -> Tensor:
-        """See ``[..., S*K]`` as ``[..., S, K]``."""
-        return self.latent.as_state(flat)
+        return self.latent.as_state(self.prior_logits(self.prior(belief)))
 
 
 class PriorStep(nn.Module, AsTensorDictModule):
@@ -179,8 +158,3 @@ def gru_update(gates: Tensor, belief: Tensor, blocks: int) -> Tensor:
     candidate = torch.tanh(torch.sigmoid(reset) * candidate)
     update = torch.sigmoid(update - 1)  # starts by remembering
     return torch.lerp(belief, candidate, update)
-
-
-def features_of(belief: Tensor, state: Tensor) -> Tensor:
-    """What heads, actor and decoder see: ``[..., D]`` and ``[..., S, K]`` to ``[..., D + S*K]``."""
-    return torch.cat([belief, state.flatten(-2)], -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -27,6 +26,11 @@ class Continuous:
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    @property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """One pair (numbers, 0): all share one distribution, without classes."""
+        return ((self.size, 0),)
 
     def flatten(self, value: Tensor) -> Tensor:
         """Turn a value of ``[..., *shape]`` into floats of ``[..., size]``."""
@@ -71,11 +75,7 @@ class Discrete:
         flat = _merge(value, self.shape)
         if self.one_hot:
             return flat if flat.is_floating_point() else flat.float()
-        indices = flat.long() - self.low  # [..., variables]
-        if len(self.groups) == 1:
-            return F.one_hot(indices, self.classes[0]).flatten(-2).float()
-        parts = [F.one_hot(index, n) for index, n in zip(indices.unbind(-1), self.classes, strict=True)]
-        return torch.cat(parts, -1).float()
+        return self._one_hot(flat.long() - self.low)
 
     def restore(self, flat: Tensor) -> Tensor:
         """Undo `flatten`."""
@@ -87,7 +87,13 @@ class Discrete:
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Draw example values ``[*batch, *shape]``, all classes alike."""
         draws = [torch.randint(n, batch, generator=generator) for n in self.classes]
-        return self.restore(torch.cat([F.one_hot(draw, n) for draw, n in zip(draws, self.classes, strict=True)], -1))
+        return self.restore(self._one_hot(torch.stack(draws, -1)))
+
+    def _one_hot(self, indices: Tensor) -> Tensor:
+        if len(self.groups) == 1:
+            return F.one_hot(indices, self.classes[0]).flatten(-2).float()
+        parts = [F.one_hot(index, n) for index, n in zip(indices.unbind(-1), self.classes, strict=True)]
+        return torch.cat(parts, -1).float()
 
 
 @dataclass(frozen=True)
@@ -131,37 +137,37 @@ def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int
         48
     """
     spec = spec[(0,) * batch_dims] if batch_dims else spec  # not the shape alone: a MultiCategorical's nvec too
-    shape = tuple(spec.shape)
+    shape, dtype = tuple(spec.shape), spec.dtype
     if isinstance(spec, MultiOneHot):  # before OneHot and Categorical, of which the Multi specs are subclasses
-        return Discrete(tuple(int(item.n) for item in spec.space) * prod(shape[:-1]), shape, spec.dtype, one_hot=True)
+        return Discrete(tuple(int(item.n) for item in spec.space) * prod(shape[:-1]), shape, dtype, one_hot=True)
     if isinstance(spec, OneHot):
-        return Discrete((shape[-1],) * prod(shape[:-1]), shape, spec.dtype, one_hot=True)
+        return Discrete((shape[-1],) * prod(shape[:-1]), shape, dtype, one_hot=True)
     if isinstance(spec, MultiCategorical):
-        return Discrete(tuple(int(n) for n in spec.nvec.reshape(-1)), shape, spec.dtype)
+        return Discrete(tuple(int(n) for n in spec.nvec.reshape(-1)), shape, dtype)
     if isinstance(spec, Categorical):
-        return Discrete((int(spec.space.n),) * prod(shape), shape, spec.dtype)
-    if isinstance(spec, Binary) or spec.dtype is torch.bool:
-        return Discrete((2,) * prod(shape), shape, spec.dtype)
-    if spec.dtype.is_floating_point:
-        return Continuous(shape, _bounds(spec), spec.dtype)
-    if spec.dtype is torch.uint8 and len(shape) == 3:
+        return Discrete((int(spec.space.n),) * prod(shape), shape, dtype)
+    if isinstance(spec, Binary) or dtype is torch.bool:
+        return Discrete((2,) * prod(shape), shape, dtype)
+    ends = torch.stack([spec.space.low, spec.space.high], -1).view(-1, 2).tolist() if isinstance(spec, Bounded) else []
+    bounds = tuple(sorted({(low, high) for low, high in ends}))
+    if dtype.is_floating_point:
+        return Continuous(shape, bounds, dtype)
+    if dtype is torch.uint8 and len(shape) == 3:
         first = shape[0] < shape[-1]
-        channels, height, width = shape if first else (shape[2], shape[0], shape[1])
-        return Image(height, width, channels, channels_first=first)
-    if spec.dtype is torch.uint8 and len(shape) == 2:
+        return Image(*(shape[1:] + shape[:1] if first else shape), channels_first=first)
+    if dtype is torch.uint8 and len(shape) == 2:
         raise ValueError(
             f"{name!r} is a uint8 array of shape {list(shape)}: an image needs a channel axis "
             "(reshape it to [height, width, 1]), anything else should be cast to float32."
         )
-    bounds = _bounds(spec)
     if len(bounds) != 1 or bounds[0][1] - bounds[0][0] >= MOST_CLASSES:
         raise ValueError(
-            f"{name!r} has unsupported spec {type(spec).__name__} of dtype {spec.dtype} and no common "
+            f"{name!r} has unsupported spec {type(spec).__name__} of dtype {dtype} and no common "
             f"bounds that hold at most {MOST_CLASSES} classes: "
             "give it a Categorical or OneHot spec if it is a class, or cast it to float32 if it is a number."
         )
-    low, high = bounds[0]
-    return Discrete((int(high - low) + 1,) * prod(shape), shape, spec.dtype, low=int(low))
+    low, high = map(int, bounds[0])
+    return Discrete((high - low + 1,) * prod(shape), shape, dtype, low=low)
 
 
 def spaces_from_spec(
@@ -194,18 +200,13 @@ def key_name(key: NestedKey) -> str:
 def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Clip to -1 and 1, then stretch to ``low`` and ``high``.
 
+    Exact at both ends: the bounds themselves come out, not numbers next to them.
+
     Example:
         >>> scale_action(torch.tensor([-1.0, 0.0, 7.0]), torch.tensor(0.0), torch.tensor(4.0))
         tensor([0., 2., 4.])
     """
-    # Exact at both ends: the bounds themselves must come out, not numbers next to them.
     return torch.lerp(low, high, (action.clamp(-1, 1) + 1) / 2)
-
-
-def flatten_all(spaces: Mapping[NestedKey, Space], values: Mapping[NestedKey, Tensor]) -> Tensor:
-    """Concatenate the flat forms of all keys: ``[..., sum of sizes]``."""
-    parts = [space.flatten(values[key]) for key, space in spaces.items()]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _merge(value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -213,9 +214,3 @@ def _merge(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(value.shape[len(batch) :]) != shape:
         raise ValueError(f"A value of shape {list(value.shape)} does not end in {list(shape)}, as its spec says.")
     return value.reshape(*batch, prod(shape))
-
-
-def _bounds(spec: TensorSpec) -> tuple[tuple[float, float], ...]:
-    if not isinstance(spec, Bounded):
-        return ()
-    return tuple(sorted(set(zip(spec.space.low.flatten().tolist(), spec.space.high.flatten().tolist(), strict=True))))

@@ -32,7 +32,7 @@ class CastLayer(NamedTuple):
 class StepWeights(NamedTuple):
     """What stays inside the loop: the recurrence, and the belief's share of the posterior.
 
-    Biases and scales are vectors, or matrices ``[N, ...]`` with a row for each of N sequences.
+    Biases and scales are vectors, or ``[N, ...]`` with a row for each of N sequences.
     """
 
     belief_in: Tensor  # [hidden, D]
@@ -66,11 +66,9 @@ class StepWeights(NamedTuple):
 
 
 class SplitRSSM:
-    """An `RSSM` made ready for a loop: what stays inside it (``step``), and what is done for all steps at once.
+    """An `RSSM` made ready for a loop: what stays inside it (``step``), and the shares that need no belief or state.
 
-    The mixing layer sees the same three inputs in every block, so their share is one plain matrix product. Of it, the
-    action's share does not depend on the state, as the observation's share of the posterior does not: both are computed
-    for all steps together (`action_share`, `encoded_share`).
+    The mixing layer sees the same three inputs in every block, so their share is one plain matrix product.
     """
 
     def __init__(self, rssm: RSSM, dtype: torch.dtype):
@@ -110,6 +108,12 @@ class SplitRSSM:
         """The observation's and the bias's share of the posterior for any batch: ``[..., E]`` to ``[..., hidden]``."""
         return F.linear(encoded, self.posterior_encoded, self.posterior_bias)
 
+    def prior_from(self, belief: Tensor) -> Tensor:
+        """Prior logits ``[N, S, K]`` of a belief ``[N, D]``."""
+        for layer in self.prior:
+            belief = layer(belief)
+        return self.latent.as_state(F.linear(belief, *self.prior_logits))
+
 
 def _times_blocks(x: Tensor, weight: Tensor) -> Tensor:
     """Each block's chunk of ``[N, in]`` times its own matrix ``[g, in / g, out / g]``."""
@@ -118,7 +122,7 @@ def _times_blocks(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class MatrixInputs(NamedTuple):
-    """What the matrices of an observed step are multiplied with: T tensors ``[B, ...]`` each, noted by the loop."""
+    """What each matrix of an observed step is multiplied with: T tensors ``[B, ...]`` each, noted by the loop."""
 
     old_belief: list[Tensor]  # forgotten at resets
     old_state: list[Tensor]  # likewise
@@ -139,21 +143,16 @@ def deferred_weights(
 
     Returns the shares with that added, and the weights of each of T steps.
     """
-
-    def rows(vector: Tensor) -> Tensor:
-        return vector.expand(*action_shares.shape[:2], -1)
-
     w, product = weights, GradientOfProducts.apply
-    vectors = {
-        "belief_bias": product(rows(w.belief_bias), [seen.old_belief], w.belief_in.t()),
-        "state_bias": product(rows(w.state_bias), [seen.old_state], w.state_in.t()),
-        "gates_bias": product(rows(w.gates_bias), [seen.mixed], w.gates),
-        "posterior_logits_bias": product(rows(w.posterior_logits_bias), [seen.hidden], w.posterior_logits.t()),
-        "belief_scale": rows(w.belief_scale),
-        "state_scale": rows(w.state_scale),
-        "mix_scale": rows(w.mix_scale),
-        "posterior_scale": rows(w.posterior_scale),
-    }
+    names = [name for name in w._fields if name.endswith(("_bias", "_scale"))]
+    vectors = {name: getattr(w, name).expand(*action_shares.shape[:2], -1) for name in names}  # [B, T, ...]
+    for name, inputs, matrix in (
+        ("belief_bias", seen.old_belief, w.belief_in.t()),
+        ("state_bias", seen.old_state, w.state_in.t()),
+        ("gates_bias", seen.mixed, w.gates),
+        ("posterior_logits_bias", seen.hidden, w.posterior_logits.t()),
+    ):
+        vectors[name] = product(vectors[name], [inputs], matrix)
     detached = StepWeights(*(weight.detach() for weight in w))
     each = (detached._replace(**dict(zip(vectors, now, strict=True))) for now in unbind_steps(vectors.values()))
     action_shares = product(action_shares, [seen.old_belief, seen.recurrent], w.mix_own, w.mix_recurrent)

@@ -15,7 +15,6 @@ from torchrl.envs import (
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import Agent, build_agent
-from dreamer_torchrl.modules.rssm import features_of
 from tests.agents.policy_examples import (
     DETERMINISTIC,
     LATENTS,
@@ -122,7 +121,7 @@ def test_deterministic_exploration_takes_modes() -> None:
         agent.encoder(steps["observation"]), torch.zeros(4, 2), steps["is_init"], *agent.rssm.initial(4)
     )
     assert (steps["state"].argmax(-1) == logits.argmax(-1)).all()
-    policy = agent.actor.distribution(agent.actor(features_of(steps["belief"], steps["state"])))
+    policy = agent.actor.distribution(agent.actor(agent.rssm.latent.features(steps["belief"], steps["state"])))
     assert (steps["action"].argmax(-1) == policy.mode.argmax(-1)).all()
 
 
@@ -140,7 +139,7 @@ def test_random_exploration_draws_states_and_actions_from_their_distributions(na
         )
         probs = 0.99 * logits[0].softmax(-1) + 0.01 / 3
         assert_close(many["state"].mean(0), probs, atol=0.04, rtol=0)
-        policy = agent.actor.distribution(agent.actor(features_of(many["belief"], many["state"])))
+        policy = agent.actor.distribution(agent.actor(agent.rssm.latent.features(many["belief"], many["state"])))
         assert_close(many["previous_action"].mean(0), policy.mean.mean(0), atol=0.06, rtol=0)
 
 

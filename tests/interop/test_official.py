@@ -18,7 +18,6 @@ from dreamer_torchrl.interop.official import load_into, load_official, save_offi
 from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
 from dreamer_torchrl.learners.learner import Learner, example_batch
-from dreamer_torchrl.modules.rssm import features_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLE = GOLDEN / "official_checkpoint_sample"
@@ -153,7 +152,7 @@ def test_a_loaded_policy_acts_as_the_official_one(case: str) -> None:
         )
         acted = agent.policy(data)
         assert_close(acted["belief"], t["out/deter"], rtol=2e-5, atol=2e-5)
-        policy = agent.actor.distribution(agent.actor(features_of(t["out/deter"], t["out/stoch"])))
+        policy = agent.actor.distribution(agent.actor(agent.rssm.latent.features(t["out/deter"], t["out/stoch"])))
         for name in ("mean", "stddev", "logits"):
             if f"pol/action/{name}" in t:
                 ours = getattr(policy.parts[0], name).reshape(t[f"pol/action/{name}"].shape)

@@ -20,7 +20,6 @@ from dreamer_torchrl.modules import (
     imagine,
     observe,
 )
-from dreamer_torchrl.modules.rssm import features_of
 from tests.modules.rssm_examples import F_SIZE, A, D, K, S, model, one_hots, step_inputs
 
 
@@ -105,7 +104,7 @@ def test_a_sequence_module_adds_prior_and_features() -> None:
     for output, wanted in zip(outputs, (beliefs, states, logits, rssm.prior_from(beliefs)), strict=False):
         assert_close(output, wanted)
     assert_close(outputs[4], torch.cat([beliefs, states.reshape(3, 6, S * K)], -1))
-    assert_close(features_of(beliefs, states), outputs[4])
+    assert_close(rssm.latent.features(beliefs, states), outputs[4])
 
 
 def test_only_the_first_of_the_previous_latents_is_used_and_indices_do_as_well() -> None:
@@ -151,12 +150,12 @@ def test_a_dream_under_a_policy_equals_its_steps() -> None:
     features, actions = imagine(rssm, belief, state, policy, noise, action_noise)
     assert (features.shape, actions.shape) == ((7, 6, F_SIZE), (7, 5, A))
     assert not features.requires_grad and not actions.requires_grad
-    assert_close(features[:, 0], features_of(belief, state))
+    assert_close(features[:, 0], rssm.latent.features(belief, state))
     for h in range(5):
-        action = policy(features_of(belief, state), action_noise[:, h])
+        action = policy(rssm.latent.features(belief, state), action_noise[:, h])
         assert_close(actions[:, h], action)
         belief, state, _ = rssm.imagine(belief, state, action, noise[:, h])
-        assert_close(features[:, h + 1], features_of(belief, state))
+        assert_close(features[:, h + 1], rssm.latent.features(belief, state))
 
 
 def test_a_dream_of_given_actions_equals_its_steps() -> None:
@@ -167,7 +166,7 @@ def test_a_dream_of_given_actions_equals_its_steps() -> None:
     assert_close(actions, given)
     for h in range(5):
         belief, state, _ = rssm.imagine(belief, state, given[:, h], noise[:, h])
-        assert_close(features[:, h + 1], features_of(belief, state))
+        assert_close(features[:, h + 1], rssm.latent.features(belief, state))
 
 
 def test_a_rollout_starts_from_every_step_and_ends_without_an_action() -> None:

@@ -111,14 +111,14 @@ def test_prior_sees_the_belief_alone() -> None:
 @pytest.mark.parametrize(("unimix", "chosen"), [(0.01, 2), (0.0, 0)])
 def test_one_percent_of_uniform_is_mixed_into_the_samples(unimix: float, chosen: int) -> None:
     logits = torch.tensor([[[100.0, -100.0, -100.0]]], dtype=torch.float64)
-    sample = model(unimix=unimix).sample(logits, torch.tensor([[0.998]], dtype=torch.float64))
+    sample = model(unimix=unimix).latent.sample(logits, torch.tensor([[0.998]], dtype=torch.float64))
     assert sample.argmax() == chosen
 
 
 def test_a_sample_is_one_hot_and_has_the_gradient_of_the_probabilities() -> None:
     logits, weights = torch.randn(7, S, K, requires_grad=True), torch.randn(7, S, K)
     noise = torch.rand(7, S)
-    sample = model(torch.float32).sample(logits, noise)
+    sample = model(torch.float32).latent.sample(logits, noise)
     assert_close(sample.detach().sort(-1).values, torch.tensor([0.0, 0.0, 1.0]).expand(7, S, K), rtol=0, atol=0)
     (sample * weights).sum().backward()
     probs = 0.99 * logits.softmax(-1) + 0.01 / K
