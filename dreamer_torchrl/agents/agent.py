@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from tensordict import NestedKey
 from torch import nn
-from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data import Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import TensorDictPrimer
 
 from dreamer_torchrl.agents.policy import Policy
@@ -25,7 +25,7 @@ MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]
 
 
 class Agent(nn.Module):
-    """World model, actor and critic, sized to the specs of one environment.
+    """World model, actor and critic, sized to the specs of one environment; `build_agent` is another name.
 
     Its parameters are the trained ones. Its ``policy`` acts with them and is one object: set its ``generator`` to make
     the draws repeat. The target critic and the return normalizer belong to the `Learner`.
@@ -33,11 +33,17 @@ class Agent(nn.Module):
     Args:
         observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.
         action_spec: one leaf or a `Composite` of leaves.
-        size: numbers of units.
+        size: a name from ``configs/size`` or a `Size`.
         dtype: precision computed in; parameters, statistics and losses are float32 all the same.
         unimix: share of the uniform distribution in the state.
         actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
-        encoder: makes an encoder other than the official one from the spaces of the observations.
+        encoder: makes one of your own from the spaces of the observations, for instance its class.
+
+    Example:
+        >>> from torchrl.data import Bounded, Composite, Unbounded
+        >>> agent = Agent(Composite(observation=Unbounded((24,))), Bounded(-1, 1, (6,)), "size1m")
+        >>> sum(parameter.numel() for parameter in agent.parameters())
+        640867
     """
 
     policy: Policy
@@ -46,7 +52,7 @@ class Agent(nn.Module):
         self,
         observation_spec: Composite,
         action_spec: TensorSpec,
-        size: Size,
+        size: str | Size = "size1m",
         dtype: torch.dtype = torch.float32,
         unimix: float = 0.01,
         actor_unimix: float = 0.0,
@@ -70,21 +76,13 @@ class Agent(nn.Module):
         self.image_order = [key for key in observation_spec.keys(True, True) if isinstance(self.spaces.get(key), Image)]
         """Images as the spec lists them, which is how the official decoder lays out its channels."""
         self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
-        self.size = size
+        self.size = size = Size.named(size) if isinstance(size, str) else size
         if encoder is None:
             self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
         else:
             self.encoder = _fitted(encoder(self.spaces), self.spaces)
-        self.rssm = RSSM(
-            self.action_space.size,
-            self.encoder.out_features,
-            size.belief,
-            size.hidden,
-            size.stochastic,
-            size.classes,
-            size.blocks,
-            unimix,
-        )
+        numbers = (size.belief, size.hidden, size.stochastic, size.classes, size.blocks)
+        self.rssm = RSSM(self.action_space.size, self.encoder.out_features, *numbers, unimix)
         features = self.rssm.feature_size
         self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth)
         self.reward = TwoHotHead(features, size.units, layers=1)
@@ -97,43 +95,19 @@ class Agent(nn.Module):
     @property
     def latent_spec(self) -> Composite:
         """What the policy carries from step to step, without batch dimensions."""
-        rssm = self.rssm
-        return Composite(
-            belief=Unbounded((rssm.belief_size,)),
-            state=Bounded(0, 1, (rssm.stochastic, rssm.classes)),
-            previous_action=Unbounded((self.action_space.size,)),
-        )
+        belief, action = Unbounded((self.rssm.belief_size,)), Unbounded((self.action_space.size,))
+        return Composite(belief=belief, state=self.rssm.latent.spec, previous_action=action)
 
     def primer(self) -> TensorDictPrimer:
         """A transform that puts the latents into the environment's own specs and zeroes them at each reset."""
         return TensorDictPrimer(self.latent_spec.clone(), default_value=0.0, reset_key="_reset", expand_specs=True)
 
 
-def build_agent(
-    observation_spec: Composite,
-    action_spec: TensorSpec,
-    size: str | Size = "size1m",
-    dtype: torch.dtype = torch.float32,
-    unimix: float = 0.01,
-    actor_unimix: float = 0.0,
-    encoder: MakeEncoder | None = None,
-) -> Agent:
-    """Build an `Agent` for an environment; ``size`` is a name from ``configs/size`` or a `Size`.
-
-    ``encoder`` makes one of your own from the spaces of the observations, for instance its class.
-
-    Example:
-        >>> from torchrl.data import Bounded, Composite, Unbounded
-        >>> agent = build_agent(Composite(observation=Unbounded((24,))), Bounded(-1, 1, (6,)), "size1m")
-        >>> sum(parameter.numel() for parameter in agent.parameters())
-        640867
-    """
-    size = Size.named(size) if isinstance(size, str) else size
-    return Agent(observation_spec, action_spec, size, dtype, unimix, actor_unimix, encoder)
+build_agent = Agent
 
 
 def _fitted(encoder: nn.Module, spaces: Mapping[NestedKey, Space]) -> nn.Module:
-    """The encoder, which then knows what its keys hold, if it says what the rest of the agent asks it."""
+    """The encoder, after a check of what the rest of the agent asks it; it is told what its keys hold."""
     for name in ("in_keys", "out_features"):
         if not hasattr(encoder, name):
             raise TypeError(

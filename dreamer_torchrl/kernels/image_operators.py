@@ -33,7 +33,7 @@ class FastImageStage(ImageStage):
     def forward(self, x: Tensor) -> Tensor:
         if not trains_here(x):
             return super().forward(x)
-        return pooled(x, *self.convolution(x.dtype), self.norm.norm.weight)[0]
+        return pooled(x, self.conv.weight.to(x.dtype), self.conv.bias.to(x.dtype), self.norm.norm.weight)[0]
 
 
 class FastUpsampleStage(UpsampleStage):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import prod
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, unravel_key
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import OneHotDist, symexp, symlog
@@ -20,10 +21,9 @@ BLOCKS = 8
 
 
 class Decoder(nn.Module, AsTensorDictModule):
-    """Predict all observation keys from ``features``, which are the belief followed by the flattened state.
+    """Predict all observation keys from ``features``: symlog of floats, logits of classes, pixels in [0, 1].
 
-    A prediction is what its loss compares: symlog of floats, logits of classes (``[..., size]``), pixels in [0, 1].
-    `observation_from` turns it into an observation again.
+    `observation_from` turns a prediction into an observation again.
 
     Example:
         >>> decoder = Decoder({"observation": Continuous((3,))}, belief_size=16, state_size=4, units=8)
@@ -48,8 +48,8 @@ class Decoder(nn.Module, AsTensorDictModule):
         self.vector_keys, self.image_keys = split_keys(spaces)
         if self.vector_keys:
             self.vector = MLP(belief_size + state_size, units, layers)
-            # A list: a ModuleDict refuses keys like "items" or "joint.angle".
-            self.vector_heads = nn.ModuleList(Linear(units, spaces[key].size) for key in self.vector_keys)
+        # A list: a ModuleDict refuses keys like "items" or "joint.angle".
+        self.vector_heads = nn.ModuleList(Linear(units, spaces[key].size) for key in self.vector_keys)
         if self.image_keys:
             sides = stacked_sides(spaces, self.image_keys)
             self.image = ImageDecoder(belief_size, state_size, sides, units, depth)
@@ -57,10 +57,9 @@ class Decoder(nn.Module, AsTensorDictModule):
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Take ``[..., F]``; give one prediction per key, in the order of ``out_keys``."""
         predictions = {}
-        if self.vector_keys:
-            hidden = self.vector(features)
-            for key, head in zip(self.vector_keys, self.vector_heads, strict=True):
-                predictions[key] = full_precision(head(hidden))
+        hidden = self.vector(features) if self.vector_keys else None
+        for key, head in zip(self.vector_keys, self.vector_heads, strict=True):
+            predictions[key] = full_precision(head(hidden))
         if self.image_keys:
             pixels = self.image(features.reshape(-1, features.shape[-1]))  # [N, h, w, c]
             pixels = full_precision(pixels.reshape(*features.shape[:-1], *pixels.shape[1:]))
@@ -78,18 +77,17 @@ class ImageDecoder(nn.Module):
     def __init__(self, belief_size: int, state_size: int, sides: tuple[int, int, int], units: int, depth: int):
         super().__init__()
         height, width, channels = sides
-        if depth * STAGES[-1] % BLOCKS:
-            raise ValueError(
-                f"depth={depth} gives {depth * STAGES[-1]} channels, no multiple of {BLOCKS}: choose an even depth."
-            )
         sizes = [depth * stage for stage in STAGES]  # of the encoder's stages, walked backwards here
+        if sizes[-1] % BLOCKS:
+            raise ValueError(
+                f"depth={depth} gives {sizes[-1]} channels, no multiple of {BLOCKS}: choose an even depth."
+            )
         self.belief_size = belief_size
         self.smallest = (height // 16, width // 16, sizes[-1])
         self.from_belief = BlockLinear(belief_size, prod(self.smallest), BLOCKS)
         self.from_state = nn.Sequential(HiddenLayer(state_size, 2 * units), Linear(2 * units, prod(self.smallest)))
         self.norm = NormSilu(sizes[-1])
-        pairs = zip(sizes[:0:-1], sizes[-2::-1], strict=True)
-        self.stages = nn.ModuleList([UpsampleStage(a, b) for a, b in pairs])
+        self.stages = nn.Sequential(*[UpsampleStage(a, b) for a, b in pairwise(reversed(sizes))])
         self.out = PixelStage(sizes[0], channels)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -98,34 +96,28 @@ class ImageDecoder(nn.Module):
         blocks = self.from_belief(belief).reshape(-1, BLOCKS, height, width, channels // BLOCKS)
         x = blocks.permute(0, 2, 3, 1, 4).reshape(-1, *self.smallest)  # each block fills its own channels
         x = self.norm(x + self.from_state(state).reshape(-1, *self.smallest))
-        for stage in self.stages:
-            x = stage(x)
-        return self.out(x)
+        return self.out(self.stages(x))
 
 
-def reconstruction_key(key: NestedKey) -> tuple[str, ...]:
+def reconstruction_key(key: NestedKey) -> NestedKey:
     """Where the reconstruction of an observation key stands."""
-    return ("reconstruction", key) if isinstance(key, str) else ("reconstruction", *key)
+    return unravel_key(("reconstruction", key))
+
+
+ImageLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def reconstruction_loss(
-    space: Space,
-    prediction: Tensor,
-    observation: Tensor,
-    image_loss: Callable[[Tensor, Tensor], Tensor] = pixel_error,
+    space: Space, prediction: Tensor, observation: Tensor, image_loss: ImageLoss = pixel_error
 ) -> Tensor:
-    """Cost of a prediction, summed over the key's own axes: ``[...]``.
-
-    Squared error of pixels in [0, 1] or of symlog floats, cross entropy of classes.
-    """
+    """Squared error of pixels or symlog floats, or cross entropy of classes, summed over the key's own axes."""
     if isinstance(space, Image):
         return image_loss(prediction, observation)
     flat = space.flatten(observation)
     if isinstance(space, Continuous):
         return (prediction - symlog(flat).to(prediction.dtype)).square().sum(-1)
-    logits = prediction.split(list(space.classes), -1)
-    one_hot = flat.split(list(space.classes), -1)
-    return -sum((a.log_softmax(-1) * b).sum(-1) for a, b in zip(logits, one_hot, strict=True))
+    pairs = zip(*(x.split(list(space.classes), -1) for x in (prediction, flat)), strict=True)
+    return -sum((logits.log_softmax(-1) * one_hot).sum(-1) for logits, one_hot in pairs)
 
 
 def observation_from(space: Space, prediction: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dreamer_torchrl.modules.distributions import symlog
 from dreamer_torchrl.modules.images import ImageStage
 from dreamer_torchrl.modules.layers import MLP
-from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name
+from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 STAGES = (2, 3, 4, 4)  # channels of each image stage, in multiples of `depth`; each stage halves the sides
@@ -23,7 +23,7 @@ class Encoder(nn.Module, AsTensorDictModule):
 
     Args:
         spaces: what each key holds.
-        units: width of the vector MLP.
+        units, layers: of the vector MLP.
         depth: channels of the convolutions are multiples of it.
         dtype: precision in which everything from here on computes (the weights' own, if left out).
 
@@ -65,8 +65,9 @@ class Encoder(nn.Module, AsTensorDictModule):
         dtype = self.dtype or next(self.parameters()).dtype
         parts = []
         if self.vector_keys:
-            flat = torch.cat([self._squash(key, values[key]) for key in self.vector_keys], -1)  # [..., V]
-            parts.append(self.vector(flat.to(dtype)))
+            flat = {key: self.spaces[key].flatten(values[key]) for key in self.vector_keys}
+            squashed = [symlog(x) if isinstance(self.spaces[key], Continuous) else x for key, x in flat.items()]
+            parts.append(self.vector(torch.cat(squashed, -1).to(dtype)))
         if self.image_keys:
             images = [self.spaces[key].to_channels_last(values[key]) for key in self.image_keys]
             stacked = images[0] if len(images) == 1 else torch.cat(images, -1)  # [..., h, w, c], still bytes
@@ -75,15 +76,11 @@ class Encoder(nn.Module, AsTensorDictModule):
             parts.append(encoded.reshape(*stacked.shape[:-3], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    def _squash(self, key: NestedKey, value: Tensor) -> Tensor:
-        flat = self.spaces[key].flatten(value)
-        return symlog(flat) if isinstance(self.spaces[key], Continuous) else flat
-
 
 def split_keys(spaces: Mapping[NestedKey, Space]) -> tuple[list[NestedKey], list[NestedKey]]:
     """Sort keys into those of vectors and those of images."""
     images = [key for key, space in spaces.items() if isinstance(space, Image)]
-    return [key for key, space in spaces.items() if isinstance(space, Continuous | Discrete)], images
+    return [key for key in spaces if key not in images], images
 
 
 def stacked_sides(spaces: Mapping[NestedKey, Space], keys: list[NestedKey]) -> tuple[int, int, int]:

@@ -10,7 +10,27 @@ from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 
-class TwoHotHead(nn.Module, AsTensorDictModule):
+class Head(nn.Module, AsTensorDictModule):
+    """Features to logits and the prediction that they stand for."""
+
+    in_keys = ("features",)
+
+    def __init__(self, in_features: int, units: int, layers: int, outputs: int, scale: float = 1.0):
+        super().__init__()
+        self.mlp = MLP(in_features, units, layers)
+        self.logits = Linear(units, outputs, scale)
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features in one or more parts ``[..., F_i]`` to logits ``[..., outputs]`` and prediction ``[..., 1]``."""
+        logits = full_precision(self.logits(self.mlp(joined_features(features))))
+        return logits, self.mean(logits)
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The prediction ``[..., 1]`` that logits ``[..., outputs]`` stand for."""
+        raise NotImplementedError
+
+
+class TwoHotHead(Head):
     """Predict a number of any magnitude: reward or value. Starts at exactly 0.
 
     Example:
@@ -19,34 +39,17 @@ class TwoHotHead(nn.Module, AsTensorDictModule):
         (torch.Size([5, 255]), 0.0)
     """
 
-    in_keys = ("features",)
     out_keys = ("state_value_logits", "state_value")
 
     def __init__(self, in_features: int, units: int, layers: int, bins: int = 255):
-        super().__init__()
-        self.mlp = MLP(in_features, units, layers)
-        self.logits = Linear(units, bins, scale=0.0)
+        super().__init__(in_features, units, layers, bins, scale=0.0)
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
 
-    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """Take features in one or more parts ``[..., F_i]``; give logits ``[..., bins]`` and a number ``[..., 1]``."""
-        logits = full_precision(self.logits(self.mlp(joined_features(features))))
-        return logits, self.mean(logits)
-
     def mean(self, logits: Tensor) -> Tensor:
-        """The prediction ``[..., 1]`` that logits ``[..., bins]`` stand for."""
         return TwoHotDist(logits, self.bins).mean
 
 
-class TwoHotCrossEntropy(nn.Module):
-    """`two_hot_cross_entropy` as a module, so that a backend can replace it."""
-
-    def forward(self, logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
-        """Take ``[..., bins]``, ``[bins]``, ``[..., M]`` and M weights; give ``[...]``."""
-        return two_hot_cross_entropy(logits, bins, targets, weights)
-
-
-class ContinueHead(nn.Module, AsTensorDictModule):
+class ContinueHead(Head):
     """Predict the probability that the episode continues, times the discount gamma.
 
     Example:
@@ -55,18 +58,19 @@ class ContinueHead(nn.Module, AsTensorDictModule):
         (torch.Size([5, 1]), True)
     """
 
-    in_keys = ("features",)
     out_keys = ("continue_logits", "continuation")
 
     def __init__(self, in_features: int, units: int, layers: int = 1):
-        super().__init__()
-        self.mlp = MLP(in_features, units, layers)
-        self.logits = Linear(units, 1)
+        super().__init__(in_features, units, layers, 1)
 
-    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        """Take features in one or more parts ``[..., F_i]``; give logit and probability, ``[..., 1]`` each."""
-        logits = full_precision(self.logits(self.mlp(joined_features(features))))
-        return logits, BernoulliDist(logits).mean
+    def mean(self, logits: Tensor) -> Tensor:
+        return BernoulliDist(logits).mean
+
+
+class TwoHotCrossEntropy(nn.Module):
+    """`two_hot_cross_entropy` as a module, so that a backend can replace it."""
+
+    forward = staticmethod(two_hot_cross_entropy)
 
 
 def joined_features(parts: tuple[Tensor, ...]) -> Tensor:

@@ -15,10 +15,6 @@ class ImageStage(nn.Module):
     """Convolution, maximum over 2 x 2 pixels, norm, silu: ``[N, h, w, c]`` to ``[N, h / 2, w / 2, C]``.
 
     The gradient of a maximum is shared among equal pixels, as in JAX; ``F.max_pool2d`` would give all of it to one.
-
-    Example:
-        >>> ImageStage(3, 8)(torch.ones(2, 6, 4, 3)).shape
-        torch.Size([2, 3, 2, 8])
     """
 
     def __init__(self, in_channels: int, out_channels: int):
@@ -27,21 +23,13 @@ class ImageStage(nn.Module):
         self.norm = NormSilu(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolve(x, *self.convolution(x.dtype))
-        return F.silu(rms_norm(max_pool(y) if torch.is_grad_enabled() else halved(y), self.norm.norm.weight))
-
-    def convolution(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Kernel and bias in a precision."""
-        return self.conv.weight.to(dtype), self.conv.bias.to(dtype)
+        y = self.conv(x)
+        y = max_pool(y) if torch.is_grad_enabled() else halved(y)
+        return F.silu(rms_norm(y, self.norm.norm.weight))
 
 
 class UpsampleStage(nn.Module):
-    """Each pixel repeated 2 x 2 times, convolution, norm, silu: ``[N, h, w, c]`` to ``[N, 2 h, 2 w, C]``.
-
-    Example:
-        >>> UpsampleStage(8, 6)(torch.ones(2, 3, 4, 8)).shape
-        torch.Size([2, 6, 8, 6])
-    """
+    """Each pixel repeated 2 x 2 times, convolution, norm, silu: ``[N, h, w, c]`` to ``[N, 2 h, 2 w, C]``."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -54,12 +42,7 @@ class UpsampleStage(nn.Module):
 
 
 class PixelStage(Conv):
-    """Each pixel repeated 2 x 2 times, convolution, sigmoid: the last stage, ``[N, h, w, c]`` to ``[N, 2 h, 2 w, C]``.
-
-    Example:
-        >>> PixelStage(8, 3)(torch.ones(2, 3, 4, 8)).shape
-        torch.Size([2, 6, 8, 3])
-    """
+    """The last stage: each pixel repeated 2 x 2 times, convolution, sigmoid."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, KERNEL)
@@ -69,21 +52,15 @@ class PixelStage(Conv):
         return interleaved(torch.sigmoid(y.unflatten(-1, (2, 2, -1))))
 
 
+def pixel_error(prediction: Tensor, observation: Tensor) -> Tensor:
+    """Squared errors of pixels in [0, 1] against bytes, both ``[..., a, b, c]``, summed over the image: ``[...]``."""
+    return (prediction - observation / 255).square().sum((-1, -2, -3))
+
+
 class PixelError(nn.Module):
     """`pixel_error` as a module, so that a backend can replace it."""
 
-    def forward(self, prediction: Tensor, observation: Tensor) -> Tensor:
-        return pixel_error(prediction, observation)
-
-
-def pixel_error(prediction: Tensor, observation: Tensor) -> Tensor:
-    """Squared errors of pixels in [0, 1] against bytes, both ``[..., a, b, c]``, summed over the image: ``[...]``.
-
-    Example:
-        >>> pixel_error(torch.ones(2, 6, 4, 3), torch.zeros(2, 6, 4, 3, dtype=torch.uint8))
-        tensor([72., 72.])
-    """
-    return (prediction - observation / 255).square().sum((-1, -2, -3))
+    forward = staticmethod(pixel_error)
 
 
 def max_pool(x: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Layers as the official code defines them: where weights start, how norms round, what is computed in which precision.
-
-Every layer computes in the precision of its input: the weights stay float32 and are cast where they are used.
-"""
+"""Layers as the official code defines them. Each casts its weights, which stay float32, to its input's precision."""
 
 from __future__ import annotations
 
@@ -95,7 +92,7 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
-    """Root-mean-square norm over the last axis, in float32 whatever the input's precision."""
+    """See `RMSNorm`."""
     y = full_precision(x)
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
@@ -113,12 +110,7 @@ class NormSilu(nn.Module):
 
 
 class HiddenLayer(nn.Module):
-    """Linear, norm, silu.
-
-    Example:
-        >>> HiddenLayer(3, 16)(torch.ones(5, 3)).shape
-        torch.Size([5, 16])
-    """
+    """Linear, norm, silu."""
 
     def __init__(self, in_features: int, units: int):
         super().__init__()
@@ -162,6 +154,5 @@ class Conv(nn.Conv2d):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Convolution of ``[N, height, width, c]`` with a kernel ``[C, c, k, k]``, padded with zeros to keep the sides."""
-    # A channels-last tensor seen with its channels first is what the fast convolutions want: no copy is made.
-    padding = [size // 2 for size in weight.shape[2:]]
+    padding = [size // 2 for size in weight.shape[2:]]  # channels-last memory is what the fast convolutions want
     return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=padding).permute(0, 2, 3, 1)

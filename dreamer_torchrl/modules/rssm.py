@@ -31,18 +31,18 @@ class BlockGRU(nn.Module):
         self.gates = BlockLinear(belief_size, 3 * belief_size, blocks)
 
     def forward(self, belief: Tensor, state: Tensor, action: Tensor) -> Tensor:
-        """Take ``[N, D]``, ``[N, S*K]``, ``[N, A]``; give the next belief ``[N, D]``."""
+        """Take ``[..., D]``, ``[..., S*K]``, ``[..., A]``; give the next belief ``[..., D]``."""
         inputs = torch.cat([self.belief_in(belief), self.state_in(state), self.action_in(bounded(action))], -1)
-        shared = inputs.unsqueeze(1).expand(-1, self.blocks, -1)  # [N, g, 3 hidden], the same for each block
-        own = belief.unflatten(-1, (self.blocks, -1))  # [N, g, D / g]
-        mixed = self.mix_norm(self.mix(torch.cat([own, shared], -1).flatten(1)))
+        own = belief.unflatten(-1, (self.blocks, -1))  # [..., g, D / g]
+        shared = inputs.unsqueeze(-2).expand(*own.shape[:-1], -1)  # [..., g, 3 hidden], the same for each block
+        mixed = self.mix_norm(self.mix(torch.cat([own, shared], -1).flatten(-2)))
         return gru_update(self.gates(mixed), belief, self.blocks)
 
 
 class RSSM(nn.Module, AsTensorDictModule):
-    """Belief ``[N, D]`` and state ``[N, S, K]`` with their prior and posterior.
+    """Belief ``[..., D]`` and state ``[..., S, K]`` with their prior and posterior.
 
-    ``forward`` is one observed step; `imagine` is one step without observation. Noise is ``[N, S]``, drawn if left out.
+    ``forward`` is an observed step, `imagine` one without observation. Noise is ``[..., S]``, drawn if left out.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -91,8 +91,8 @@ class RSSM(nn.Module, AsTensorDictModule):
         state: Tensor,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Observe: ``[N, E]``, ``[N, A]``, ``[N, 1]``, ``[N, D]``, ``[N, S, K]`` to belief, state, posterior logits."""
-        keep = (~is_init).to(encoded.dtype)  # [N, 1]
+        """Observe: ``[..., E]``, ``[..., A]``, ``[..., 1]`` and latents to belief, state, posterior logits."""
+        keep = (~is_init).to(encoded.dtype)  # [..., 1]
         belief = belief.to(encoded.dtype) * keep
         state = state.to(encoded.dtype).flatten(-2) * keep
         belief = self.core(belief, state, previous_action.to(encoded.dtype) * keep)
@@ -102,7 +102,7 @@ class RSSM(nn.Module, AsTensorDictModule):
     def imagine(
         self, belief: Tensor, state: Tensor, action: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step without observation: ``[N, D]``, ``[N, S, K]``, ``[N, A]`` to belief, state, prior logits."""
+        """One step without observation: latents and ``[..., A]`` to belief, state, prior logits."""
         belief = self.core(belief, state.to(belief.dtype).flatten(-2), action.to(belief.dtype))
         logits = self.prior_from(belief)
         return belief, self.latent.sample(logits, noise), logits
@@ -140,11 +140,9 @@ class PriorStep(nn.Module, AsTensorDictModule):
         self.rssm = rssm
 
     def forward(self, state: Tensor, belief: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take ``[..., S, K]``, ``[..., D]``, ``[..., A]`` of any batch."""
-        batch = belief.shape[:-1]
-        flat = [x.reshape(-1, *x.shape[len(batch) :]) for x in (belief, state, action)]
-        belief, state, logits = self.rssm.imagine(*flat)
-        return tuple(x.unflatten(0, batch) if batch else x.squeeze(0) for x in (logits, state, belief))
+        """Take ``[..., S, K]``, ``[..., D]``, ``[..., A]``."""
+        belief, state, logits = self.rssm.imagine(belief, state, action)
+        return logits, state, belief
 
 
 def bounded(action: Tensor) -> Tensor:
@@ -153,8 +151,8 @@ def bounded(action: Tensor) -> Tensor:
 
 
 def gru_update(gates: Tensor, belief: Tensor, blocks: int) -> Tensor:
-    """Mix candidate and old belief; each block of ``gates`` ``[N, 3 D]`` holds its reset, candidate and update."""
-    reset, candidate, update = (part.flatten(1) for part in gates.unflatten(-1, (blocks, 3, -1)).unbind(2))
+    """Mix candidate and old belief; each block of ``gates`` ``[..., 3 D]`` holds its reset, candidate and update."""
+    reset, candidate, update = (part.flatten(-2) for part in gates.unflatten(-1, (blocks, 3, -1)).unbind(-2))
     candidate = torch.tanh(torch.sigmoid(reset) * candidate)
     update = torch.sigmoid(update - 1)  # starts by remembering
     return torch.lerp(belief, candidate, update)

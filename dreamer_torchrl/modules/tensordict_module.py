@@ -32,7 +32,7 @@ class TensorModule(TensorDictModule):
 
 
 class AsTensorDictModule:
-    """Mixin of a plain ``nn.Module`` that knows the usual keys of its inputs and outputs."""
+    """Mixin of a plain ``nn.Module`` that knows the keys of its inputs and outputs."""
 
     in_keys: Sequence[NestedKey]
     out_keys: Sequence[NestedKey]
@@ -41,8 +41,5 @@ class AsTensorDictModule:
         self, in_keys: Sequence[NestedKey] | None = None, out_keys: Sequence[NestedKey] | None = None
     ) -> TensorDictModule:
         """Wrap this module; other keys may be given in the order of the inputs and outputs of ``forward``."""
-        return TensorModule(
-            self,
-            in_keys=list(self.in_keys if in_keys is None else in_keys),
-            out_keys=list(self.out_keys if out_keys is None else out_keys),
-        )
+        in_keys, out_keys = in_keys or self.in_keys, out_keys or self.out_keys
+        return TensorModule(self, in_keys=list(in_keys), out_keys=list(out_keys))

@@ -12,22 +12,19 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from dreamer_torchrl.objectives.batch import check_keys
-from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
+from dreamer_torchrl.objectives.common import StepLoss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 
 
 def reinforce_loss(
     log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tensor, entropy_scale: float
 ) -> Tensor:
-    """REINFORCE with an entropy bonus: ``[...]`` each.
-
-    The gradient flows through ``log_prob`` and ``entropy`` alone.
-    """
+    """REINFORCE with an entropy bonus, ``[...]`` each; the gradient flows through ``log_prob`` and ``entropy``."""
     return -weight.detach() * (log_prob * advantage.detach() + entropy_scale * entropy)
 
 
 class Networks(NamedTuple):
-    """What a loss calls and does not train. In a tuple, nn.Module does not register them as submodules."""
+    """What a loss calls and does not train: in a tuple, they are no submodules."""
 
     imagine: TensorDictModule
     reward: TensorDictModule
@@ -57,22 +54,14 @@ class ActorLoss(StepLoss):
         normalizer: running scale of the returns.
 
     Example:
-        >>> from dreamer_torchrl.modules import ImagineRollout
-        >>> from dreamer_torchrl.agents.agent import build_agent
+        >>> from dreamer_torchrl import Learner, build_agent
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
-        >>> loss = ActorLoss(
-        ...     ImagineRollout(agent.rssm, agent.actor, length=5).tensordict_module(),
-        ...     agent.actor.probabilistic_module(),
-        ...     agent.reward.tensordict_module(out_keys=["reward_logits", "predicted_reward"]),
-        ...     agent.continuation.tensordict_module(),
-        ...     agent.value.tensordict_module(),
-        ... )
+        >>> loss = Learner(agent).actor_loss  # or from its parts: see docs/parts.md
         >>> belief, state = agent.rssm.initial(2, 4)
         >>> losses, data = loss(TensorDict(belief=belief, state=state, batch_size=[2, 4]))
-        >>> losses["loss_actor"].backward()
         >>> data["imagination", "lambda_target"].shape
-        torch.Size([2, 4, 6, 1])
+        torch.Size([2, 4, 16, 1])
     """
 
     @dataclass
@@ -142,7 +131,11 @@ class ActorLoss(StepLoss):
         imagination = self._imagine(tensordict)
         reward = imagination.get(keys.predicted_reward).squeeze(-1)  # [..., H + 1]
         continuation = imagination.get(keys.continuation).squeeze(-1)  # [..., H + 1]
-        value = self._baseline(imagination)  # [..., H + 1]
+        value = imagination.get(keys.state_value).detach().squeeze(-1)  # [..., H + 1]
+        if self.networks.slow_value is not None:
+            with torch.no_grad():
+                slow = self.networks.slow_value(imagination.select(keys.features))
+            value = slow.get(keys.state_value).squeeze(-1)
 
         # Lambda-return
         discount = self.gamma * continuation[..., 1:]  # [..., H]
@@ -159,7 +152,7 @@ class ActorLoss(StepLoss):
         log_prob = policy.log_prob(imagination.get(keys.action))  # [..., H + 1]
         entropy = policy.entropy()[..., :-1]  # [..., H]
         loss = reinforce_loss(log_prob[..., :-1], advantage, entropy, weight[..., :-1], self.entropy_scale)
-        loss = weighted_mean(loss, importance_weight(tensordict, keys.priority_weight)) * self.scale
+        loss = self.mean(loss, tensordict) * self.scale
 
         # Critic's data
         for key, tensor in ((keys.lambda_target, returns), (keys.advantage, advantage)):
@@ -198,10 +191,3 @@ class ActorLoss(StepLoss):
             self.networks.reward(imagination)
             self.networks.continuation(imagination)
         return self.networks.value(imagination)
-
-    def _baseline(self, imagination: TensorDictBase) -> Tensor:
-        key = self.tensor_keys.state_value
-        if self.networks.slow_value is None:
-            return imagination.get(key).detach().squeeze(-1)
-        with torch.no_grad():
-            return self.networks.slow_value(imagination.select(self.tensor_keys.features)).get(key).squeeze(-1)

@@ -86,11 +86,7 @@ def split_context(
         batch: steps ``[B, context + T]``.
         context: how many leading steps only give their latents; with 0 the first step starts from zeros.
         action_space: flattens the action.
-        belief, state: keys of the stored latents, unused if ``context`` is 0.
-
-    Returns:
-        Steps ``[B, T]`` with ``previous_action`` ``[B, T, A]`` and, if there is context, ``("previous", "belief")`` and
-        ``("previous", "state")``.
+        belief, state: keys of the stored latents, which come back below ``previous`` if there is context.
     """
     if batch.ndim != 2 or batch.shape[1] < context + 2:
         raise ValueError(
@@ -100,11 +96,7 @@ def split_context(
     steps = batch[:, context:].copy()
     action = action_space.flatten({key: batch.get(key) for key in action_space.keys})
     if context == 0:
-        steps["previous_action"] = F.pad(action[:, :-1], (0, 0, 1, 0))
-        return steps
-    steps["previous_action"] = action[:, context - 1 : -1]
-    steps["previous"] = {
-        "belief": batch.get(belief)[:, context - 1 : -1],
-        "state": batch.get(state)[:, context - 1 : -1],
-    }
-    return steps
+        return steps.set("previous_action", F.pad(action[:, :-1], (0, 0, 1, 0)))  # [B, T, A]
+    before = slice(context - 1, -1)
+    steps["previous"] = {"belief": batch.get(belief)[:, before], "state": batch.get(state)[:, before]}
+    return steps.set("previous_action", action[:, before])

@@ -11,14 +11,14 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
 
-from dreamer_torchrl.objectives.batch import TRANSITIONS
+from dreamer_torchrl.objectives.batch import TRANSITIONS, check_keys, refuse_transitions
 
 ExtraLoss = Callable[[TensorDictBase], TensorDictBase]
 """From the data of an update to a TensorDict of ``loss_*``, which are summed up, and of metrics."""
 
 
 class StepLoss(LossModule):
-    """A `LossModule` on steps; its errors name the remedy."""
+    """A `LossModule` on steps, whose losses are means over steps and whose errors name the remedy."""
 
     def set_keys(self, **keys: NestedKey | None) -> None:
         """Rename entries; None gives the default back."""
@@ -41,29 +41,24 @@ class StepLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """There is no value estimator."""
 
+    def check(self, data: TensorDictBase) -> None:
+        """Refuse data without what this loss reads, and TorchRL's transitions."""
+        name = type(self).__name__
+        refuse_transitions(data, name)
+        check_keys(data, self.in_keys, name)
 
-def weighted_mean(loss: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of ``[..., H]`` or ``[...]``, each step times its importance weight ``[...]`` if there is one."""
-    if weight is None:
-        return loss.mean()
-    return (loss * weight.reshape(*weight.shape, *[1] * (loss.ndim - weight.ndim))).mean()
-
-
-def importance_weight(data: TensorDictBase, key: NestedKey) -> Tensor | None:
-    """The weight that a prioritized sampler gave to each step, ``[...]``, or ``[..., 1]`` in the data."""
-    weight = data.get(key, None)
-    return None if weight is None else weight.reshape(data.shape)
+    def mean(self, loss: Tensor, data: TensorDictBase) -> Tensor:
+        """Mean of ``[..., H]`` or ``[...]``, each step times the weight that a prioritized sampler gave it, if any."""
+        weight = data.get(self.tensor_keys.priority_weight, None)
+        if weight is None:
+            return loss.mean()
+        weight = weight.reshape(data.shape)
+        weight = weight if loss.shape[: data.ndim] == data.shape else weight[..., :-1]  # the last step has no loss
+        return (loss * weight.reshape(*weight.shape, *[1] * (loss.ndim - weight.ndim))).mean()
 
 
 class DreamerLoss(nn.Module):
-    """World model, actor and critic loss of one batch, each on what the one before wrote, and further ones.
-
-    Args:
-        world_model: a `WorldModelLoss`.
-        actor: an `ActorLoss`.
-        value: a `ValueLoss`.
-        extra: called with the data of all three; see `add`.
-    """
+    """World model, actor and critic loss of one batch, each on what the one before wrote, and further ones (`add`)."""
 
     def __init__(self, world_model: LossModule, actor: LossModule, value: LossModule, extra: Iterable[ExtraLoss] = ()):
         super().__init__()
@@ -74,7 +69,7 @@ class DreamerLoss(nn.Module):
             self.add(loss)
 
     def add(self, loss: ExtraLoss) -> None:
-        """One more loss: a function or a module, whose parameters are trained as well."""
+        """One more loss on the data of all three: a function or a module, whose parameters are trained as well."""
         self.extra.append(loss)
         if isinstance(loss, nn.Module):
             self.extra_modules.append(loss)

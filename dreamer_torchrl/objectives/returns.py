@@ -1,4 +1,4 @@
-"""Returns and their scale: pure functions, and the running percentiles of the returns."""
+"""Returns and their scale."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from torch import Tensor, nn
 
 
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: Tensor | float) -> Tensor:
-    """The lambda-return, backwards from the last value.
-
-    All arguments but ``lambda_`` are ``[..., T]`` and belong to the step *after* each action.
+    """The lambda-return ``[..., T]`` of the states before each action, backwards from the last value.
 
     Args:
-        reward: reward received on arrival.
-        value: value of the state arrived at.
-        discount: gamma times the probability that the episode continues from there.
+        reward: ``[..., T]``, received on arrival, as all of these belong to the step *after* each action.
+        value: ``[..., T]``, of the state arrived at.
+        discount: ``[..., T]``, gamma times the probability that the episode continues from there.
         lambda_: a number, or ``[..., T]`` with 0 where the sequence breaks, so that the return bootstraps there.
-
-    Returns:
-        Returns ``[..., T]`` of the states before each action.
 
     Example:
         >>> one = torch.ones(3)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, TensorDictParams
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import Tensor
 
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
-from dreamer_torchrl.objectives.batch import check_keys, refuse_transitions
-from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
+from dreamer_torchrl.modules.tensordict_module import TensorModule
+from dreamer_torchrl.objectives.common import StepLoss
 from dreamer_torchrl.objectives.returns import lambda_return
 
 
@@ -25,10 +25,7 @@ def two_hot_loss(
     slow_scale: float,
     cross_entropy: Callable[..., Tensor] = two_hot_cross_entropy,
 ) -> Tensor:
-    """Cross entropy to the return and, as a regularizer, to the prediction of the target critic.
-
-    ``[..., bins]``, ``[bins]``, ``[..., 1]`` and ``[..., 1]`` to ``[...]``.
-    """
+    """Cross entropy ``[...]`` to return and, as a regularizer, prediction of the target critic, ``[..., 1]`` each."""
     return cross_entropy(logits, bins, torch.cat([target, slow], -1), (1.0, slow_scale))
 
 
@@ -47,17 +44,13 @@ class ValueLoss(StepLoss):
         bins: of the value head.
 
     Example:
-        >>> from dreamer_torchrl.agents.agent import build_agent
+        >>> from dreamer_torchrl import build_agent
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
         >>> loss = ValueLoss(agent.value.tensordict_module(), replay_scale=0)
-        >>> imagined = TensorDict(
-        ...     features=torch.zeros(2, 6, agent.rssm.feature_size),
-        ...     lambda_target=torch.ones(2, 6, 1),
-        ...     discount_weight=torch.ones(2, 6, 1),
-        ...     batch_size=[2, 6],
-        ... )
-        >>> losses, _ = loss(TensorDict(imagination=imagined, batch_size=[2]))
+        >>> target = torch.ones(2, 6, 1)
+        >>> imagined = {"features": torch.ones(2, 6, 320), "lambda_target": target, "discount_weight": target}
+        >>> losses, _ = loss(TensorDict(imagination=TensorDict(imagined, batch_size=[2, 6]), batch_size=[2]))
         >>> losses["loss_value"].backward()
     """
 
@@ -106,7 +99,7 @@ class ValueLoss(StepLoss):
         keys = self.tensor_keys
         replay = [keys.features, keys.reward, keys.terminated, keys.done, keys.bootstrap] if self.replay_scale else []
         imagined = [keys.features, keys.lambda_target, keys.discount_weight]
-        return [*(_inside(keys.imagination, key) for key in imagined), *replay]
+        return [*(unravel_key((keys.imagination, key)) for key in imagined), *replay]
 
     @property
     def out_keys(self) -> list[str]:
@@ -114,21 +107,18 @@ class ValueLoss(StepLoss):
 
     def forward(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """Data with its imagination, as `ActorLoss` gives it, to the losses and the same data."""
-        keys = self.tensor_keys
-        refuse_transitions(tensordict, "ValueLoss")
-        check_keys(tensordict, self.in_keys, "ValueLoss")
-        weight = importance_weight(tensordict, keys.priority_weight)
-        imagined = self._imagined(tensordict.get(keys.imagination))  # [..., H]
-        losses = {"loss_value": weighted_mean(imagined, weight) * self.scale}
+        self.check(tensordict)
+        imagined = self._imagined(tensordict.get(self.tensor_keys.imagination))  # [..., H]
+        losses = {"loss_value": self.mean(imagined, tensordict) * self.scale}
         if self.replay_scale:
             replayed = self._replayed(tensordict)  # [B, T - 1]
-            weight = None if weight is None else weight[:, :-1]
-            losses["loss_replay_value"] = weighted_mean(replayed, weight) * self.replay_scale
+            losses["loss_replay_value"] = self.mean(replayed, tensordict) * self.replay_scale
         return TensorDict(losses), tensordict
 
-    def slow_value(self) -> TensorDictModuleBase:
-        """The target critic as a module of its own, for `ActorLoss`."""
-        return SlowValue(self)
+    def slow_value(self) -> TensorDictModule:
+        """The target critic as a module of its own, for `ActorLoss`; its parameters stay the loss's."""
+        keys = self.tensor_keys
+        return TensorModule(self.predict_slow, in_keys=[keys.features], out_keys=[keys.state_value])
 
     def _imagined(self, imagined: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
@@ -136,8 +126,8 @@ class ValueLoss(StepLoss):
         if logits is None:
             features = imagined.get(keys.features).detach()
             logits = self._predict(self.value_params, features).get(keys.state_value_logits)
-        slow = self.predict_slow(imagined.get(keys.features))
-        target, weight = imagined.get(keys.lambda_target), imagined.get(keys.discount_weight).squeeze(-1)
+        slow, target = self.predict_slow(imagined.get(keys.features)), imagined.get(keys.lambda_target)
+        weight = imagined.get(keys.discount_weight).squeeze(-1)
         loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.two_hot_cross_entropy)
         return (weight.detach() * loss)[..., :-1]  # the last step has a value, but no return
 
@@ -152,18 +142,11 @@ class ValueLoss(StepLoss):
         features = features if self.replay_grad else features.detach()
         logits = self._predict(self.value_params, features).get(keys.state_value_logits)
         slow = self.predict_slow(features.detach())
-        done = data.get(keys.done).squeeze(-1).to(logits.dtype)  # [B, T]
-        returns = replay_return(
-            data.get(keys.reward).squeeze(-1),
-            data.get(keys.bootstrap).squeeze(-1),
-            data.get(keys.terminated).squeeze(-1).to(logits.dtype),
-            done,
-            self.gamma,
-            self.return_lambda,
-        )
-        loss = two_hot_loss(
-            logits[:, :-1], self.bins, returns.unsqueeze(-1), slow[:, :-1], self.slow_scale, self.two_hot_cross_entropy
-        )
+        reward, bootstrap = data.get(keys.reward).squeeze(-1), data.get(keys.bootstrap).squeeze(-1)  # [B, T]
+        terminated, done = (data.get(key).squeeze(-1).to(logits.dtype) for key in (keys.terminated, keys.done))
+        returns = replay_return(reward, bootstrap, terminated, done, self.gamma, self.return_lambda).unsqueeze(-1)
+        cost = self.slow_scale, self.two_hot_cross_entropy
+        loss = two_hot_loss(logits[:, :-1], self.bins, returns, slow[:, :-1], *cost)
         return (1 - done[:, :-1]) * loss
 
     def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
@@ -178,23 +161,6 @@ class ValueLoss(StepLoss):
         return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value)
 
 
-class SlowValue(TensorDictModuleBase):
-    """The target critic of a `ValueLoss` as a module."""
-
-    def __init__(self, value_loss: ValueLoss):
-        super().__init__()
-        self.value_loss = (value_loss,)  # in a tuple, its parameters stay the loss's
-        keys = value_loss.tensor_keys
-        self.in_keys, self.out_keys = [keys.features], [keys.state_value_logits, keys.state_value]
-
-    @torch.no_grad()
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Write logits and value of the target critic next to the features."""
-        (loss,) = self.value_loss
-        found = loss._predict(loss.target_value_params, tensordict.get(self.in_keys[0]))
-        return tensordict.update(found.select(*self.out_keys))
-
-
 def replay_return(
     reward: Tensor, bootstrap: Tensor, terminated: Tensor, done: Tensor, gamma: float, return_lambda: float
 ) -> Tensor:
@@ -205,7 +171,3 @@ def replay_return(
     discount = (1 - terminated[:, 1:]) * gamma
     lambda_ = return_lambda * (1 - done[:, 1:])
     return lambda_return(reward[:, 1:], bootstrap[:, 1:], discount, lambda_)
-
-
-def _inside(outer: NestedKey, inner: NestedKey) -> tuple[str, ...]:
-    return tuple(part for key in (outer, inner) for part in ((key,) if isinstance(key, str) else key))

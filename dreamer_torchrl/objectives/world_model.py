@@ -17,19 +17,15 @@ from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
 from dreamer_torchrl.modules.images import PixelError
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Space, key_name
-from dreamer_torchrl.objectives.batch import check_keys, refuse_transitions, split_context
-from dreamer_torchrl.objectives.common import StepLoss, importance_weight, weighted_mean
+from dreamer_torchrl.objectives.batch import split_context
+from dreamer_torchrl.objectives.common import StepLoss
 
 SCALES = {"reconstruction": 1.0, "reward": 1.0, "continue": 1.0, "dynamics": 1.0, "representation": 0.1}
 
 
 def kl(latent: CategoricalLatent, posterior: Tensor, prior: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
-    """Dynamics and representation loss of each step: logits ``[..., S, K]`` to ``[...]`` each.
-
-    The variables are summed before the free nats are taken.
-    """
-    dynamics, representation = latent.kl(posterior, prior)
-    return dynamics.clamp_min(free_nats), representation.clamp_min(free_nats)
+    """Dynamics and representation loss of each step ``[...]``, free nats taken of the sum over variables."""
+    return tuple(each.clamp_min(free_nats) for each in latent.kl(posterior, prior))
 
 
 class WorldModelLoss(StepLoss):
@@ -57,23 +53,12 @@ class WorldModelLoss(StepLoss):
         priorities: write the loss of each step, ``priority`` ``[B, T]``, into the data, for a prioritized sampler.
 
     Example:
+        >>> from dreamer_torchrl import Learner, build_agent
         >>> from dreamer_torchrl.learners.learner import example_batch
-        >>> from dreamer_torchrl.modules import ObserveSequence
-        >>> from dreamer_torchrl.agents.agent import build_agent
         >>> from torchrl.data import Composite, OneHot, Unbounded
         >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
-        >>> loss = WorldModelLoss(
-        ...     agent.encoder.tensordict_module(),
-        ...     ObserveSequence(agent.rssm).tensordict_module(),
-        ...     agent.decoder.tensordict_module(),
-        ...     agent.reward.tensordict_module(out_keys=["reward_logits", "predicted_reward"]),
-        ...     agent.continuation.tensordict_module(),
-        ...     agent.spaces,
-        ...     agent.action_space,
-        ...     agent.rssm.latent,
-        ... )
+        >>> loss = Learner(agent).world_model_loss  # or from its parts: see docs/parts.md
         >>> losses, data = loss(example_batch(agent, batch=2, length=4))
-        >>> sum(losses[key] for key in loss.out_keys).backward()
         >>> data.shape, data["features"].shape
         (torch.Size([2, 4]), torch.Size([2, 4, 320]))
     """
@@ -141,8 +126,7 @@ class WorldModelLoss(StepLoss):
     def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """Steps ``[B, context + T]`` to losses and data ``[B, T]``."""
         keys = self.tensor_keys
-        refuse_transitions(batch, "WorldModelLoss")
-        check_keys(batch, self.in_keys, "WorldModelLoss")
+        self.check(batch)
         data = split_context(batch, self.context, self.action_space, keys.belief, keys.state)
 
         # Posterior, prior
@@ -171,8 +155,7 @@ class WorldModelLoss(StepLoss):
             "reward": reward,
             "continue": -BernoulliDist(data.get(keys.continue_logits)).log_prob(target),
         }
-        weight = importance_weight(data, keys.priority_weight)
-        losses = {f"loss_{term}": weighted_mean(value, weight) * self.scales[term] for term, value in terms.items()}
+        losses = {f"loss_{term}": self.mean(value, data) * self.scales[term] for term, value in terms.items()}
         if self.priorities:
             data.set(keys.priority, sum(self.scales[term] * value.detach() for term, value in terms.items()))
 

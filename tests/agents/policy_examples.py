@@ -10,15 +10,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import nn
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, Unbounded
-from torchrl.envs import (
-    ActionScaling,
-    Compose,
-    EnvBase,
-    GymEnv,
-    InitTracker,
-    SerialEnv,
-    TransformedEnv,
-)
+from torchrl.envs import ActionScaling, Compose, EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
 from dreamer_torchrl import Agent, Size, build_agent

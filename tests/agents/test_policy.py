@@ -8,10 +8,7 @@ from tensordict import TensorDictBase
 from torch import nn
 from torch.testing import assert_close
 from torchrl.collectors import Collector
-from torchrl.envs import (
-    GymEnv,
-    check_env_specs,
-)
+from torchrl.envs import GymEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import Agent, build_agent

@@ -9,16 +9,7 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Mult
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import build_agent
-from tests.agents.policy_examples import (
-    LATENTS,
-    RANDOM,
-    TINY,
-    Crane,
-    agent_for,
-    environment,
-    every_exploration,
-    seen,
-)
+from tests.agents.policy_examples import LATENTS, RANDOM, TINY, Crane, agent_for, environment, every_exploration, seen
 
 
 @every_exploration

@@ -7,9 +7,7 @@ from hypothesis import settings
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_torchrl.modules import (
-    RSSM,
-)
+from dreamer_torchrl.modules import RSSM
 
 few = settings(max_examples=20, derandomize=True, deadline=None)
 A, E, D, S, K, BLOCKS = 3, 5, 16, 4, 3, 4

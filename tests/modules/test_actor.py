@@ -150,10 +150,7 @@ def test_keys_are_nested_and_sorted() -> None:
     [
         (Bounded(-2, 2, (3,)), r"'action'.*-2.0 to 2.0.*ActionScaling"),
         (Composite(arm=Composite(joint=Bounded(0, 1, (3,)))), r"'arm/joint'.*0.0 to 1.0.*ActionScaling"),
-        (
-            Bounded(torch.tensor([-1.0, 0.0]), torch.ones(2)),
-            r"'action'.*-1.0 to 1.0, 0.0 to 1.0.*ActionScaling",
-        ),
+        (Bounded(torch.tensor([-1.0, 0.0]), torch.ones(2)), r"'action'.*-1.0 to 1.0, 0.0 to 1.0.*ActionScaling"),
         (Bounded(0, 255, (64, 64, 3), dtype=torch.uint8), r"'action'.*image.*Bounded, OneHot or Categorical"),
         (Unbounded((3,), dtype=torch.int64), r"'action'.*int64.*Categorical or OneHot"),
     ],

@@ -12,13 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl.modules.distributions import (
-    BernoulliDist,
-    BoundedNormal,
-    Draw,
-    OneHotDist,
-    TwoHotDist,
-)
+from dreamer_torchrl.modules.distributions import BernoulliDist, BoundedNormal, Draw, OneHotDist, TwoHotDist
 
 
 def each() -> dict[str, tuple[type[Draw], dict[str, Tensor], tuple[int, ...]]]:

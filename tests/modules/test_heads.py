@@ -9,12 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torch.testing import assert_close
-from torchrl.data import (
-    Bounded,
-    Categorical,
-    Composite,
-    MultiCategorical,
-)
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical
 
 from dreamer_torchrl.modules import ActionSpace, Actor, ContinueHead, TwoHotHead, symexp
 
@@ -55,11 +50,7 @@ def test_heads_compute_in_bfloat16_and_give_float32(head: nn.Module) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [
-        TwoHotHead(6, units=8, layers=1),
-        ContinueHead(6, units=8),
-        Actor(6, SPACE, units=8),
-    ],
+    [TwoHotHead(6, units=8, layers=1), ContinueHead(6, units=8), Actor(6, SPACE, units=8)],
     ids=["number", "yes_no", "actor"],
 )
 def test_features_may_come_in_parts(module: nn.Module) -> None:

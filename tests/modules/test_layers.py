@@ -8,16 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dreamer_torchrl.modules.images import interleaved, max_pool, parity_kernels
-from dreamer_torchrl.modules.layers import (
-    MLP,
-    BlockLinear,
-    Conv,
-    Linear,
-    NormSilu,
-    RMSNorm,
-    convolve,
-    rms_norm,
-)
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, NormSilu, RMSNorm, convolve, rms_norm
 
 Table = dict[str, Tensor]
 
@@ -108,12 +99,7 @@ def test_mlp_is_linear_then_norm_then_silu() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(
     ("layer", "shape"),
-    [
-        (Linear(4, 6), (2, 4)),
-        (BlockLinear(4, 6, 2), (2, 4)),
-        (MLP(4, 8, 2), (2, 4)),
-        (Conv(3, 4, 5), (2, 6, 4, 3)),
-    ],
+    [(Linear(4, 6), (2, 4)), (BlockLinear(4, 6, 2), (2, 4)), (MLP(4, 8, 2), (2, 4)), (Conv(3, 4, 5), (2, 6, 4, 3))],
     ids=lambda value: type(value).__name__,
 )
 def test_the_input_sets_the_precision_and_the_weights_stay_float32(

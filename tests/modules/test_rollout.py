@@ -11,15 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite
 
-from dreamer_torchrl.modules import (
-    RSSM,
-    ActionSpace,
-    Actor,
-    ImagineRollout,
-    ObserveSequence,
-    imagine,
-    observe,
-)
+from dreamer_torchrl.modules import RSSM, ActionSpace, Actor, ImagineRollout, ObserveSequence, imagine, observe
 from tests.modules.rssm_examples import F_SIZE, A, D, K, S, model, one_hots, step_inputs
 
 

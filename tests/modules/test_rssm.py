@@ -12,12 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dreamer_torchrl.modules import (
-    BlockGRU,
-    Linear,
-    PriorStep,
-    RMSNorm,
-)
+from dreamer_torchrl.modules import BlockGRU, Linear, PriorStep, RMSNorm
 from dreamer_torchrl.modules.rssm import bounded, gru_update
 from tests.modules.rssm_examples import BLOCKS, D, K, S, few, model, step_inputs
 

@@ -18,14 +18,7 @@ from torchrl.data import (
     Unbounded,
 )
 
-from dreamer_torchrl.modules.spaces import (
-    Continuous,
-    Discrete,
-    Image,
-    key_name,
-    space_from_spec,
-    spaces_from_spec,
-)
+from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, space_from_spec, spaces_from_spec
 
 few = settings(max_examples=25, derandomize=True, deadline=None)
 
