@@ -68,17 +68,17 @@ def damaged(path: Path, content: bytes, match: str = "damaged") -> None:
 
 
 def same(left: Any, right: Any) -> None:
+    if isinstance(left, np.ndarray):
+        assert (left.dtype, left.shape) == (right.dtype, right.shape)
+        np.testing.assert_array_equal(left, right)
+        return
     assert type(left) is type(right)
     if isinstance(left, dict):
         assert list(left) == list(right)
         left, right = list(left.values()), list(right.values())
     if isinstance(left, list | tuple):
-        assert len(left) == len(right)
         for one, other in zip(left, right, strict=True):
             same(one, other)
-    elif isinstance(left, np.ndarray):
-        assert (left.dtype, left.shape, left.flags.writeable) == (right.dtype, right.shape, True)
-        np.testing.assert_array_equal(left, right)
     else:
         assert left == right
 
@@ -178,21 +178,23 @@ def test_arrays_of_anything_but_numbers_are_refused(path: Path, canary: Path, pr
     + [
         Call(np.dtype, ({"names": ["a"], "formats": ["O"]},)),
         Call(np.dtype, (np.ndarray,)),
-        Call(_reconstruct, (np.dtype, (0,), b"b"), (1, (1,), F4, False, b"1234")),
-        Call(_reconstruct, (np.ndarray, (2**40,), b"b")),
-        Call(_reconstruct, (np.ndarray, (0,), b"O"), (1, (1,), F4, False, b"1234")),
         Call(*EMPTY, (1, (1,), F4, False, [1.0])),
         Call(*EMPTY, (1, (1,), "O", False, [None])),
-        Call(*EMPTY, {"shape": (3,)}),
         Call(_frombuffer, (b"12345678", "O", (1,), "C")),
         Call(_frombuffer, (np.zeros(3), F4, (3,), "C")),
         Call(scalar, (F4, "1234")),
-        Call(np.ndarray, ((3,), F4, b"\0" * 12)),
-        *(np.ndarray, [np.dtype], {"a": (1, [(_reconstruct,)])}, {1: 2}, {("a",): 1}),
     ],
 )
 def test_numpy_is_not_used_in_other_ways(path: Path, attack: Any) -> None:
     refused(path, pickle.dumps(attack, 4))
+
+
+def test_an_array_is_what_its_state_says_and_nothing_else(path: Path) -> None:
+    for made in (Call(_reconstruct, (np.ndarray, (2**40,), b"O")), Call(np.ndarray, ((3,), F4, b"\0" * 12))):
+        same(load(path, pickle.dumps(made)), np.empty(0, "i1"))
+    for name in ("ndarray", "dtype"):  # these stand for themselves, and a file cannot set their attributes
+        damaged(path, f"cnumpy\n{name}\n(N}}U\x07__doc__U\x04mineutb.".encode())
+    damaged(path, pickle.dumps(Call(*EMPTY, {"shape": (3,)})))
 
 
 # What is damaged
@@ -201,7 +203,7 @@ def test_numpy_is_not_used_in_other_ways(path: Path, attack: Any) -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"\x80", b"PK\x03\x04 a zip file", b"<html></html>", bytes(range(255, 127, -1)), b"N", b".", b"N.N."),
+        *(b"", b"\x80", b"PK\x03\x04 a zip file", b"<html></html>", bytes(range(255, 127, -1)), b"N", b"."),
         *(b"t.", b"N\x87.", b"h\x05.", b"NNa.", b"]\x8c\x01aNs.", b"NN\x93.", b"\x80\x04\x8c\x01\xff."),
         *(b"Psomething\n.", b"NQ.", b"(No.", b"N)\x81."),
     ],
@@ -212,11 +214,11 @@ def test_garbage_is_named(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(2**62, 4), (2**32, 2**32), (-1, -1), (2,), (True,), (1.0,), (1,) * 65, "1", 1],
+    [(2**62, 4), (2**32, 2**32), (-1, -1), (2,), (True,), (1.0,), (1,) * 65, (0, 2**62), "1", 1],
 )
 def test_shapes_must_fit_the_bytes(path: Path, shape: Any) -> None:
-    damaged(path, pickle.dumps(Call(*EMPTY, (1, shape, F4, False, b"1234"))), "an array|len")
-    damaged(path, pickle.dumps(Call(_frombuffer, (b"1234", F4, shape, "C"))), "an array|len")
+    damaged(path, pickle.dumps(Call(*EMPTY, (1, shape, F4, False, b"1234"))))
+    damaged(path, pickle.dumps(Call(_frombuffer, (b"1234", F4, shape, "C"))))
 
 
 def test_little_files_stay_little(path: Path) -> None:
@@ -224,15 +226,11 @@ def test_little_files_stay_little(path: Path) -> None:
     data = bytearray(100_000)
     many = [Call(_frombuffer, (data, F4, (25_000,), "C")) for _ in range(1000)]
     tracemalloc.start()
-    damaged(path, pickle.dumps(many, 5), "does not fit")
+    assert len(load(path, pickle.dumps(many, 5))) == 1000
     damaged(path, b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.")  # bytes of that length
     damaged(path, b"\x80\x04\x8b" + (2**31 - 1).to_bytes(4, "little") + b"abc.")  # an integer of that length
     damaged(path, b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"N")
     damaged(path, b"\x80\x04Nr\xff\xff\xff\xff.")  # a memo entry with that number
-    depth = 200_000
-    damaged(path, b"\x80\x04" + b"]" * depth + b"a" * (depth - 1) + b".")
-    twice = b")" + b"\x94h\x00\x86" + b"".join(b"\x94h" + bytes([i]) + b"\x86" for i in range(1, 200))
-    assert len(load(path, b"\x80\x04" + twice + b".")) == 2  # 2 ** 200 leaves, were they counted one by one
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000
