@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from dreamer_torchrl.checkpoint.manifest import (
 from dreamer_torchrl.data.replay import Replay
 
 REPLAY = "replay"
-_NAME = re.compile(r"(\d{12})(?:-(\d+))?")
+_NAME = re.compile(r"\d{12}(-\d+)?")
 _PART = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -47,7 +48,8 @@ class SaveFailed(OSError):
     """A checkpoint could not be written; the message says why, and what space it needs and finds."""
 
     def __init__(self, step: int, error: OSError, needed: int, folder: Path):
-        self.needed, self.free = needed, shutil.disk_usage(_nearest(folder)).free
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        self.needed, self.free = needed, shutil.disk_usage(there).free
         super().__init__(
             f"The checkpoint of step {step} was not written: {error.strerror or error}. It needs {needed:,} bytes, "
             f"{self.free:,} are free in {folder}. The ones before it are untouched, and the next save tries again."
@@ -57,17 +59,7 @@ class SaveFailed(OSError):
 
 @dataclass
 class Saved:
-    """A sound checkpoint.
-
-    Args:
-        step: when it was taken.
-        parts: what was saved, by name.
-        path: its folder.
-        damaged: messages about later ones that cannot be used.
-        replay_state: all of the replay but its steps.
-        pieces: the files with these.
-        replay_files: reads them.
-    """
+    """A sound checkpoint: its step, its parts by name, its folder, and what is wrong with later ones."""
 
     step: int
     parts: dict[str, Any]
@@ -78,14 +70,11 @@ class Saved:
     replay_files: ReplayFiles
 
     def restore_replay(self, replay: Replay) -> None:
-        """Put the steps and their latents back, and everything that the next draw depends on.
-
-        Reads each file once; raises `DamagedFile` unless all are as they were written.
-        """
+        """Put the steps and their latents back, and everything that the next draw depends on: `ReplayFiles.restore`."""
         self.replay_files.restore(replay, self.replay_state, self.pieces)
 
     def last_steps(self, count: int) -> TensorDictBase:
-        """The last ``count`` steps of each environment ``[T, N]``, see `ReplayFiles.last_steps`."""
+        """The last ``count`` steps of each environment ``[T, N]``: `ReplayFiles.last_steps`."""
         return self.replay_files.last_steps(count, self.replay_state, self.pieces)
 
 
@@ -143,17 +132,15 @@ class Checkpoints:
         ``replay``; without one it need not be sound, and is not looked at.
         """
         self.wait()
-        damaged = {}
-        names = self.names()
+        damaged, names = {}, self.names()
         while names:
             name = names.pop()
             try:
                 saved = self.read(name, replay)
             except DamagedFile as fault:
+                damaged[name] = f"{self.folder / name} is damaged: {fault}."
                 if not (self.folder / name).exists():  # the process that trains has just removed it for a newer one
                     damaged, names = {}, self.names()
-                    continue
-                damaged[name] = f"{self.folder / name} is damaged: {fault}."
             else:
                 saved.damaged.extend(damaged.values())
                 self._loaded, self._damaged = True, list(damaged)
@@ -162,6 +149,24 @@ class Checkpoints:
             raise NoSoundCheckpoint("\n".join(["No checkpoint can be used, none was changed.", *damaged.values()]))
         self._loaded = True
         return None
+
+    def read(self, name: str, replay: Replay | None = None) -> Saved:
+        """One checkpoint, as `load` does; raises `DamagedFile` if it is not as it was written."""
+        path = self.folder / name
+        manifest = read_manifest(path)
+        trees = {Path(file.name).stem: read_tree(path, file) for file in manifest.files}
+        replay_state = trees.pop(REPLAY, None)
+        if not isinstance(replay_state, dict):
+            raise DamagedFile("manifest.json names no replay")
+        saved = Saved(manifest.step, trees, path, [], replay_state, manifest.replay, self._replay_files)
+        if replay is not None:
+            saved.restore_replay(replay)
+        return saved
+
+    def names(self) -> list[str]:
+        """All checkpoints, the oldest first."""
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path.name for path in paths if _NAME.fullmatch(path.name)), key=_age)
 
     def save(self, step: int, parts: Mapping[str, Any], replay: Replay, wait: bool = False) -> bool:
         """Start to save this instant.
@@ -178,10 +183,14 @@ class Checkpoints:
         if self._writing and not self._writing[1].done() and not wait:
             return False
         self.wait()
-        self._refuse_to_overwrite(step)
-        wrong = [name for name in parts if name == REPLAY or not _PART.fullmatch(name)]
-        if wrong:
-            raise ValueError(f"A part cannot be called {wrong[0]!r}: use lower case letters, and not {REPLAY!r}.")
+        names = [name for name in self.names() if name not in self._damaged]
+        if names and not self._loaded:
+            raise RuntimeError(f"{self.folder} holds checkpoints: load() them before the first save.")
+        if names and step < _age(names[-1])[0]:
+            raise ValueError(f"Step {step} is before the checkpoint {names[-1]}: load() it, and go on from there.")
+        for name in parts:
+            if name == REPLAY or not _PART.fullmatch(name):
+                raise ValueError(f"A part cannot be called {name!r}: use lower case letters, and not {REPLAY!r}.")
         copies = {name: copy_tree(tree, name) for name, tree in parts.items()}
         job = _Job(step, copies, self._replay_files.snapshot(replay), replay.state_dict())
         self._writing = job, self._writer.submit(self._write, job)
@@ -191,16 +200,12 @@ class Checkpoints:
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         if self._writing:
-            job, future = self._writing
-            error = future.exception()
-            self._writing = None
-            if error is None:
+            (job, future), self._writing = self._writing, None
+            self._failure = None
+            try:
                 self._replay_files.note_saved(job.replay, future.result())
-                self._failure = None
-            elif isinstance(error, SaveFailed):
-                self._failure = error
-            else:
-                raise error
+            except SaveFailed as failure:
+                self._failure = failure
 
     @property
     def failure(self) -> SaveFailed | None:
@@ -209,36 +214,9 @@ class Checkpoints:
             self.wait()
         return self._failure
 
-    def names(self) -> list[str]:
-        """All checkpoints, the oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [_NAME.fullmatch(path.name) for path in self.folder.iterdir()]
-        return [match[0] for match in sorted((match for match in found if match), key=_age)]
-
-    def _refuse_to_overwrite(self, step: int) -> None:
-        names = [name for name in self.names() if name not in self._damaged]
-        if names and not self._loaded:
-            raise RuntimeError(f"{self.folder} holds checkpoints: load() them before the first save.")
-        if names and step < _age(_NAME.fullmatch(names[-1]))[0]:
-            raise ValueError(f"Step {step} is before the checkpoint {names[-1]}: load() it, and go on from there.")
-
-    def read(self, name: str, replay: Replay | None = None) -> Saved:
-        """One checkpoint, as `load` does; raises `DamagedFile` if it is not as it was written."""
-        path = self.folder / name
-        manifest = read_manifest(path)
-        trees = {Path(file.name).stem: read_tree(path, file) for file in manifest.files}
-        replay_state = trees.pop(REPLAY, None)
-        if not isinstance(replay_state, dict):
-            raise DamagedFile("manifest.json names no replay")
-        saved = Saved(manifest.step, trees, path, [], replay_state, manifest.replay, self._replay_files)
-        if replay is not None:
-            saved.restore_replay(replay)
-        return saved
-
     def _write(self, job: _Job) -> list[Piece]:
         """Write a checkpoint and let the oldest go; the files of its replay."""
-        needed = job.replay.bytes + tree_bytes(job.parts)
+        needed = sum(piece.data.bytes() for piece in job.replay.unsaved) + tree_bytes(job.parts)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder.parent)
@@ -246,9 +224,11 @@ class Checkpoints:
             pieces = self._replay_files.write(job.replay)
             self._commit(job, pieces)
         except OSError as error:
-            self._clean_what_can_be()
+            with contextlib.suppress(OSError):
+                self._clean()
             raise SaveFailed(job.step, error, needed, self.folder) from error
-        self._clean_what_can_be()
+        with contextlib.suppress(OSError):  # the next save tries again, and tells if it cannot
+            self._clean()
         return pieces
 
     def _commit(self, job: _Job, pieces: list[Piece]) -> None:
@@ -262,20 +242,21 @@ class Checkpoints:
             file.flush()
             os.fsync(file.fileno())
         sync_folder(partial)
-        same_step = [match for name in self.names() if (match := _NAME.fullmatch(name)) and int(match[1]) == job.step]
-        suffix = f"-{_age(same_step[-1])[1] + 1}" if same_step else ""
-        partial.rename(self.folder / f"{job.step:012d}{suffix}")
+        again = [number + 1 for step, number in map(_age, self.names()) if step == job.step]
+        partial.rename(self.folder / (f"{job.step:012d}-{again[-1]}" if again else f"{job.step:012d}"))
         sync_folder(self.folder)
 
     def _clean(self) -> None:
         """Put damaged checkpoints aside; remove what there is too many of, and what a killed process left."""
         while self._damaged:
             name = self._damaged[-1]
+            names = chain([f"damaged-{name}"], (f"damaged-{name}-{number}" for number in count(1)))
+            free = next(path for path in map(self.folder.joinpath, names) if not path.exists())
             with contextlib.suppress(FileNotFoundError):  # somebody was faster
-                (self.folder / name).rename(_free(self.folder / f"damaged-{name}"))
+                (self.folder / name).rename(free)
             self._damaged.pop()  # its name may now be given anew
-        names = {_age(_NAME.fullmatch(name))[0]: name for name in self.names()}  # the last one of each step
-        for name in set(self.names()) - set(list(names.values())[-self.keep :]):
+        last_of_step = {_age(name)[0]: name for name in self.names()}
+        for name in set(self.names()) - set([*last_of_step.values()][-self.keep :]):
             # What is half removed must not look like a checkpoint.
             (self.folder / name).rename(self.folder / f".partial-old-{name}")
         for path in self.folder.glob(".partial-*"):
@@ -286,25 +267,8 @@ class Checkpoints:
                 used |= {piece.file.name for piece in read_manifest(self.folder / name).replay}
         self._replay_files.remove_unused(used)
 
-    def _clean_what_can_be(self) -> None:
-        with contextlib.suppress(OSError):  # the next save tries again, and tells if it cannot
-            self._clean()
 
-
-def _nearest(folder: Path) -> Path:
-    """This folder, or the closest one above it that is there."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-
-
-def _age(match: re.Match[str]) -> tuple[int, int]:
+def _age(name: str) -> tuple[int, int]:
     """Of a checkpoint's name: its step, and which of the same step it is."""
-    return int(match[1]), int(match[2] or 0)
-
-
-def _free(path: Path) -> Path:
-    """This path, or the first of path-1, path-2, ... that is not there yet."""
-    taken = {other.name for other in path.parent.iterdir()}
-    count = 0
-    while (name := f"{path.name}-{count}" if count else path.name) in taken:
-        count += 1
-    return path.with_name(name)
+    step, _, number = name.partition("-")
+    return int(step), int(number or 0)

@@ -9,8 +9,9 @@ import pickle
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -46,43 +47,24 @@ def tree_bytes(tree: Any) -> int:
     """What its tensors take."""
     if isinstance(tree, Tensor):
         return tree.nbytes
-    if isinstance(tree, dict):
-        return sum(tree_bytes(value) for value in tree.values())
-    return sum(tree_bytes(value) for value in tree) if isinstance(tree, (list, tuple)) else 0
-
-
-class _HashedFile:
-    """Write and take the checksum in one go."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
-        self.flush = file.flush
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self.digest.update(data)
-        self.bytes += len(data)
-        return len(data)
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(tree_bytes, inner))
 
 
 def write_tree(path: Path, tree: Any) -> SavedFile:
     """Write a tree of tensors and plain values; when this returns, it is on the disk."""
-    with path.open("wb") as file:
-        hashed = _HashedFile(file)
+    with path.open("w+b") as file:
         try:
-            torch.save(tree, hashed)
+            torch.save(tree, file)
         except RuntimeError as error:
-            if hashed.error is None:
-                raise
-            raise hashed.error from error  # torch itself tells of a full disk as of a bad position in the file
+            if isinstance(error.__context__, OSError):  # torch tells of a full disk as of a bad position in the file
+                raise error.__context__ from error
+            raise
         file.flush()
         os.fsync(file.fileno())
-    return SavedFile(path.name, hashed.bytes, hashed.digest.hexdigest())
+        size = file.tell()
+        file.seek(0)
+        return SavedFile(path.name, size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def read_tree(folder: Path, file: SavedFile) -> Any:
@@ -111,8 +93,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@dataclass(frozen=True)
-class Unsaved:
+class Unsaved(NamedTuple):
     """What will become a `Piece`."""
 
     kind: str
@@ -130,11 +111,6 @@ class Snapshot:
     saved: list[Piece]
     unsaved: list[Unsaved]
 
-    @property
-    def bytes(self) -> int:
-        """What is to be written."""
-        return sum(piece.data.bytes() for piece in self.unsaved)
-
 
 class ReplayFiles:
     """Turns a replay into files and back; remembers which of its steps and latents the last checkpoint holds.
@@ -143,23 +119,6 @@ class ReplayFiles:
         folder: where the files are. All checkpoints of a run share them.
         exact: write the latents that have changed again with each checkpoint, so that a run goes on to the last bit;
             otherwise each step is written once, with the latents that it has then.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from dreamer_torchrl.data.replay import Replay
-        >>> replay, again = (Replay(capacity=20, streams=1, batch=1, length=4) for _ in range(2))
-        >>> stream, belief, state = torch.zeros(9, dtype=torch.long), torch.rand(9, 2), torch.zeros(9, 2).byte()
-        >>> replay.extend(TensorDict({"stream": stream, "belief": belief, "state": state}, [9]))
-        >>> with TemporaryDirectory() as folder:
-        ...     files = ReplayFiles(Path(folder))
-        ...     snapshot = files.snapshot(replay)
-        ...     pieces = files.write(snapshot)
-        ...     files.note_saved(snapshot, pieces)
-        ...     files.restore(again, replay.state_dict(), pieces)
-        >>> [(piece.kind, piece.first, piece.end) for piece in pieces], len(files.snapshot(again).unsaved)
-        ([('steps', 0, 9), ('latents', 0, 9)], 0)
-        >>> torch.equal(again.copy(0, 9)["belief"], replay.copy(0, 9)["belief"])
-        True
     """
 
     def __init__(self, folder: Path, exact: bool = True):
@@ -172,34 +131,35 @@ class ReplayFiles:
         """What a checkpoint of this instant consists of; copies what is not on the disk."""
         oldest, written, block = replay.oldest, replay.written, replay.block
         known = [p for p in self._pieces if replay.history is self._history and p.end > oldest]
-        steps = [piece for piece in known if piece.kind == (STEPS if self.exact else WHOLE)]
-        new = max([oldest, *(piece.end for piece in steps)])
+        kind = STEPS if self.exact else WHOLE
+        saved = [piece for piece in known if piece.kind == kind]
+        new = max([oldest, *(piece.end for piece in saved)])
         unsaved = [
-            Unsaved(STEPS if self.exact else WHOLE, first, end, replay.copy(first, end, latents=not self.exact))
+            Unsaved(kind, first, end, replay.copy(first, end, latents=not self.exact))
             for first, end in _spans(new, written, block)
         ]
-        if not self.exact:
-            return Snapshot(replay.history, replay.revision, steps, unsaved)
-        changed = set(replay.changed_since(self._revision))
-        latents = {p.first // block: p for p in known if p.kind == LATENTS and p.first // block not in changed}
-        unsaved += [
-            Unsaved(LATENTS, first, end, replay.copy(first, end, steps=False))
-            for first, end in _spans(oldest, written, block)
-            if first // block not in latents
-        ]
-        return Snapshot(replay.history, replay.revision, steps + list(latents.values()), unsaved)
+        if self.exact:
+            changed = set(replay.changed_since(self._revision))
+            latents = {p.first // block: p for p in known if p.kind == LATENTS and p.first // block not in changed}
+            saved += latents.values()
+            unsaved += [
+                Unsaved(LATENTS, first, end, replay.copy(first, end, steps=False))
+                for first, end in _spans(oldest, written, block)
+                if first // block not in latents
+            ]
+        return Snapshot(replay.history, replay.revision, saved, unsaved)
 
     def write(self, snapshot: Snapshot) -> list[Piece]:
         """Write what is not on the disk yet, and let go of the copies; all pieces of the replay, in order."""
         self.folder.mkdir(parents=True, exist_ok=True)
         pieces = list(snapshot.saved)
         while snapshot.unsaved:
-            new = snapshot.unsaved.pop()
-            partial = self.folder / f".partial-{new.kind}"
-            file = write_tree(partial, new.data.to_dict())
-            name = f"{new.kind}-{new.first:012d}-{new.end:012d}-{file.sha256[:16]}.pt"
+            kind, first, end, data = snapshot.unsaved.pop()
+            partial = self.folder / f".partial-{kind}"
+            file = write_tree(partial, data.to_dict())
+            name = f"{kind}-{first:012d}-{end:012d}-{file.sha256[:16]}.pt"
             partial.replace(self.folder / name)
-            pieces.append(Piece(new.kind, new.first, new.end, SavedFile(name, file.bytes, file.sha256)))
+            pieces.append(Piece(kind, first, end, SavedFile(name, file.bytes, file.sha256)))
         sync_folder(self.folder)
         return sorted(pieces, key=lambda piece: (piece.kind == LATENTS, piece.first))
 
@@ -241,25 +201,24 @@ class ReplayFiles:
 
     def remove_unused(self, used: Collection[str]) -> None:
         """Remove the files of the replay that no checkpoint uses: outdated ones, and what a killed save left."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if path.name not in used and _PIECE_NAME.fullmatch(path.name):
-                    path.unlink()
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name not in used and _PIECE_NAME.fullmatch(path.name):
+                path.unlink()
 
     def _steps_with_latents(self, state: Mapping[str, Any], pieces: list[Piece]) -> Iterator[TensorDictBase]:
         position, block = state["written"] - state["stored"], state["sizes"]["block"]
         latents = {piece.first // block: piece for piece in pieces if piece.kind == LATENTS}
-        beside, fresh = None, None  # the file of latents that was read last
+        opened, fresh = None, None  # the file of latents that was read last, and what it holds
         for piece in (piece for piece in pieces if piece.kind != LATENTS and piece.end > position):
             if piece.first > position:
                 raise _gap(piece.kind, position)
             steps = self._read(piece)[position - piece.first :]
             if piece.kind == STEPS:
-                if beside is None or beside.first // block != position // block:
-                    beside = latents.get(position // block)
-                    if beside is None or not beside.first <= position < piece.end <= beside.end:
-                        raise _gap(LATENTS, position)
-                    fresh = self._read(beside)
+                beside = latents.get(position // block)
+                if beside is None or not beside.first <= position < piece.end <= beside.end:
+                    raise _gap(LATENTS, position)
+                if beside is not opened:
+                    opened, fresh = beside, self._read(beside)
                 steps.update(fresh[position - beside.first : piece.end - beside.first])
             yield steps
             position = piece.end
@@ -278,9 +237,7 @@ def _gap(kind: str, position: int) -> DamagedFile:
     return DamagedFile(f"The manifest names no file of the {kind} from position {position} on")
 
 
-def _spans(first: int, end: int, block: int) -> Iterator[tuple[int, int]]:
-    """Cut the positions ``first`` to ``end`` at the multiples of ``block``."""
-    while first < end:
-        stop = min(end, (first // block + 1) * block)
-        yield first, stop
-        first = stop
+def _spans(first: int, end: int, block: int) -> list[tuple[int, int]]:
+    """The positions ``first`` to ``end``, cut at the multiples of ``block``."""
+    cuts = [first, *range((first // block + 1) * block, end, block), end]
+    return list(pairwise(cuts)) if first < end else []

@@ -41,10 +41,7 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Piece:
-    """A file of the replay: ``kind`` is ``whole`` (steps with latents), ``steps`` (without) or ``latents``.
-
-    It holds the steps at the positions ``first`` to ``end``.
-    """
+    """A file of the replay's positions ``first`` to ``end``: ``steps``, their ``latents`` or both (``whole``)."""
 
     kind: str
     first: int
@@ -54,14 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint consists of.
-
-    Args:
-        step: when it was taken.
-        versions: of the libraries that wrote it.
-        files: its own.
-        replay: the files of the replay, which it shares with other checkpoints.
-    """
+    """The step of a checkpoint, the libraries that wrote it, its files, and those of the replay that it shares."""
 
     step: int
     versions: dict[str, str]

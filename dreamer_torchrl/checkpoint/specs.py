@@ -9,20 +9,10 @@ from typing import Any
 import torch
 from tensordict import NestedKey
 from torch import Tensor
-from torchrl.data import (
-    Binary,
-    Bounded,
-    Categorical,
-    Composite,
-    MultiCategorical,
-    MultiOneHot,
-    OneHot,
-    TensorSpec,
-    Unbounded,
-)
+from torchrl import data
+from torchrl.data import Composite, TensorSpec
 
-Bounds = Mapping[NestedKey, tuple[Tensor, Tensor]]
-KINDS = {kind.__name__: kind for kind in (MultiOneHot, OneHot, MultiCategorical, Categorical, Binary)}
+KINDS = ("Composite", "Bounded", "Unbounded", "MultiOneHot", "OneHot", "MultiCategorical", "Categorical", "Binary")
 
 
 @dataclass(frozen=True)
@@ -30,15 +20,15 @@ class Specs:
     """What an agent is built from, with the names that environments have for it, and bounds of scaled actions.
 
     Example:
-        >>> spec = Composite(x=Bounded(-1, 1, (2,)), inner=Composite(y=OneHot(3)))
-        >>> again = Specs.from_tree(Specs(spec, Composite(action=Categorical(4)), {}).to_tree())
+        >>> spec = Composite(x=data.Bounded(-1, 1, (2,)), inner=Composite(y=data.OneHot(3)))
+        >>> again = Specs.from_tree(Specs(spec, Composite(action=data.Categorical(4)), {}).to_tree())
         >>> again.observation_spec == spec, again.full_action_spec["action"].n
         (True, 4)
     """
 
     observation_spec: Composite
     full_action_spec: Composite
-    bounds: Bounds
+    bounds: Mapping[NestedKey, tuple[Tensor, Tensor]]
 
     def to_tree(self) -> dict[str, Any]:
         """Dicts, lists, tensors and plain values."""
@@ -56,29 +46,26 @@ class Specs:
 
 
 def _to_tree(spec: TensorSpec) -> dict[str, Any]:
-    tree: dict[str, Any] = {"shape": list(spec.shape)}
-    if isinstance(spec, Composite):
-        return tree | {"kind": "Composite", "entries": {key: _to_tree(leaf) for key, leaf in spec.items()}}
-    tree["dtype"] = str(spec.dtype).removeprefix("torch.")
-    if isinstance(spec, Bounded):
-        return tree | {"kind": "Bounded", "low": spec.space.low, "high": spec.space.high}
-    if isinstance(spec, Unbounded):
-        return tree | {"kind": "Unbounded"}
-    kind = next((name for name, kind in KINDS.items() if isinstance(spec, kind)), None)
+    kind = next((name for name in KINDS if isinstance(spec, getattr(data, name))), None)
     if kind is None:
         raise TypeError(f"A {type(spec).__name__} cannot be saved in a checkpoint: give the environment another spec.")
+    tree: dict[str, Any] = {"kind": kind, "shape": list(spec.shape)}
+    if kind == "Composite":
+        return tree | {"entries": {key: _to_tree(leaf) for key, leaf in spec.items()}}
+    tree["dtype"] = str(spec.dtype).removeprefix("torch.")
+    if kind == "Bounded":
+        return tree | {"low": spec.space.low, "high": spec.space.high}
     if kind == "MultiOneHot":
-        return tree | {"kind": kind, "classes": [int(box.n) for box in spec.space]}
-    return tree | {"kind": kind, "classes": spec.nvec if kind == "MultiCategorical" else int(spec.space.n)}
+        return tree | {"classes": [int(box.n) for box in spec.space]}
+    if kind == "MultiCategorical":
+        return tree | {"classes": spec.nvec}
+    return tree if kind == "Unbounded" else tree | {"classes": int(spec.space.n)}
 
 
 def _from_tree(tree: Mapping[str, Any]) -> TensorSpec:
-    kind, shape = tree["kind"], torch.Size(tree["shape"])
-    if kind == "Composite":
+    kind, shape = getattr(data, tree["kind"]), torch.Size(tree["shape"])
+    if kind is Composite:
         return Composite({key: _from_tree(leaf) for key, leaf in tree["entries"].items()}, shape=shape)
-    dtype = getattr(torch, tree["dtype"])
-    if kind == "Bounded":
-        return Bounded(low=tree["low"], high=tree["high"], shape=shape, dtype=dtype)
-    if kind == "Unbounded":
-        return Unbounded(shape=shape, dtype=dtype)
-    return KINDS[kind](tree["classes"], shape=shape, dtype=dtype)
+    bounds = {key: tree[key] for key in ("low", "high") if key in tree}
+    classes = [tree["classes"]] if "classes" in tree else []
+    return kind(*classes, **bounds, shape=shape, dtype=getattr(torch, tree["dtype"]))

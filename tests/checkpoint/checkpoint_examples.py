@@ -23,9 +23,9 @@ def small_replay(directory: str | None = None) -> Replay:
 
 
 def steps(first: int, count: int) -> TensorDict:
-    """Steps that know their own position and stream; one of the entries is nested."""
-    time = torch.arange(first, first + count).view(-1, 1, 1).expand(-1, STREAMS, 1)
-    stream = torch.arange(STREAMS).view(1, -1, 1).expand(count, -1, 1)
+    """Steps ``[streams, count]`` that know their own position and stream; one of the entries is nested."""
+    time = torch.arange(first, first + count).view(1, -1, 1).expand(STREAMS, -1, 1)
+    stream = torch.arange(STREAMS).view(-1, 1, 1).expand(-1, count, 1)
     return TensorDict(
         {
             "time": time.clone(),
@@ -35,7 +35,7 @@ def steps(first: int, count: int) -> TensorDict:
             "belief": time + stream / 10,
             "state": (time % 7).to(torch.uint8).clone(),
         },
-        [count, STREAMS],
+        [STREAMS, count],
     )
 
 

@@ -163,5 +163,5 @@ def test_another_process_may_load_while_this_one_saves(tmp_path: Path) -> None:
 def _replay(pixels: torch.Tensor) -> Replay:
     """A few steps with as much in each of them as is given."""
     replay = Replay(capacity=40, streams=2, batch=2, length=4)
-    replay.extend(steps(0, 10).set("pixels", pixels.expand(10, 2, -1)))
+    replay.extend(steps(0, 10).set("pixels", pixels.expand(2, 10, -1)))
     return replay
