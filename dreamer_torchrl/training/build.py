@@ -164,11 +164,6 @@ def exact_latents(settings: Settings) -> bool:
     return (settings.checkpoint.latents or ("stale" if settings.size.belief >= LARGE else "exact")) == "exact"
 
 
-def make_checkpoints(settings: Settings, run_dir: Path) -> Checkpoints:
-    """The checkpoints of a run."""
-    return Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep, exact_latents(settings))
-
-
 def make_policy(agent: Agent, seed: int) -> Policy:
     """The acting part of an agent with a generator of its own."""
     generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)

@@ -21,7 +21,7 @@ from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs import frame
 from dreamer_torchrl.record.video import keep_newest, write_video
 from dreamer_torchrl.training.build import dream_title, make_envs, make_policy, seed_for
-from dreamer_torchrl.views.imagination import STEPS, context_for, open_loop
+from dreamer_torchrl.views.imagination import context_for, open_loop
 from dreamer_torchrl.views.imagination_video import write_open_loop
 
 FILMED = 2_000
@@ -213,8 +213,3 @@ class Evaluator:
     def _imagined(self, path: Path, steps: TensorDictBase, step: int) -> Path:
         prediction = open_loop(self.agent, steps, context_for(len(steps)), seed=seed_for(self.settings.seed, "dream"))
         return write_open_loop(prediction, path, dream_title(self.settings, step))[0]
-
-
-def recorded_steps(settings: Settings) -> int:
-    """Steps of an evaluation's first episode that its pictures of imagination need."""
-    return STEPS if settings.eval.dream else 0

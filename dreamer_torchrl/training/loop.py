@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 
-from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint, Saved
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint, Saved
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
@@ -23,11 +23,12 @@ from dreamer_torchrl.learners.learner import set_generator_state
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.training import build
-from dreamer_torchrl.training.evaluation import Cancelled, Evaluator, recorded_steps
+from dreamer_torchrl.training.evaluation import Cancelled, Evaluator
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.progress import Clock, Progress, Stopwatch
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.training.startup import notes_at_start
+from dreamer_torchrl.views.imagination import STEPS
 from dreamer_torchrl.views.report_page import Reports
 
 MOST_SKIPPED = 5
@@ -44,7 +45,7 @@ class Training:
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
         self.device = build.choose_device(settings.device)
-        self.checkpoints = build.make_checkpoints(settings, run_dir)
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep, build.exact_latents(settings))
         self.envs = build.make_envs(settings, "training", settings.env.num_envs)
         console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
         self.replay = build.make_replay(settings, run_dir)
@@ -55,8 +56,8 @@ class Training:
         self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"))
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
         self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
-        record = recorded_steps(settings)
-        self.evaluator = Evaluator(settings, agent, settings.eval.video, record) if settings.eval.every else None
+        chosen, record = settings.eval, STEPS if settings.eval.dream else 0
+        self.evaluator = Evaluator(settings, agent, chosen.video, record) if chosen.every else None
         self.enough = settings.first_update  # steps to learn from
         self.progress = Progress()
         self.clock = Clock(self.progress)
@@ -108,7 +109,11 @@ class Training:
                 return
             self.store(next(collected))
             self.tell_failures()
-            self.log_and_save_when_due()
+            now = time.monotonic()
+            if now - self.clock.logged_at >= self.settings.log.every:
+                self.log()
+            if now - self.clock.saved_at >= self.settings.checkpoint.every:
+                self.save()
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
         """What a new collector yields."""
@@ -141,33 +146,31 @@ class Training:
             self.record({"episode/return": total_reward, "episode/length": length, "episode/environment": stream})
 
     def update(self, stop: StopSignals) -> int:
-        """Do the updates that were earned; what a signal leaves undone stays earned. How many were done."""
+        """Do the updates that were earned; what a signal leaves undone stays earned. How many were done.
+
+        Each samples, updates the agent, and writes its new latents back.
+        """
         progress, before = self.progress, self.progress.updates
         while progress.credit >= 1 and not self.diverged and not stop.requested:
             with self.changing():
-                self.update_once()
+                progress.credit -= 1
+                progress.updates += 1
+                with self.stopwatch("replay"):
+                    batch, where = self.replay.sample()
+                with self.stopwatch("learner"):
+                    metrics, latents = self.learner.update(batch)
+                    finite = bool(metrics["finite"])
+                if finite:
+                    with self.stopwatch("replay"):
+                        self.replay.refresh(where, latents)
+                    self.metrics.add(metrics)
+                    self.skipped_in_a_row = 0
+                else:
+                    progress.skipped += 1
+                    self.skipped_in_a_row += 1
+                    self.fault = self.learner.fault(metrics), batch
+                    self.console.note(f"Update {progress.updates} is skipped: {self.fault[0]} is not finite.")
         return progress.updates - before
-
-    def update_once(self) -> None:
-        """Sample, update the agent, write its new latents back."""
-        progress = self.progress
-        progress.credit -= 1
-        progress.updates += 1
-        with self.stopwatch("replay"):
-            batch, where = self.replay.sample()
-        with self.stopwatch("learner"):
-            metrics, latents = self.learner.update(batch)
-            finite = bool(metrics["finite"])
-        if finite:
-            with self.stopwatch("replay"):
-                self.replay.refresh(where, latents)
-            self.metrics.add(metrics)
-            self.skipped_in_a_row = 0
-        else:
-            progress.skipped += 1
-            self.skipped_in_a_row += 1
-            self.fault = self.learner.fault(metrics), batch
-            self.console.note(f"Update {progress.updates} is skipped: {self.fault[0]} is not finite.")
 
     def evaluate_when_due(self, stop: StopSignals) -> None:
         """Play the evaluation's episodes with the present weights; after a signal it is left for the next process.
@@ -195,11 +198,11 @@ class Training:
         if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
             progress.best_evaluation = evaluation.mean
             self.metrics.best(progress.steps, evaluation.mean, self.learner.agent)
-        for name, video in self.evaluator.videos(
-            evaluation, self.run_dir, progress.steps, progress.finished(self.settings), say
-        ):
+        finished = progress.finished(self.settings)
+        for name, video in self.evaluator.videos(evaluation, self.run_dir, progress.steps, finished, say):
             self.metrics.video(progress.steps, name, video)
-        self.reports.refresh()
+        if not finished:  # else it is written after the last save
+            self.reports.refresh()
 
     def log(self) -> None:
         """Write one record of everything that is measured at intervals."""
@@ -220,15 +223,6 @@ class Training:
         """Write values that were measured at this step."""
         frames = self.progress.steps * self.settings.env.frames_per_step
         self.metrics.write(self.progress.steps, values | {"count/frames": frames})
-
-    def log_and_save_when_due(self) -> None:
-        """Write a record and a checkpoint if it is time."""
-        now = time.monotonic()
-        if now - self.clock.logged_at >= self.settings.log.every:
-            self.log()
-        if now - self.clock.saved_at >= self.settings.checkpoint.every:
-            self.clock.saved_at = now
-            self.save()
 
     def save(self, wait: bool = False) -> None:
         """Save this instant; on a full disk training goes on."""
@@ -302,10 +296,10 @@ class Training:
 
     def tell_failures(self) -> None:
         """Print what the environments reported, and count it."""
-        notes, self.envs.notes[:] = [*self.envs.notes], []
-        for note in notes:
+        while self.envs.notes:  # threads of a collector may add some meanwhile
+            note = self.envs.notes.pop(0)
             self.console.note(note)
-        self.progress.environment_failures += sum("failed and is replaced" in note for note in notes)
+            self.progress.environment_failures += "failed and is replaced" in note
 
     @contextmanager
     def changing(self) -> Iterator[None]:

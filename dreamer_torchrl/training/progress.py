@@ -28,7 +28,7 @@ class Progress:
     evaluation: float | None = None  # its mean return
     best_evaluation: float | None = None  # the highest of all evaluations
     best: float | None = None  # mean return over RECENT episodes
-    seconds: float = 0.0
+    seconds: float = 0.0  # of training until the last save, over all processes of the run
     recent: list[float] = field(default_factory=list)
 
     def add_episode(self, total_reward: float) -> None:
@@ -56,25 +56,22 @@ class Progress:
 
 
 class Clock:
-    """Seconds of training over all processes of a run, and rates since the last record.
-
-    At the start ``progress.seconds`` are those of earlier processes.
-    """
+    """Seconds of training over all processes of a run, and rates since the last record."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
-        self.started = self.saved_at = self.logged_at = time.monotonic()
+        self.saved_at = self.logged_at = time.monotonic()
         self._before = (progress.steps, progress.updates)
 
     @property
     def elapsed(self) -> float:
         """Seconds of training over all processes of this run."""
-        return self.progress.seconds + time.monotonic() - self.started
+        return self.progress.seconds + time.monotonic() - self.saved_at
 
     def note_saved(self) -> None:
-        """Put the seconds of this process into ``progress``."""
+        """Put the seconds since the last save into ``progress``."""
         self.progress.seconds = self.elapsed
-        self.started = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def rates(self, settings: Settings) -> dict[str, float]:
         """Rates since this was asked last, the time that has passed and that is left."""
@@ -82,17 +79,15 @@ class Clock:
         seconds = max(now - self.logged_at, 1e-9)
         steps, updates = self._before
         rate = (progress.steps - steps) / seconds
-        values = {
+        self.logged_at, self._before = now, (progress.steps, progress.updates)
+        left = max(settings.total_steps - progress.steps, 0)
+        return {
             "rate/steps_per_second": rate,
             "rate/updates_per_second": (progress.updates - updates) / seconds,
             "rate/frames_per_second": rate * settings.env.frames_per_step,
             "time/elapsed": self.elapsed,
+            "time/left": left * self.elapsed / max(progress.steps, 1),
         }
-        if progress.steps:
-            left = max(settings.total_steps - progress.steps, 0)
-            values["time/left"] = left * self.elapsed / progress.steps
-        self.logged_at, self._before = now, (progress.steps, progress.updates)
-        return values
 
 
 class Stopwatch:
