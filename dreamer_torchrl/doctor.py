@@ -8,11 +8,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.compose import load
 
 if TYPE_CHECKING:
     from torchrl.envs import EnvBase
@@ -22,14 +25,10 @@ EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
 """Packages that an extra of ours brings; the rest works without."""
 
 
-Level = Literal["ok", "warning", "problem"]
+class Finding(NamedTuple):
+    """One line of what was found."""
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a report."""
-
-    level: Level
+    level: Literal["ok", "warning", "problem"]
     subject: str
     text: str
     remedy: str = ""
@@ -38,73 +37,44 @@ class Finding:
         return f"{self.level:8} {self.subject}: {self.text}" + (f" -> {self.remedy}" if self.remedy else "")
 
 
-@dataclass
-class Report:
-    """What was found, in the order in which it was looked at.
-
-    Example:
-        >>> report = Report()
-        >>> report.add("problem", "disk", "no space left", "delete old runs")
-        >>> print(report, report.exit_code)
-        problem  disk: no space left -> delete old runs 1
-    """
-
-    findings: list[Finding] = field(default_factory=list)
-
-    def add(self, level: Level, subject: str, text: str, remedy: str = "") -> None:
-        """Note one thing."""
-        self.findings.append(Finding(level, subject, text, remedy))
-
-    def look(self, subject: str, check: Callable[[], str], remedy: str) -> None:
-        """Note what a check returns; where it raises, a warning."""
-        try:
-            self.add("ok", subject, check())
-        except Exception as error:  # a library of which a part is missing may raise anything
-            self.add("warning", subject, f"none ({error})", remedy)
-
-    @property
-    def exit_code(self) -> int:
-        """1 if there is a problem, else 0."""
-        return int(any(finding.level == "problem" for finding in self.findings))
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.findings))
-
-
-def machine() -> Report:
+def machine() -> Iterator[Finding]:
     """Look at versions, devices, kernels, compilation, samplers, rendering and videos."""
     import torch
     from torchrl.data import PrioritizedSampler
 
     from dreamer_torchrl.agents import backend
 
-    report = Report()
-    report.add("ok", "python", f"{platform.python_version()} on {platform.platform()}")
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     for package in (*PACKAGES, *EXTRAS):
         try:
-            report.add("ok", package, metadata.version(package))
+            yield Finding("ok", package, metadata.version(package))
         except metadata.PackageNotFoundError:
             extra = EXTRAS.get(package)
             remedy = f"pip install 'dreamer_torchrl[{extra}]' if you need it" if extra else f"pip install {package}"
-            report.add("warning" if extra else "problem", package, "not installed", remedy)
+            yield Finding("warning" if extra else "problem", package, "not installed", remedy)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    report.add("ok", "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory")
+    text = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory"
+    yield Finding("ok", "processor", text)
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    report.add("ok", "GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
+    yield Finding("ok", "GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
     if names and not find_spec("triton"):
-        report.add("warning", "Triton", "not installed, so networks are not compiled", "pip install triton")
+        yield Finding("warning", "Triton", "not installed, so networks are not compiled", "pip install triton")
     status = backend.status()
-    report.add("ok" if status == "Kernels in C run." else "warning", "kernels", status)
-    remedy = "use replay.sampler=prioritized, which does not need it; its C++ extension takes torch 2.14 or later"
-    report.look("TorchRL's prioritized samplers", lambda: f"{PrioritizedSampler(8, 0.7, 0.5)} loads", remedy)
-    report.look("gymnasium pictures", _gymnasium_draws, "pip install 'gymnasium[classic-control]'")
+    yield Finding("ok" if status == "Kernels in C run." else "warning", "kernels", status)
+    checks = [
+        ("TorchRL's priorities", lambda: PrioritizedSampler(8, 0.7, 0.5), "replay.sampler=prioritized needs none"),
+        ("gymnasium pictures", _gymnasium_draws, "pip install 'gymnasium[classic-control]'"),
+        ("Box2D", lambda: import_module("Box2D").__version__, "pip install 'gymnasium[box2d]'"),
+        ("H.264 videos", _av_encodes, "pip install --force-reinstall --no-deps --only-binary=av av; else GIFs"),
+    ]
     if find_spec("dm_control") and find_spec("mujoco"):
         remedy = "set MUJOCO_GL to egl or osmesa and install its library (apt install libegl1, or libosmesa6)"
-        report.look("MuJoCo pictures", _mujoco_draws, remedy)
-    report.look("Box2D", _box2d_loads, "pip install 'gymnasium[box2d]'")
-    remedy = "pip install --force-reinstall --no-deps --only-binary=av av; until then videos are GIFs"
-    report.look("H.264 videos", _av_encodes, remedy)
-    return report
+        checks.append(("MuJoCo pictures", _mujoco_draws, remedy))
+    for subject, check, remedy in checks:
+        try:
+            yield Finding("ok", subject, str(check()))
+        except Exception as error:  # a library of which a part is missing may raise anything
+            yield Finding("warning", subject, f"none ({error})", remedy)
 
 
 def _gymnasium_draws() -> str:
@@ -130,10 +100,6 @@ def _mujoco_draws() -> str:
     return f"drawn with {outcome.stdout.split()[-1]}"
 
 
-def _box2d_loads() -> str:
-    return f"{import_module('Box2D').__version__}, for lunarlander, bipedalwalker and carracing"
-
-
 def _av_encodes() -> str:
     import av
 
@@ -144,53 +110,50 @@ def _av_encodes() -> str:
     return f"av {av.__version__} has {ENCODER}"
 
 
-def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Report:
-    """Try an environment with random actions and report what would break a training.
+def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Iterator[Finding]:
+    """Try an environment with random actions and tell what would break a training.
 
     Example:
-        >>> examine("gym", {"id": "CartPole-v1"}, steps=50).exit_code
-        0
+        >>> {finding.level for finding in examine("gym", {"id": "CartPole-v1"}, steps=50)}
+        {'ok'}
     """
     from dreamer_torchrl.envs import make_env
     from dreamer_torchrl.modules.spaces import key_name
 
-    report = Report()
     try:
         env = make_env(family, options)
     except Exception as error:  # whatever the environment's own code raises
-        report.add("problem", "making it", _first_line(error))
-        return report
+        yield Finding("problem", "making it", _first_line(error))
+        return
     for kind, specs in (("observation", env.observation_spec), ("action", env.full_action_spec)):
         for key, spec in specs.items(True, True):
             dtype = str(spec.dtype).removeprefix("torch.")
-            report.add("ok", kind, f"{key_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
+            yield Finding("ok", kind, f"{key_name(key)} {type(spec).__name__} {list(spec.shape)} {dtype}")
     checks = {"specs": _check_specs, "agent": _check_agent, "episodes": _check_episodes, "same seed": _check_seed}
     for subject, check in checks.items():
         try:
-            check(env, report, steps)
+            yield from check(env, steps)
         except Exception as error:  # an environment may raise anything, and the other checks still tell something
-            report.add("problem", subject, _first_line(error))
+            yield Finding("problem", subject, _first_line(error))
     env.close()
-    return report
 
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
 
 
-def _check_specs(env: EnvBase, report: Report, _: int) -> None:
+def _check_specs(env: EnvBase, _: int) -> Iterator[Finding]:
     from torchrl.envs.utils import check_env_specs
 
     try:
         check_env_specs(env)
+        yield Finding("ok", "specs", "check_env_specs passes")
     except AssertionError as error:
         remedy = "what it returns must agree with its observation_space or observation_spec"
-        report.add("problem", "specs", _first_line(error), remedy)
-    else:
-        report.add("ok", "specs", "check_env_specs passes")
+        yield Finding("problem", "specs", _first_line(error), remedy)
 
 
-def _check_agent(env: EnvBase, report: Report, _: int) -> None:
+def _check_agent(env: EnvBase, _: int) -> Iterator[Finding]:
     from dreamer_torchrl.agents.agent import build_agent
     from dreamer_torchrl.collectors.stream_env import StreamEnv
     from dreamer_torchrl.data.replay import bytes_per_step
@@ -200,57 +163,50 @@ def _check_agent(env: EnvBase, report: Report, _: int) -> None:
     stream = StreamEnv(env)
     agent = build_agent(stream.observation_spec, stream.full_action_spec, "nano")
     per_step = bytes_per_step(agent)
-    total = per_step * 1_000_000 / 2**30
-    report.add("ok", "replay", f"{per_step:,} bytes per step with size=nano, {total:.1f} GiB for a million steps")
+    text = f"{per_step:,} bytes per step with size=nano, {per_step * 1e6 / 2**30:.1f} GiB for a million steps"
+    yield Finding("ok", "replay", text)
     for sentence in float_images(agent):
-        report.add("warning", "image", sentence)
+        yield Finding("warning", "image", sentence)
     for key, bounds in stream.bounds.items():
         low, high = ({f"{number:g}" for number in bound.flatten().tolist()} for bound in bounds)
         text = f"from {'..'.join(sorted(low, key=float))} to {'..'.join(sorted(high, key=float))}"
-        report.add("ok", "action", f"{key_name(key)} {text}, seen by the agent as -1 to 1")
+        yield Finding("ok", "action", f"{key_name(key)} {text}, seen by the agent as -1 to 1")
 
 
-def _check_episodes(env: EnvBase, report: Report, steps: int) -> None:
+def _check_episodes(env: EnvBase, steps: int) -> Iterator[Finding]:
     import torch
 
     from dreamer_torchrl.modules.spaces import key_name
 
-    generator_state = torch.get_rng_state()
-    torch.manual_seed(0)
-    env.set_seed(0)
-    lengths, returns, outside, not_finite = [0], [0.0], set(), set()
-    arrived, seconds = env.reset(), 0.0
-    for _ in range(steps):
-        arrived.update(env.full_action_spec.rand())
-        start = time.perf_counter()
-        arrived = env.step(arrived)["next"]
-        seconds += time.perf_counter() - start
-        lengths[-1], returns[-1] = lengths[-1] + 1, returns[-1] + float(arrived["reward"])
-        specs = env.observation_spec.items(True, True)
-        outside |= {key_name(key) for key, spec in specs if not spec.is_in(arrived[key])}
-        floats = {key_name(key): value for key, value in arrived.items(True, True) if value.is_floating_point()}
-        not_finite |= {name for name, value in floats.items() if not value.isfinite().all()}
-        if arrived["done"].any():
-            arrived = env.reset()
-            lengths.append(0)
-            returns.append(0.0)
-    torch.set_rng_state(generator_state)
-    if ended := len(lengths) - 1:
-        text = f"{ended} in {steps} random steps, length {_spread(lengths[:-1])}, return {_spread(returns[:-1])}"
-        report.add("ok", "episodes", text)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        env.set_seed(0)
+        arrived = env.rollout(steps, break_when_any_done=False)["next"]  # [steps]
+    speed = steps / (time.perf_counter() - start)
+    ends = [0, *(arrived["done"].flatten().nonzero().flatten() + 1).tolist()]
+    rewards = arrived["reward"].flatten()
+    returns = [rewards[first:end].sum().item() for first, end in pairwise(ends)]
+    if returns:
+        lengths = [end - first for first, end in pairwise(ends)]
+        text = f"{len(lengths)} in {steps} random steps, length {_spread(lengths)}, return {_spread(returns)}"
+        yield Finding("ok", "episodes", text)
     else:
-        text = f"none ended in {steps} random steps, return so far {returns[0]:.4g}"
-        report.add("warning", "episodes", text, "fine if its limit is longer, else give it one")
-    report.add("ok", "speed", f"{steps / seconds:,.0f} steps per second in one process")
+        text = f"none ended in {steps} random steps, return so far {rewards.sum():.4g}"
+        yield Finding("warning", "episodes", text, "fine if its limit is longer, else give it one")
+    yield Finding("ok", "speed", f"{speed:,.0f} steps per second in env.rollout")
+    specs = env.observation_spec.items(True, True)
+    outside = {key_name(key) for key, spec in specs if not all(map(spec.is_in, arrived[key]))}
     if outside:
         remedy = "correct the bounds of its observation space; training itself does not use them"
-        report.add("warning", "bounds", f"{', '.join(sorted(outside))} left the declared bounds", remedy)
-    if not_finite:
+        yield Finding("warning", "bounds", f"{', '.join(sorted(outside))} left the declared bounds", remedy)
+    floats = {key_name(key): value for key, value in arrived.items(True, True) if value.is_floating_point()}
+    if not_finite := {name for name, value in floats.items() if not value.isfinite().all()}:
         remedy = "find the division by zero or the overflow in it: training stops such an episode"
-        report.add("problem", "numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", remedy)
+        yield Finding("problem", "numbers", f"{', '.join(sorted(not_finite))} became NaN or infinite", remedy)
 
 
-def _check_seed(env: EnvBase, report: Report, _: int) -> None:
+def _check_seed(env: EnvBase, _: int) -> Iterator[Finding]:
     import torch
 
     runs = []
@@ -259,12 +215,11 @@ def _check_seed(env: EnvBase, report: Report, _: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
             runs.append(env.rollout(100))
-    first, second = runs
-    if first.shape == second.shape and bool((first == second).all()):
-        report.add("ok", "same seed", "the same episode, to the last bit")
-        return
-    remedy = "draw all its random numbers from what reset(seed=...) seeds; until then a resumed run starts new episodes"
-    report.add("warning", "same seed", "two episodes of the same seed and actions differ", remedy)
+    if runs[0].shape == runs[1].shape and bool((runs[0] == runs[1]).all()):
+        yield Finding("ok", "same seed", "the same episode, to the last bit")
+    else:
+        remedy = "draw all its random numbers from what reset(seed=...) seeds; until then a resumed run starts new ones"
+        yield Finding("warning", "same seed", "two episodes of the same seed and actions differ", remedy)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -278,20 +233,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", nargs="+", metavar="KEY=VALUE", help=text)
     overrides = parser.parse_args(arguments).env
     try:
-        if overrides is not None:
-            from dreamer_torchrl.config.compose import load
-
-            env = load(overrides).settings.env
-    except ValueError as error:
+        env = load(overrides).settings.env if overrides else None
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
 
     from torchrl import logger  # takes seconds
 
-    logger.setLevel("WARNING")  # its lines would stand before what is found
-    report = machine() if overrides is None else examine(env.family, env.options)
-    print(report)
-    return report.exit_code
+    logger.setLevel("WARNING")  # its lines would stand between what is found
+    problems = 0
+    for finding in machine() if env is None else examine(env.family, env.options):
+        print(finding)
+        problems += finding.level == "problem"
+    return int(problems > 0)
 
 
 if __name__ == "__main__":

@@ -9,30 +9,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreamer_torchrl.limits import at_least
 from dreamer_torchrl.training.loading import FAILED, open_run, play
 from dreamer_torchrl.views.report_page import IMAGINED
 
 if TYPE_CHECKING:
     from dreamer_torchrl.views.imagination import PredictionError
 
-LEAST = {"steps": 2, "context": 1, "start": 0, "imagine": 1, "seed": 0}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play an episode, predict it, write the video, and print how far the prediction is from what happened."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.dream", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=64, help="how many at most, the context included (64)")
-    parser.add_argument("--context", type=int, help="steps that the model sees (5, fewer in a very short episode)")
-    parser.add_argument("--start", type=int, default=0, help="the first of these steps in its episode (0)")
-    parser.add_argument("--imagine", type=int, metavar="N", help="also imagine N steps with the policy")
+    parser.add_argument("--steps", type=at_least(2), default=64, help="how many at most, the context included (64)")
+    parser.add_argument(
+        "--context", type=at_least(1), help="steps that the model sees (5, fewer in a very short episode)"
+    )
+    parser.add_argument("--start", type=at_least(0), default=0, help="the first of these steps in its episode (0)")
+    parser.add_argument("--imagine", type=at_least(1), metavar="N", help="also imagine N steps with the policy")
     parser.add_argument("--checkpoint", help="which one, the newest if left out")
-    parser.add_argument("--seed", type=int, help="of the episode and the prediction, the run's own if left out")
+    parser.add_argument("--seed", type=at_least(0), help="of the episode and the prediction, the run's own if left out")
     parser.add_argument("--output", type=Path, help="the .mp4 file, RUN/dreams/CHECKPOINT.mp4 if left out")
     options = parser.parse_args(arguments)
-    if complaint := impossible(options):
-        parser.error(complaint)
-
+    if (options.context or 0) >= options.steps:
+        parser.error(f"--context {options.context} leaves nothing to predict of --steps {options.steps}: give more.")
+    if options.output and options.output.suffix != ".mp4":
+        parser.error(f"--output {options.output} is no video: end its name with .mp4.")
     run = open_run(parser, options.run, options.checkpoint)
 
     from dreamer_torchrl.training.build import choose_device, dream_title, seed_for  # these need torch
@@ -53,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, title = seed_for(seed, "dream"), dream_title(settings, run.saved.step)
     path = options.output or options.run / "dreams" / f"{run.saved.path.name}.mp4"
     print(f"Step {run.saved.step:,}: an episode of {episode.lengths[0]} actions with return {episode.returns[0]:.2f}.")
-    plural = "s" if context > 1 else ""
-    print(f"Sees {context} step{plural} from step {options.start} on, then predicts {left - context}.")
+    print(f"Sees {context} step{'s' * (context > 1)} from step {options.start} on, then predicts {left - context}.")
     print(table(prediction_error(agent, steps, context, seed=own)))
     try:
         files = [*write_open_loop(open_loop(agent, steps, context, options.start, own), path, title)]
@@ -67,19 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for file in files:
         print(f"Written to {file}.")
     return 0
-
-
-def impossible(options: argparse.Namespace) -> str | None:
-    """What is wrong with the arguments, if anything is."""
-    for name, limit in LEAST.items():
-        value = getattr(options, name)
-        if value is not None and value < limit:
-            return f"--{name} {value} is impossible: give at least {limit}."
-    if options.context is not None and options.context >= options.steps:
-        return f"--context {options.context} leaves nothing to predict of {options.steps} steps: give more --steps."
-    if options.output is not None and options.output.suffix != ".mp4":
-        return f"--output {options.output} is no video: end its name with .mp4."
-    return None
 
 
 def table(error: PredictionError) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dreamer_torchrl.limits import at_least
 from dreamer_torchrl.training.loading import FAILED, open_run, play
 
 
@@ -16,16 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print each episode, mean and deviation, and write them as JSON; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--episodes", type=int, help="how many, as in training if left out")
+    parser.add_argument("--episodes", type=at_least(1), help="how many, as in training if left out")
     parser.add_argument("--checkpoint", help="which one, the newest if left out")
     parser.add_argument("--seed", type=int, help="of the episodes, those of training's evaluations if left out")
     parser.add_argument("--deterministic", action="store_true", help="the most likely actions instead of drawn ones")
     parser.add_argument("--video", action="store_true", help="film the first episode, up to 2,000 steps of it")
     parser.add_argument("--output", type=Path, help="the JSON file, RUN/evaluation.json if left out")
     options = parser.parse_args(arguments)
-    if options.episodes is not None and options.episodes < 1:
-        parser.error(f"--episodes {options.episodes} is impossible: give at least 1.")
-
     run = open_run(parser, options.run, options.checkpoint)
 
     from dreamer_torchrl.record.video import write_video
@@ -40,13 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, (total_reward, length) in enumerate(zip(evaluation.returns, evaluation.lengths, strict=True)):
         print(f"episode {number:>3}  return {total_reward:>10.2f}  length {length:>6}")
     print(f"step {run.saved.step:,}: mean return {evaluation.mean:.2f} +- {evaluation.deviation:.2f}")
-    result = {
-        "step": run.saved.step,
-        "checkpoint": run.saved.path.name,
-        "seed": seed,
-        "deterministic": deterministic,
-        **{name: getattr(evaluation, name) for name in ("mean", "deviation", "returns", "lengths")},
-    }
+    result = {"step": run.saved.step, "checkpoint": run.saved.path.name, "seed": seed, "deterministic": deterministic}
+    result |= {name: getattr(evaluation, name) for name in ("mean", "deviation", "returns", "lengths")}
     output = options.output or options.run / "evaluation.json"
     try:
         output.write_text(json.dumps(result, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Within:
-    """Limits of a number, for ``Annotated``: pydantic checks them, and nothing here imports it.
+    """Limits of a number, for ``Annotated``: pydantic checks them, and nothing imports it before.
+
+    Strings and booleans, which pydantic would convert, are refused.
 
     Args:
-        ge: least value.
-        gt: every value is greater than this.
-        le: greatest value.
-        lt: every value is less than this.
+        ge, gt, le, lt: the value is at least, greater than, at most, less than this.
         allow_inf_nan: whether infinity is a value.
 
     Example:
@@ -33,4 +33,24 @@ class Within:
 
     def __get_pydantic_core_schema__(self, source: type, handler: Callable[[type], dict[str, Any]]) -> dict[str, Any]:
         """What pydantic asks of an annotation."""
-        return handler(source) | {name: limit for name, limit in vars(self).items() if limit is not None}
+        from pydantic_core import PydanticCustomError, core_schema
+
+        def number(value: Any) -> Any:
+            if isinstance(value, bool | str):
+                kind = "integer" if source is int else "number"
+                raise PydanticCustomError("number_type", "Input should be a valid {kind}", {"kind": kind})
+            return value
+
+        schema = handler(source) | {name: limit for name, limit in vars(self).items() if limit is not None}
+        return core_schema.no_info_before_validator_function(number, schema)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of argparse's: whole numbers from a least one on."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise ArgumentTypeError(f"{text} is impossible: give at least {least}.")
+        return int(text)
+
+    return number

@@ -14,6 +14,7 @@ from typing import get_args
 
 from dreamer_torchrl.config.checks import ConfigError, nearest
 from dreamer_torchrl.config.compose import VALUES, read_saved
+from dreamer_torchrl.limits import at_least
 from dreamer_torchrl.views.baselines import read_baselines
 from dreamer_torchrl.views.curves import Axis, Run, read_run
 from dreamer_torchrl.views.plots import draw, save_figure
@@ -29,12 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--x", choices=get_args(Axis), default="steps", help="horizontal axis (steps)")
     parser.add_argument("--metric", action="append", metavar="NAME", help="draw this instead; can be repeated")
     parser.add_argument("--label", action="append", metavar="NAME", help="of a CSV file; one for all, or one for each")
-    parser.add_argument("--smooth", type=int, metavar="N", help="mean over N neighbouring points (1: none)")
+    parser.add_argument("--smooth", type=at_least(1), metavar="N", help="mean over N neighbouring points (1: none)")
     parser.add_argument("--output", type=Path, metavar="PATH", help="file, .png or .svg; both if it has no ending")
     parser.add_argument("--title", help="of the figure")
     options = parser.parse_args(arguments)
-    if options.smooth is not None and options.smooth < 1:
-        parser.error(f"--smooth {options.smooth} is impossible: give at least 1.")
     tables = [path for path in options.runs if path.suffix.lower() == ".csv"]
     folders = [path for path in options.runs if path not in tables]
     try:

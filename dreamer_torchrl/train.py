@@ -24,7 +24,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from importlib import metadata, resources
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,14 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if SEVERAL & set(arguments):
             return train_several(overrides, only_show)
         configuration = load(overrides)
-        if only_show:
-            return show(dumped(configuration))
-        check_libraries()
-    except ConfigError as error:
+        return show(dumped(configuration)) if only_show else start(configuration)
+    except (ConfigError, RunLocked, RunNotWritable) as error:
         print(error, file=sys.stderr)
-        return BAD_OVERRIDES
-    try:
-        return start(configuration)
+        return BAD_OVERRIDES if isinstance(error, ConfigError) else NOT_TRAINED
     except KeyboardInterrupt:  # before there is anything to save
         return 130
 
@@ -81,15 +76,10 @@ def overrides_in(arguments: Sequence[str]) -> list[str]:
     """The arguments but for the options; one that is not there is refused."""
     pairs = zip(arguments, ["", *arguments], strict=False)
     kept = [one for one, before in pairs if one not in SHOW | SEVERAL and (one != "job" or before not in SHOW)]
-    for one, after in zip(kept, [*kept, ""][1:], strict=True):
-        name, _, value = one.lstrip("-").partition("=")
-        if name.startswith("config-") or one in ("-cn", "-cp", "-cd"):
-            raise ConfigError(f"{one}: there is one configuration; change it by key=value or experiment=NAME.")
+    for one in kept:
         if one.startswith("-"):
-            value = value or ("" if after.startswith("-") or "=" in after else after)
-            known = "there are --help, --cfg, --multirun"
-            remedy = f"settings have no dashes, as in {name}={value}" if value else known
-            raise ConfigError(f"There is no option --{name}: {remedy}.")
+            known = "there are --help, --cfg and --multirun; settings have no dashes, as in seed=3 or experiment=NAME"
+            raise ConfigError(f"There is no option {one.partition('=')[0]}: {known}.")
     return kept
 
 
@@ -107,11 +97,14 @@ def dumped(configuration: Configuration) -> str:
     return yaml.safe_dump(configuration.values, sort_keys=False).rstrip()
 
 
-def check_libraries() -> None:
-    """Say what is missing before anything is made."""
-    missing = [name for name in ("torch", "tensordict", "torchrl") if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} cannot be found: pip install {' '.join(missing)}")
+def listing() -> str:
+    """All choices of all groups, with a line about each."""
+    lines = []
+    for group in GROUPS:
+        lines += [f"{group}=", *(f"  {name:<24}{text}" for name, text in choices(group).items())]
+        if group == "env":
+            lines.append(f"  {'or any Atari game:':<24}{', '.join(atari_games())}")
+    return "\n".join(lines)
 
 
 def train_several(overrides: Sequence[str], only_show: bool) -> int:
@@ -119,21 +112,14 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
     folder, members = sweep.check(overrides)
     configurations = [load(one) for one in members] if only_show or folder is None else []
     if only_show:
-        texts = (f"--- # {' '.join(one.overrides)}\n{dumped(one)}" for one in configurations)
-        return show("\n".join(texts))
-    check_libraries()
-    try:
-        names = {environment_name(one.settings) for one in configurations}
-        folder = folder or new_folder(names.pop() if len(names) == 1 else "sweep")
-    except RunNotWritable as error:
-        print(error, file=sys.stderr)
-        return NOT_TRAINED
+        return show("\n".join(f"--- # {' '.join(one.overrides)}\n{dumped(one)}" for one in configurations))
+    names = {environment_name(one.settings) for one in configurations}
+    folder = folder or new_folder(names.pop() if len(names) == 1 else "sweep")
     print(f"Sweep of {len(members)} run{'s' * (len(members) > 1)} in run_dir={folder}", flush=True)
     code = sweep.run(overrides, folder)
     if code:
         again = [*sweep.without_folder(overrides), f"run_dir={folder}"]
-        again = shlex.join(["python", "-m", "dreamer_torchrl.train", "--multirun", *again])
-        print(f"Continue with: {again}", flush=True)
+        print("Continue with:", shlex.join(["python", "-m", "dreamer_torchrl.train", "--multirun", *again]), flush=True)
     return code
 
 
@@ -143,16 +129,11 @@ def start(configuration: Configuration) -> int:
     console = Console(settings.total_steps, seconds=settings.log.every)
     with StopSignals(console.note) as stop:
         console.note(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}")
-        try:
-            run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
-            console.note(f"run_dir={run_dir}")
-            for note in (*configuration.notes, *remarks(settings)):
-                console.note(note)
-            with RunLock(run_dir):
-                return train(configuration, run_dir, console, stop)
-        except (RunLocked, RunNotWritable) as error:
-            print(error, file=sys.stderr)
-            return NOT_TRAINED
+        run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
+        for note in (f"run_dir={run_dir}", *configuration.notes, *remarks(settings)):
+            console.note(note)
+        with RunLock(run_dir):
+            return train(configuration, run_dir, console, stop)
 
 
 def train(configuration: Configuration, run_dir: Path, console: Console, stop: StopSignals) -> int:
@@ -174,25 +155,21 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
         try:
             training = cleanup.enter_context(closing(Training(settings, run_dir, console)))
             saved = training.checkpoints.load(training.replay)
-        except NoSoundCheckpoint as error:
-            console.note(str(error))
-            return NO_CHECKPOINT
-        except ValueError as error:  # too little memory, an environment that cannot be made or read
-            console.note(str(error))
-            return BAD_OVERRIDES
-        for damage in saved.damaged if saved else ():
-            console.note(damage)
-        if saved and saved.step > settings.total_steps:
-            console.note(f"{saved.step:,} steps are done already, more than total_steps={settings.total_steps}.")
-        try:
+            for damage in saved.damaged if saved else ():
+                console.note(damage)
+            if saved and saved.step > settings.total_steps:
+                console.note(f"{saved.step:,} steps are done already, more than total_steps={settings.total_steps}.")
             configuration.save(run_dir)
             resumed_at = saved.step if saved else None
             metrics = make_metrics(configuration, run_dir, console, resumed_at, lambda: training.clock.elapsed / 3600)
-        except OSError as error:
-            raise RunNotWritable.because(run_dir, error) from error
-        except ValueError as error:  # of log.loggers
+        except NoSoundCheckpoint as error:
+            console.note(str(error))
+            return NO_CHECKPOINT
+        except ValueError as error:  # too little memory, an environment or a logger that cannot be made
             console.note(str(error))
             return BAD_OVERRIDES
+        except OSError as error:
+            raise RunNotWritable.because(run_dir, error) from error
         return run(training, metrics, saved, stop)
 
 
@@ -244,24 +221,8 @@ def new_folder(name: str) -> Path:
 
 
 def resume_command(run_dir: Path) -> str:
-    """The shell command that resumes a run.
-
-    Example:
-        >>> resume_command(Path("my runs/first"))
-        "python -m dreamer_torchrl.train 'run_dir=my runs/first'"
-    """
+    """The shell command that resumes a run."""
     return f"python -m dreamer_torchrl.train {shlex.quote(f'run_dir={run_dir}')}"
-
-
-def listing() -> str:
-    """All choices of all groups, with a line about each."""
-    lines = []
-    for group in GROUPS:
-        lines.append(f"{group}=")
-        lines += [f"  {name:<24}{text}" for name, text in choices(group).items()]
-        if group == "env":
-            lines.append(f"  {'or any Atari game:':<24}{', '.join(atari_games())}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

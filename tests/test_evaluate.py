@@ -88,7 +88,7 @@ def test_videos_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("words", "complaint"),
     [
         (["--checkpoint", "000000000030"], "has no checkpoint '000000000030'; it has 000000000020, 000000000040"),
-        (["--episodes", "0"], "--episodes 0 is impossible"),
+        (["--episodes", "0"], "--episodes: 0 is impossible"),
     ],
 )
 def test_wrong_words(words: list[str], complaint: str, cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,13 +6,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from glob import glob
 from importlib.util import find_spec
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from dreamer_torchrl.config.schema import CHECKED, Settings
 from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env
@@ -26,12 +27,7 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as `` Did you mean 'seed'?``, by the whole name or its last part; empty if nothing is near.
-
-    Example:
-        >>> nearest("env.num_env", ["seed", "env.num_envs"])
-        " Did you mean 'env.num_envs'?"
-    """
+    """A hint such as `` Did you mean 'seed'?``, by the whole name or its last part; empty if nothing is near."""
     known = sorted(known)
     by_last = {other.rpartition(".")[2]: other for other in known}
     near = get_close_matches(name, known, n=1)
@@ -40,12 +36,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def validated(kind: Any, values: Any, path: str = "") -> Any:
-    """Values as a type wants them; the first that is wrong ends in a `ConfigError`.
-
-    Example:
-        >>> validated(int, 1e6)
-        1000000
-    """
+    """Values as a type wants them; the first that is wrong ends in a `ConfigError`."""
     try:
         return TypeAdapter(kind, config=None if is_dataclass(kind) else CHECKED).validate_python(values)
     except ValidationError as error:
@@ -101,12 +92,7 @@ def remarks(settings: Settings) -> list[str]:
 
 
 def as_word(value: Any) -> str:
-    """A value as it is written on a command line.
-
-    Example:
-        >>> as_word(None), as_word(True), as_word([1, "two"])
-        ('null', 'true', '[1, two]')
-    """
+    """A value as it is written on a command line: ``null``, ``true``, ``[1, two]``."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(as_word(item) for item in value)}]"
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
@@ -114,19 +100,12 @@ def as_word(value: Any) -> str:
 
 def as_plain(value: Any) -> Any:
     """Settings as dictionaries, lists, strings and numbers, which any file format can hold."""
-    if is_dataclass(value):
-        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {key: as_plain(item) for key, item in value.items()}
-    return [as_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return to_jsonable_python(value, inf_nan_mode="constants")
 
 
 def leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Dotted names of all entries to their values."""
     flat = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= leaves(value, f"{path}{key}.")
-        else:
-            flat[f"{path}{key}"] = value
+        flat |= leaves(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {f"{path}{key}": value}
     return flat

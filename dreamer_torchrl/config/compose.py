@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import pydantic.dataclasses
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
@@ -29,7 +28,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dreamer_torchrl.config.checks import ConfigError, as_plain, as_word, check_machine, leaves, validated
-from dreamer_torchrl.config.overrides import check_supported, chosen, for_hydra, keys, parse, quoted
+from dreamer_torchrl.config.overrides import chosen, for_hydra, keys, parse, quoted
 from dreamer_torchrl.config.parts import check_targets
 from dreamer_torchrl.config.schema import LEARNER, EnvironmentSettings, Settings
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
@@ -45,32 +44,28 @@ VALUES, OVERRIDES = "config.yaml", "overrides.json"
 """Files of a run: its whole configuration, and its overrides with the configuration as it was saved."""
 
 
-@pydantic.dataclasses.dataclass(frozen=True)
-class Record:
-    """What `OVERRIDES` holds."""
-
-    overrides: list[str]
-    saved: dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Configuration:
-    """Settings, their plain values, the overrides, and notes for the console."""
+    """Settings, the overrides that made them, and notes for the console."""
 
     settings: Settings
-    values: dict[str, Any]
     overrides: list[str]
     notes: tuple[str, ...] = ()
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The whole configuration, plain, as in config.yaml; the opposite of `settings_from`."""
+        plain = as_plain(self.settings)
+        plain["env"] |= plain["env"].pop("options")
+        learner = plain.pop("learner_part") | plain["learner"]
+        return plain | {"learner": learner, "run_dir": self.settings.run_dir or None}
+
     def save(self, folder: Path) -> None:
-        """Keep values and overrides with a run."""
+        """Keep values and overrides with a run; config.yaml comes last: with it the folder is a run."""
         folder.mkdir(parents=True, exist_ok=True)
         record = {"overrides": self.overrides, "saved": leaves(self.values)}
-        texts = {
-            OVERRIDES: json.dumps(record, indent=1) + "\n",
-            VALUES: yaml.safe_dump(self.values, sort_keys=False, explicit_end=True),
-        }  # config.yaml is the last one: with it the folder is a run
-        for name, text in texts.items():
+        whole = yaml.safe_dump(self.values, sort_keys=False, explicit_end=True)
+        for name, text in ((OVERRIDES, json.dumps(record, indent=1) + "\n"), (VALUES, whole)):
             partial = folder / f".{name}.partial"
             with partial.open("w", encoding="utf-8") as file:
                 file.write(text)
@@ -89,19 +84,20 @@ def load(overrides: Sequence[str]) -> Configuration:
         {'id': 'Pendulum-v1', 'arguments': {}}
     """
     overrides = [quoted(override) for override in overrides]
-    folder = _run_dir(overrides)
+    folder = run_folder(overrides)
     if folder is not None and (folder / VALUES).is_file():
         configuration = _continued(folder, overrides)
     elif folder is not None and any((folder / "checkpoints").glob("*")):
         raise ConfigError(f"{folder} has checkpoints but no {VALUES}: put it back, or give another run_dir.")
     else:
-        configuration = _configuration(composed(overrides), overrides)
+        configuration = Configuration(settings_from(composed(overrides)), overrides)
     settings = configuration.settings
     check_machine(settings)
-    if settings.agent.encoder is not None:
-        check_targets({"_target_": None} | dict(settings.agent.encoder), "agent.encoder")
-    check_targets(settings.learner_part, "learner")
-    check_targets(settings.log.loggers, "log.loggers")
+    parts = {"learner": settings.learner_part, "agent.encoder": settings.agent.encoder}
+    parts |= {f"log.loggers.{name}": entry for name, entry in settings.log.loggers.items()}
+    for name, part in parts.items():
+        if part is not None:
+            check_targets({"_target_": None, **part}, name)
     return configuration
 
 
@@ -126,22 +122,18 @@ def read_saved(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is damaged: put it back from a copy, or give another run_dir.")
     for key, (saved, edited) in _edited(folder, values).items():
         if not changeable(key):
-            raise ConfigError(
-                f"{file} was edited: {key}={as_word(edited)}, but the run was made with {key}={as_word(saved)}. Put "
-                "that back, or start another run."
-            )
+            told = f"{key}={as_word(edited)}, but the run was made with {key}={as_word(saved)}"
+            raise ConfigError(f"{file} was edited: {told}. Put that back, or start another run.")
     return values
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
     """The whole configuration as plain values, every name in the overrides checked."""
     parsed = parse(overrides)
-    check_supported(parsed)
     groups = chosen(parsed)
-    base = deepcopy(_base(tuple(groups)))
-    lines = for_hydra(parsed, [*leaves(base), *_branches(base)])
-    result = _compose([*groups, *lines]) if lines else base
-    return result | {"env": _typed_options(result["env"], base["env"])}
+    base = _compose(*groups)  # the files alone
+    result = _compose(*groups, *for_hydra(parsed, base))
+    return deepcopy(result | {"env": _typed_options(result["env"], base["env"])})
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
@@ -158,78 +150,63 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     return validated(Settings, {**values, **apart, "run_dir": values["run_dir"] or ""})
 
 
-def values_from(settings: Settings) -> dict[str, Any]:
-    """The opposite of `settings_from`."""
-    plain = as_plain(settings)
-    plain["env"] |= plain["env"].pop("options")
-    return plain | {"learner": plain.pop("learner_part") | plain["learner"], "run_dir": settings.run_dir or None}
-
-
 def changeable(key: str) -> bool:
     """Whether a run that goes on may have another value."""
     return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
 
 
-def _configuration(values: Mapping[str, Any], overrides: list[str], notes: Sequence[str] = ()) -> Configuration:
-    settings = settings_from(values)
-    return Configuration(settings, values_from(settings), overrides, tuple(notes))
-
-
 def _continued(folder: Path, overrides: list[str]) -> Configuration:
     """The configuration of a run that is there, with what may be changed in it."""
-    saved = read_saved(folder)
-    notes = [f"{folder / VALUES} was edited: {key}={as_word(new)}." for key, (_, new) in _edited(folder, saved).items()]
-    before, earlier, named = leaves(saved), _record(folder).overrides, set(keys(overrides))
+    values, (earlier, _) = read_saved(folder), _record(folder)
+    before, named = leaves(values), set(keys(overrides))
+    edited = _edited(folder, values).items()
+    notes = tuple(f"{folder / VALUES} was edited: {key}={as_word(new)}." for key, (_, new) in edited)
     overrides = [override for override in earlier if keys([override])[0] not in named] + overrides
     then, now = leaves(composed(earlier)), leaves(composed(overrides))
     for key, value in sorted(now.items(), key=lambda item: item[0] not in named):  # complain of what was asked for
-        # What nobody asked for stays as it is saved, whatever the defaults are by now.
+        old = before.get(key, "nothing")
         if key not in named and key in then and value == then[key]:
-            now[key] = before.get(key, value)
-        elif not changeable(key) and (key not in before or before[key] != value):
-            old = as_word(before[key]) if key in before else "nothing"
+            now[key] = before.get(key, value)  # what nobody asked for stays as it is saved, whatever defaults are now
+        elif not changeable(key) and old != value:
             raise ConfigError(
-                f"{folder} is a run with {key}={old}, and now {key}={as_word(value)} is asked for: "
-                "leave that out to continue the run, or give another run_dir."
+                f"{folder} is a run with {key}={as_word(old)}, and now {key}={as_word(value)} is asked for: leave that "
+                "out to continue the run, or give another run_dir."
             )
-    return _configuration(_branched(now), overrides, notes)
+    whole = OmegaConf.create()
+    for key, value in now.items():
+        OmegaConf.update(whole, key, value, force_add=True)
+    return Configuration(settings_from(OmegaConf.to_container(whole)), overrides, notes)
 
 
-def _record(folder: Path) -> Record:
+def _record(folder: Path) -> tuple[list[str], dict[str, Any]]:
     """The overrides that a run was started with, and its configuration as it was saved."""
-    file = folder / OVERRIDES
     try:
-        return validated(Record, json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
-        raise ConfigError(f"{file} is missing or damaged: put it back from a copy, or give another run_dir.") from None
+        record = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
+        return list(record["overrides"]), dict(record["saved"])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise ConfigError(
+            f"{folder / OVERRIDES} is missing or damaged: put it back from a copy, or give another run_dir."
+        ) from None
 
 
 def _edited(folder: Path, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What was changed by hand in a configuration: the value that was saved, and the one that is there."""
     if not (folder / OVERRIDES).is_file():
         return {}
-    saved, there = _record(folder).saved, leaves(values)
-    names = [name for name in {**saved, **there} if name != "run_dir"]  # a folder may be moved
-    pairs = {name: (saved.get(name, "nothing"), there.get(name, "nothing")) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    saved, there = _record(folder)[1], leaves(values)
+    pairs = {name: (saved.get(name, "nothing"), there.get(name, "nothing")) for name in {**saved, **there}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name != "run_dir"}  # it may be moved
 
 
-def _run_dir(overrides: Sequence[str]) -> Path | None:
+def run_folder(overrides: Sequence[str]) -> Path | None:
     """The folder that the overrides name, the last of them if there are several."""
     values = [override.value() for override in parse(overrides) if override.key_or_group == "run_dir"]
     if not values or values[-1] is None:
         return None
-    value = str(values[-1])
-    folder = Path(composed(overrides)["run_dir"] if "${" in value else value)
+    folder = Path(composed(overrides)["run_dir"] if "${" in str(values[-1]) else str(values[-1]))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run_dir={folder} is a file: give a folder, or a name that is not there yet.")
     return folder
-
-
-@cache
-def _base(groups: tuple[str, ...]) -> dict[str, Any]:
-    """The files alone; the runs of a sweep often have the same ones."""
-    return _compose(groups)
 
 
 @contextmanager
@@ -244,7 +221,8 @@ def own_hydra() -> Iterator[ConfigLoader]:
         Singleton.set_state(state)
 
 
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+@lru_cache  # the runs of a sweep often have the same files
+def _compose(*overrides: str) -> dict[str, Any]:
     try:
         with own_hydra():
             return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
@@ -263,20 +241,6 @@ def _typed_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
     """An environment's own options have no types but those of their defaults; one without a default is a string."""
     typed = dict(values)
     for key, default in _apart(defaults, EnvironmentSettings)[1].items():
-        if not (values[key] is None and default is None):
-            kind = str if default is None else type(default)
-            typed[key] = validated(kind, values[key], f"env.{key}")
+        if (values[key], default) != (None, None):
+            typed[key] = validated(str if default is None else type(default), values[key], f"env.{key}")
     return typed
-
-
-def _branches(values: Mapping[str, Any], path: str = "") -> list[str]:
-    inner = [(f"{path}{key}", value) for key, value in values.items() if isinstance(value, Mapping)]
-    return [name for name, _ in inner] + [deep for name, value in inner for deep in _branches(value, name + ".")]
-
-
-def _branched(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The opposite of `leaves`."""
-    values = OmegaConf.create()
-    for name, value in flat.items():
-        OmegaConf.update(values, name, value, force_add=True)
-    return OmegaConf.to_container(values)

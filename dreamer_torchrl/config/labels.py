@@ -18,13 +18,7 @@ SAME = ("seed", "env", "experiment", "logger")  # in the base of a group's name,
 
 
 def describe(settings: Settings) -> str:
-    """A short title of a run.
-
-    Example:
-        >>> from dreamer_torchrl.config.compose import load
-        >>> describe(load(["env=memory", "size.units=8", "total_steps=1e6"]).settings)
-        'dreamer_torchrl/Memory-v0, size own, 1,000,000 steps, seed 0'
-    """
+    """A short title of a run: ``CartPole-v1, size nano, 5,000 steps, seed 0``."""
     named = ", ".join(names_of(settings))
     return f"{named}, size {size_name(settings)}, {settings.total_steps:,} steps, seed {settings.seed}"
 
@@ -40,13 +34,7 @@ def size_name(settings: Settings) -> str:
 
 
 def environment_name(settings: Settings) -> str:
-    """The run's environment, as part of the name of a folder.
-
-    Example:
-        >>> from dreamer_torchrl.config.compose import load
-        >>> environment_name(load(["env=ms_pacman"]).settings)
-        'ms-pacman'
-    """
+    """The run's environment as part of the name of a folder, such as ``ms-pacman``."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(names_of(settings)).rpartition("/")[2].lower()).strip("-")
 
 
@@ -69,13 +57,7 @@ def wandb_place(configuration: Configuration, run_dir: Path) -> dict[str, Any]:
 
 
 def seeds_group(configuration: Configuration) -> str:
-    """What runs that differ only in their seed have in common: the curves of such a group may be averaged.
-
-    Example:
-        >>> from dreamer_torchrl.config.compose import load
-        >>> seeds_group(load(["env=pendulum", "seed=3"])), seeds_group(load(["experiment=official", "unimix=0.1"]))
-        ('pendulum', 'official-cartpole-v1 unimix=0.1')
-    """
+    """What runs have in common that differ only in their seed, such as ``official-cartpole-v1 unimix=0.1``."""
     experiment, environment = experiment_of(configuration.overrides), environment_name(configuration.settings)
     same = experiment and environment.replace("-", "").startswith(re.sub(r"[^a-z0-9]", "", experiment))
     base = experiment if same else "-".join(filter(None, (experiment, environment)))

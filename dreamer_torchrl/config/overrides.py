@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
+from dreamer_torchrl.config.checks import ConfigError, as_word, leaves, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
 GROUPS = ("env", "size", "experiment", "logger")
-DEFAULT_ENVIRONMENT = "cartpole"
-"""As in config.yaml."""
 
 FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")
 """Sections that take entries of any name."""
@@ -26,21 +27,35 @@ OTHER_ENVIRONMENTS = (
 )
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Read overrides as Hydra does."""
-    parser, parsed = OverridesParser.create(), []
-    for override in overrides:
+def parse(overrides: Sequence[str], files: ConfigLoader | None = None) -> list[Override]:
+    """Read overrides as Hydra does, those of a sweep with ``files``; what Hydra can and a run cannot is refused."""
+    parser, parsed = OverridesParser.create(files), []
+    for text in overrides:
         try:
-            parsed.append(parser.parse_override(override))
+            (one,) = parser.parse_overrides([text])  # with the files, which glob needs
         except HydraException:
-            key, equals, value = override.partition("=")
-            if not equals or override.startswith("-"):
-                text = f"{override!r} is no override: write key=value, as in seed=1 or env=pendulum."
-            else:
+            key, equals, value = text.partition("=")
+            told = "is no override: write key=value, as in seed=1 or env=pendulum."
+            if equals and not text.startswith("-"):
                 value = f"\"{key.strip()}='{value.strip()}'\""
-                text = f"{override!r} cannot be read: write key=value, or quote the value: {value}."
-            raise ConfigError(text) from None
+                told = f"cannot be read: write key=value, or quote the value: {value}."
+            raise ConfigError(f"{text!r} {told}") from None
+        if one.is_delete():
+            raise ConfigError(f"{text!r} removes a setting, but all are needed: set it, as in experiment=null.")
+        if one.package is not None:
+            key = one.key_or_group
+            raise ConfigError(f"{text!r} names a package for {key}, but there is only one: write {key}=... instead.")
+        if files is None and one.is_sweep_override():
+            raise ConfigError(f"{text!r} asks for several runs: add --multirun to train them all.")
+        if files is None and is_hydras(one):
+            raise ConfigError(f"{text!r}: settings of Hydra are for --multirun; the folder of a run is run_dir=...")
+        parsed.append(one)
     return parsed
+
+
+def is_hydras(override: Override) -> bool:
+    """Whether it is about Hydra itself, as ``hydra/launcher=joblib`` is."""
+    return override.key_or_group.replace("/", ".").partition(".")[0] == "hydra"
 
 
 def keys(overrides: Sequence[str]) -> list[str]:
@@ -59,28 +74,15 @@ def quoted(override: str) -> str:
     return f"run_dir='{path}'"
 
 
-def check_supported(overrides: Sequence[Override], multirun: bool = False) -> None:
-    """Refuse what Hydra can and a run cannot."""
+def for_hydra(overrides: Sequence[Override], base: Mapping[str, Any]) -> list[str]:
+    """Overrides but for those of groups; only names that are in ``base``, and any in sections that are free."""
+    parts = [name.split(".") for name in leaves(base)]
+    names = {".".join(one[:count]) for one in parts for count in range(1, len(one) + 1)}
+    lines = []
     for one in overrides:
-        line, key = one.input_line, one.key_or_group
-        if one.is_sweep_override() and not multirun:
-            raise ConfigError(f"{line!r} asks for several runs: add --multirun to train them all.")
-        if key.partition("/")[0].partition(".")[0] == "hydra" and not multirun:
-            raise ConfigError(f"{line!r}: settings of Hydra are for --multirun; the folder of a run is run_dir=...")
-        if one.is_delete():
-            raise ConfigError(f"{line!r} removes a setting, but all are needed: set it, as in experiment=null.")
-        if one.package is not None:
-            raise ConfigError(f"{line!r} names a package for {key}, but there is only one: write {key}=... instead.")
-
-
-def for_hydra(overrides: Sequence[Override], names: Iterable[str]) -> list[str]:
-    """Overrides but for those of groups; only names that are there, and any in sections that are free."""
-    names, lines = set(names), []
-    for one in overrides:
-        key = one.key_or_group
+        key, section = one.key_or_group, free_section(one.key_or_group, overrides)
         if key in GROUPS:
             continue
-        section = free_section(key, overrides)
         if key not in names and section not in names:
             hint = " To continue a run give run_dir=FOLDER." if key in ("resume", "checkpoint") else ""
             raise ConfigError(f"There is no setting {key!r}.{hint or nearest(key, {*names, *GROUPS})}")
@@ -96,9 +98,8 @@ def free_section(key: str, overrides: Sequence[Override]) -> str | None:
 
 def chosen(overrides: Sequence[Override]) -> list[str]:
     """The choices of groups; an Atari game is an environment, and the experiment follows the environment."""
-    groups = {one.key_or_group: one.value() for one in overrides if one.key_or_group in GROUPS}
+    groups = {one.key_or_group: as_word(one.value()) for one in overrides if one.key_or_group in GROUPS}
     follows, game = "experiment" not in groups, []
-    groups = {group: as_word(name) for group, name in groups.items()}
     groups |= {group: "none" for group in ("experiment", "logger") if groups.get(group) == "null"}
     for group, name in groups.items():
         known = choices(group)
@@ -110,31 +111,24 @@ def chosen(overrides: Sequence[Override]) -> list[str]:
             others = OTHER_ENVIRONMENTS if group == "env" else ""
             hint = nearest(name, [*known, *games])
             raise ConfigError(f"There is no {group} {name!r}.{hint} There are: {', '.join(known)}.{others}")
-    environment = groups.get("env", DEFAULT_ENVIRONMENT)
+    environment = groups.get("env", "cartpole")  # as in config.yaml
     if follows and environment in choices("experiment"):
         groups["experiment"] = environment
     return [*(f"{group}={name}" for group, name in groups.items()), *game]
 
 
 def experiment_of(overrides: Sequence[str]) -> str | None:
-    """The experiment that overrides ask for, by its name or by that of its environment.
-
-    Example:
-        >>> experiment_of(["env=pendulum"]), experiment_of(["env=lunarlander"])
-        ('pendulum', None)
-    """
+    """The experiment that overrides ask for, by its name or by that of its environment."""
     name = dict(choice.split("=", 1) for choice in chosen(parse(overrides))).get("experiment")
     return None if name == "none" else name
 
 
 def choices(group: str) -> dict[str, str]:
     """What a group offers, with the first sentence of each file."""
-    folder = resources.files("dreamer_torchrl.configs").joinpath(group)
     found = {}
-    for file in folder.iterdir():
+    for file in resources.files("dreamer_torchrl.configs").joinpath(group).iterdir():
         if file.name.endswith(".yaml") and not file.name.startswith("_"):
-            lines = [line for line in file.read_text().splitlines() if not line.startswith("# @")]
-            comment = lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))]
-            text = " ".join(line.lstrip("# ") for line in comment)
+            lines = (line for line in file.read_text().splitlines() if not line.startswith("# @"))
+            text = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
             found[file.name.removesuffix(".yaml")] = text.partition(". ")[0].rstrip(".") + "."
-    return dict(sorted(found.items(), key=(lambda item: (len(item[0]), item[0])) if group == "size" else None))
+    return dict(sorted(found.items(), key=lambda item: (len(item[0]) if group == "size" else 0, item[0])))

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import ConfigDict, Field, StrictBool
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
+from dreamer_torchrl.limits import Within
 
 LEARNER = {"_target_": "dreamer_torchrl.learners.learner.Learner", "optimizer": None, "extra_losses": []}
 """The class of the learner, and those of its arguments that are parts."""
@@ -24,19 +24,10 @@ IMAGE_BLOCKS = 8
 
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
-
-def _number(value: Any) -> Any:
-    """Refuse booleans and strings, which pydantic would take for whole numbers."""
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("int_type", "Input should be a valid integer")
-    return value
-
-
-WHOLE = BeforeValidator(_number)
-Count = Annotated[int, Field(ge=1), WHOLE]
-CountOrNone = Annotated[int, Field(ge=0), WHOLE]
-Share = Annotated[float, Field(ge=0, le=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=True)]
+Count = Annotated[int, Within(ge=1)]
+CountOrNone = Annotated[int, Within(ge=0)]
+Share = Annotated[float, Within(ge=0, le=1)]
+Seconds = Annotated[float, Within(ge=0, allow_inf_nan=True)]
 Label = Annotated[str, Field(min_length=1, max_length=128)]  # as long as W&B takes
 Tag = Annotated[str, Field(min_length=1, max_length=64)]
 Part = Mapping[str, Any]  # `_target_`, a dotted name of a class or function, and arguments of it
@@ -48,11 +39,11 @@ class EnvironmentSettings:
 
     family: Literal["gym", "atari", "dmc", "custom"]
     options: Mapping[str, Any]  # what the family's own function takes
-    num_envs: Annotated[int, Field(ge=1, le=4096), WHOLE] = 1
+    num_envs: Annotated[int, Within(ge=1, le=4096)] = 1
     workers: Literal["serial", "processes"] = "serial"
     action_repeat: Count = 1
     frames_per_action: Count = 1
-    step_timeout: Annotated[float, Field(ge=1)] = 60.0
+    step_timeout: Annotated[float, Within(ge=1)] = 60.0
 
     def __post_init__(self) -> None:
         image = self.options.get("image", self.family == "atari") and self.options.get("size")
@@ -89,9 +80,7 @@ class SamplerFractions:
     def __post_init__(self) -> None:
         total = self.uniform + self.prioritized + self.recency
         if abs(total - 1) > 1e-6:
-            raise ValueError(
-                f"uniform, prioritized and recency are {total:g} in sum: give fractions that are 1 in sum."
-            )
+            raise ValueError(f"uniform, prioritized and recency are {total:g} in sum: give fractions of 1.")
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -100,7 +89,7 @@ class ReplaySettings:
 
     capacity: Count = 1_000_000
     batch: Count = 16
-    length: Annotated[int, Field(ge=2), WHOLE] = 16
+    length: Annotated[int, Within(ge=2)] = 16
     storage: Literal["memory", "disk"] = "memory"
     sampler: Literal["online", "uniform", "prioritized", "recency"] = "online"
     fracs: SamplerFractions = field(default_factory=SamplerFractions)
@@ -115,7 +104,7 @@ class EvaluationSettings:
     every: CountOrNone = 10_000
     episodes: Count = 20
     num_envs: Count = 10
-    stop_at: float | None = None
+    stop_at: Annotated[float, Within()] | None = None
     deterministic: StrictBool = False
     video: StrictBool = False
     keep_videos: Count = 20
@@ -138,7 +127,7 @@ class LogSettings:
 
     every: Seconds = 5.0
     tensorboard: StrictBool = False
-    loggers: Mapping[str, Any] = field(default_factory=dict)  # `_target_` and arguments of TorchRL loggers
+    loggers: Mapping[str, Part] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -161,9 +150,9 @@ class Settings:
     run_dir: str
     env: EnvironmentSettings
     size: Size
-    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE] = 0
+    seed: Annotated[int, Within(ge=0, lt=2**63)] = 0
     total_steps: Count = 5_000
-    train_ratio: Annotated[float, Field(ge=0)] = 128.0
+    train_ratio: Annotated[float, Within(ge=0)] = 128.0
     prefill: CountOrNone = 0
     collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"

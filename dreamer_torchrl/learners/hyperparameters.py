@@ -9,6 +9,7 @@ from dreamer_torchrl.limits import Within
 
 Share = Annotated[float, Within(ge=0, le=1)]
 Scale = Annotated[float, Within(ge=0)]
+Percent = Annotated[float, Within(ge=0, le=100)]
 Beta = Annotated[float, Within(ge=0, lt=1)]
 
 
@@ -41,7 +42,7 @@ class Hyperparameters:
     free_nats: Scale = 1.0
     reward_grad: bool = True
     replay_value_grad: bool = True  # repval_grad
-    return_percentiles: tuple[float, float] = (5.0, 95.0)  # retnorm.perclo, perchi
+    return_percentiles: tuple[Percent, Percent] = (5.0, 95.0)  # retnorm.perclo, perchi
     return_rate: Share = 0.01  # retnorm.rate
     return_limit: Annotated[float, Within(gt=0)] = 1.0  # retnorm.limit
     reconstruction_scale: Scale = 1.0  # loss_scales.rec
@@ -56,9 +57,7 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         low, high = self.return_percentiles
         if not 0 <= low < high <= 100:
-            raise ValueError(
-                f"return_percentiles=[{low}, {high}] is impossible: give a lower and a higher one, 0 to 100."
-            )
+            raise ValueError(f"return_percentiles=[{low}, {high}] is impossible: give a lower and a higher, 0 to 100.")
 
     @classmethod
     def official(cls) -> Hyperparameters:

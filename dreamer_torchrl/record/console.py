@@ -16,14 +16,12 @@ from dreamer_torchrl.record.metrics import RunLogger
 
 REDRAW_SECONDS = 0.2
 RECENT_EPISODES = 10
-SIZES = ((1e12, "{:.1f} TB"), (1e9, "{:.1f} GB"), (1e6, "{:.0f} MB"), (1e3, "{:.0f} kB"))
 
 
 class Console(RunLogger):
     """Show where a run is. All that the training program prints goes through here, from any thread.
 
-    It goes on when the reader of a pipe has gone, prints whole lines into a pipe, and leaves out the least important
-    parts of a line that is too long for a terminal.
+    It goes on when the reader of a pipe has gone, and leaves out the least important parts of too long a line.
 
     Args:
         total_steps: the whole run.
@@ -34,10 +32,6 @@ class Console(RunLogger):
         >>> console = Console(total_steps=10_000)
         >>> console.log_metrics({"episode/return": 21.0, "best/return": 30.0}, step=500)
            500/10,000 5%  return 21.0  best 30.0
-        >>> console.note("saved")
-        saved
-        >>> console.log_metrics({"eval/return": 475.0, "eval/return_std": 2.5, "eval/episodes": 20}, step=2_000)
-        step 2,000: evaluation return 475.0 +- 2.5 in 20 episodes
     """
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, seconds: float = 10.0):
@@ -97,7 +91,12 @@ class Console(RunLogger):
             width = os.get_terminal_size(self._stream.fileno()).columns or 80
         except OSError:
             width = 80
-        line = fitting(self._parts(), width)
+        line, *parts = self._parts()
+        for part in parts:
+            if len(line) + 2 + len(part) >= width:  # the last column stays free: some terminals wrap there
+                break
+            line += f"  {part}"
+        line = line[: width - 1]
         self._print("\r" + line.ljust(self._drawn))
         self._drawn = len(line)
 
@@ -118,7 +117,8 @@ class Console(RunLogger):
         ):
             if key in values:
                 yield form.format(duration(values[key]) if key == "time/left" else values[key])
-        yield from listed(values, "share/", "time: ", "{} {:.0%}")
+        if shares := self._listed("share/", ".0%"):
+            yield f"time: {shares}"
         if values.get("count/updates"):
             yield f"{values['count/updates']:,.0f} updates"
         for key, label in (("memory/process_bytes", "memory"), ("memory/gpu_bytes", "GPU")):
@@ -126,7 +126,12 @@ class Console(RunLogger):
                 yield f"{label} {size(values[key])}"
         if values.get("count/frames", self._step) != self._step:
             yield f"{values['count/frames']:,.0f} frames"
-        yield from listed(values, "train/loss_", "losses: ", "{} {:.3g}")
+        if losses := self._listed("train/loss_", ".3g"):
+            yield f"losses: {losses}"
+
+    def _listed(self, prefix: str, form: str) -> str:
+        found = {key.removeprefix(prefix): value for key, value in self._values.items() if key.startswith(prefix)}
+        return ", ".join(f"{name} {value:{form}}" for name, value in found.items())
 
     def _print(self, text: str) -> None:
         """Print in one go. A reader that went away (``| head``, a closed window) must not stop the training."""
@@ -135,40 +140,14 @@ class Console(RunLogger):
             self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
         except OSError:
-            # What is left in the stream's buffer would fail again when Python exits.
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
+            os.dup2(nowhere, self._stream.fileno())  # what is in its buffer would fail again when Python exits
             os.close(nowhere)
             self._terminal, self._drawn = False, 0
 
 
-def listed(values: Mapping[str, float], prefix: str, title: str, form: str) -> Iterator[str]:
-    """One part for all values whose names begin with a prefix, if there are any."""
-    found = [form.format(key.removeprefix(prefix), value) for key, value in values.items() if key.startswith(prefix)]
-    if found:
-        yield title + ", ".join(found)
-
-
-def fitting(parts: Iterator[str], width: int) -> str:
-    """As many parts, from the first, as a line has columns. The last column stays free: some terminals wrap there.
-
-    >>> fitting(iter(["5/10", "return 21.0", "best 30.0"]), 20)
-    '5/10  return 21.0'
-    """
-    line = next(parts)
-    for part in parts:
-        if len(line) + 2 + len(part) >= width:
-            break
-        line = f"{line}  {part}"
-    return line[: width - 1]
-
-
 def duration(seconds: float) -> str:
-    """A time in its two largest units.
-
-    >>> duration(7), duration(250), duration(5_000), duration(200_000), duration(float("inf"))
-    ('7 s', '4 min 10 s', '1 h 23 min', '2 d 7 h', '?')
-    """
+    """A time in its two largest units, such as ``1 h 23 min``."""
     if not math.isfinite(seconds):
         return "?"
     rest = round(seconds)
@@ -179,10 +158,8 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the unit that fits.
-
-    >>> size(40e3), size(812e6), size(1.25e9), size(3.1e12)
-    ('40 kB', '812 MB', '1.2 GB', '3.1 TB')
-    """
-    scale, form = next((one for one in SIZES if count >= one[0]), SIZES[-1])
-    return form.format(count / scale)
+    """Bytes in the unit that fits, such as ``1.2 GB``."""
+    for scale, form in ((1e12, "{:.1f} TB"), (1e9, "{:.1f} GB"), (1e6, "{:.0f} MB")):
+        if count >= scale:
+            return form.format(count / scale)
+    return f"{count / 1e3:.0f} kB"

@@ -1,14 +1,13 @@
-"""TorchRL loggers of a run: JSON lines of our own, TensorBoard that goes on after a kill, any other by its name."""
+"""TorchRL loggers of a run: JSON lines of our own, and TensorBoard that goes on after a kill."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -124,26 +123,16 @@ class JsonLinesLogger(RunLogger, Logger):
         self._size = size
 
 
-def end_of_last_line(path: Path, block: int = 65_536) -> int:
+def end_of_last_line(path: Path) -> int:
     """Bytes up to and including the last line break of a file: 0 if there is none."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - block)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                return start + newline + 1
-            end = start
-    return 0
+    if not path.stat().st_size:
+        return 0
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return data.rfind(b"\n") + 1
 
 
 def strict(value: Any) -> Any:
-    """A value as strict JSON has it: none for numbers that are not finite.
-
-    >>> strict(3), strict(0.5), strict(float("nan")), strict([1.0, float("inf")])
-    (3, 0.5, None, [1.0, None])
-    """
+    """A value as strict JSON has it: none for numbers that are not finite."""
     if isinstance(value, Tensor):
         value = value.tolist()
     if isinstance(value, list):
@@ -154,12 +143,7 @@ def strict(value: Any) -> Any:
 
 
 class ResumedTensorboardLogger(TensorboardLogger):
-    """TorchRL's `TensorboardLogger` that hides points of earlier files which come after a resumed checkpoint.
-
-    Args:
-        exp_name, log_dir: as of TensorboardLogger; the files lie in ``log_dir/exp_name``.
-        resumed_at: step of the checkpoint.
-    """
+    """TorchRL's `TensorboardLogger` that hides points of earlier files which come after step ``resumed_at``."""
 
     def __init__(self, exp_name: str, log_dir: str, resumed_at: int | None = None):
         self._purge_step = None if resumed_at is None else resumed_at + 1
@@ -169,32 +153,3 @@ class ResumedTensorboardLogger(TensorboardLogger):
         from torch.utils.tensorboard import SummaryWriter  # only there where TensorBoard is installed
 
         return SummaryWriter(os.path.join(self.log_dir, self.exp_name), purge_step=self._purge_step, flush_secs=10)
-
-
-def loggers_from(entries: Mapping[str, Mapping[str, Any]], run_dir: Path) -> Iterator[Logger]:
-    """Loggers that a configuration names: ``_target_`` and the arguments of each.
-
-    ``exp_name`` is the entry's name and ``log_dir`` the run's folder where they are left out.
-
-    Example:
-        >>> import tempfile
-        >>> entries = {"csv": {"_target_": "torchrl.record.loggers.CSVLogger"}}
-        >>> [logger.exp_name for logger in loggers_from(entries, Path(tempfile.mkdtemp()))]
-        ['csv']
-    """
-    for name, entry in entries.items():
-        arguments = {"exp_name": name, "log_dir": str(run_dir), **entry}
-        try:
-            target = resolve_name(arguments.pop("_target_"))
-        except (KeyError, ValueError, ImportError, AttributeError) as error:
-            raise ValueError(
-                f"The logger {name!r} cannot be found ({type(error).__name__}: {error}): give "
-                f"log.loggers.{name}._target_ the dotted name of a class, such as torchrl.record.loggers.CSVLogger."
-            ) from error
-        known = inspect.signature(target.__init__).parameters
-        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
-            arguments = {key: value for key, value in arguments.items() if key in known or key in entry}
-        try:
-            yield target(**arguments)
-        except (TypeError, ImportError) as error:
-            raise ValueError(f"The logger {name!r} cannot be made: {type(error).__name__}: {error}.") from error

@@ -6,38 +6,26 @@ import resource
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # commands check their arguments before torch is imported, which takes seconds
     import torch
     from tensordict import TensorDictBase
     from torch import nn
-
-
-class MetricsLogger(Protocol):
-    """Takes metrics: every `torchrl.record.loggers.Logger` does."""
-
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> Any:
-        """Take the values of a step."""
-
-    def close(self) -> None:
-        """Write what is still in memory."""
+    from torchrl.record.loggers import Logger
 
 
 class RunLogger:
     """Base class of our loggers: more callbacks than TorchRL's, which do nothing unless overridden."""
 
-    position: int | None = None
-    """How far a file goes that `cut` can shorten."""
+    position: int | None = None  # how far a file goes that `cut` can shorten
+    failed = False  # whether the run ends with an error, known before `close`
 
     def log_video_file(self, name: str, path: Path, step: int) -> None:
         """Take a video that is encoded already."""
 
     def log_best(self, agent: nn.Module, value: float, step: int) -> None:
         """Take the weights as they are now; ``value`` is the mean return that they reached."""
-
-    def mark_failed(self) -> None:
-        """Note before `close` that the run ends with an error."""
 
     def sync(self) -> None:
         """Wait until everything is on the disk."""
@@ -47,12 +35,10 @@ class RunLogger:
 
 
 class Metrics:
-    """Average the metrics of updates on their device, and hand each record to every logger.
-
-    As a context it closes the loggers, whatever ends it.
+    """Average the metrics of updates on their device, and hand each record to every logger; a context closes them.
 
     Args:
-        loggers: TorchRL loggers, or whatever has their ``log_metrics`` and ``close``.
+        loggers: of TorchRL or ours.
         warn: prints a line, once for each kind of failure of a logger.
 
     Example:
@@ -65,7 +51,7 @@ class Metrics:
         {'loss_actor': 2.0}
     """
 
-    def __init__(self, loggers: Sequence[MetricsLogger], warn: Callable[[str], None] = print):
+    def __init__(self, loggers: Sequence[Logger | RunLogger], warn: Callable[[str], None] = print):
         self.loggers, self.warn = tuple(loggers), warn
         self._own = [logger for logger in self.loggers if isinstance(logger, RunLogger)]
         self._warned: set[tuple[str, type, int | None]] = set()
@@ -116,14 +102,14 @@ class Metrics:
     def close(self, failed: bool = False) -> None:
         """Close every logger; once closed, nothing happens."""
         loggers, self.loggers = self.loggers, ()
-        if failed:
-            self._each(self._own, lambda logger: logger.mark_failed())
+        for logger in self._own:
+            logger.failed = failed
         self._each(loggers, lambda logger: logger.close())
 
     def _each(self, loggers: Iterable[Any], call: Callable[[Any], Any]) -> None:
-        """Call with each logger. Errors must not stop the training: each kind is named once, the next call tries again.
+        """Call with each logger; errors do not stop the training: each kind is named once, the next call tries again.
 
-        Of our own loggers these are errors of the system. Others talk to services and raise classes of their own.
+        Of our own loggers these are errors of the system; others talk to services and raise classes of their own.
         """
         for logger in loggers:
             try:

@@ -41,21 +41,11 @@ def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int)
 
 
 def keep_newest(folder: Path, count: int) -> None:
-    """Delete the files of a folder that are named after a step, but for those of the ``count`` newest steps.
-
-    Example:
-        >>> import tempfile
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in ("000000000010.mp4", "000000000020.gif", "000000000020.png", "mine.mp4"):
-        ...     (folder / name).touch()
-        >>> keep_newest(folder, 1)
-        >>> sorted(path.name for path in folder.iterdir())
-        ['000000000020.gif', '000000000020.png', 'mine.mp4']
-    """
-    steps = sorted({int(path.stem) for path in folder.iterdir() if path.stem.isdecimal()})
-    old = set(steps[:-count])
-    for path in folder.iterdir():
-        if path.stem.isdecimal() and int(path.stem) in old:
+    """Delete the files of a folder that are named after a step, but for those of the ``count`` newest steps."""
+    files = [path for path in folder.iterdir() if path.stem.isdecimal()]
+    newest = sorted({int(path.stem) for path in files})[-count:]
+    for path in files:
+        if int(path.stem) not in newest:
             path.unlink(missing_ok=True)
 
 
@@ -63,12 +53,9 @@ def can_encode() -> bool:
     """Whether PyAV is there with an FFmpeg that has the encoder; some systems' own have not."""
     try:
         from av.codec import Codec
-        from av.codec.codec import UnknownCodecError
-    except ImportError:
-        return False
-    try:
+
         Codec(ENCODER, "w")
-    except UnknownCodecError:
+    except (ImportError, ValueError):  # of which UnknownCodecError is one
         return False
     return True
 
@@ -102,22 +89,13 @@ def check(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> None:
     if not len(frames):
         raise ValueError(f"no frames for {path.name!r}: record at least one")
     for number, frame in enumerate(frames):
-        known = frame.dtype == "uint8" and frame.ndim == 3 and frame.shape[-1] in (1, 3)
-        if not known or frame.shape != frames[0].shape:
-            raise ValueError(
-                f"frame {number} of {path.name!r} is {frame.dtype} {list(frame.shape)}: "
-                "all must be uint8 [height, width, 3 or 1] of one size"
-            )
+        if frame.dtype != "uint8" or frame.shape != frames[0].shape or frame.shape[2:] not in ((1,), (3,)):
+            given = f"frame {number} of {path.name!r} is {frame.dtype} {list(frame.shape)}"
+            raise ValueError(f"{given}: all must be uint8 [height, width, 3 or 1] of one size")
 
 
 def ready(frame: np.ndarray) -> np.ndarray:
-    """A frame in three colours, of even sides, and large enough to see something; one that is all that comes as it is.
-
-    Example:
-        >>> import numpy as np
-        >>> ready(np.zeros((64, 63, 1), np.uint8)).shape
-        (320, 316, 3)
-    """
+    """A frame in three colours, of even sides, and large enough to see something."""
     import numpy as np
 
     height, width, channels = frame.shape

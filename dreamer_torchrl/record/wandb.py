@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from queue import Empty, Full, Queue
 from statistics import fmean
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from dreamer_torchrl.record.metrics import RunLogger
 
@@ -25,22 +24,17 @@ if TYPE_CHECKING:
 
 QUEUE_LENGTH = 10_000
 START_SECONDS, FINISH_SECONDS = 15, 20
-INSTALL = "pip install 'wandb>=0.31'"
 
 
 class WandbThread(RunLogger):
     """Send scalars, video files and the best agents to Weights & Biases from a thread.
 
-    The run's files lie in ``RUN/wandb``. Sent are the configuration, the scalars, the videos, the agents if they are
-    asked for, and the host's name; no package list, code, git state, console output or machine statistics. Without a
-    key or a server, an online run becomes an offline one, and `note` says why.
-
-    W&B's step is the step of the run; the episodes that end at one step are averaged. A resumed training goes on in
-    the same run, whose id is kept, and W&B leaves out the steps that it has already.
+    The files lie in ``RUN/wandb``. Sent are the configuration, scalars, videos, agents if asked for, and the host's
+    name; no package list, code, git state, console output or machine statistics. Without a key or a server, an online
+    run becomes an offline one. The episodes that end at one step are averaged. A resumed training goes on in the same
+    run, whose id is kept; the steps that are there already are left out.
 
     Args:
-        run_dir: the run directory.
-        mode: ``offline`` or ``online``.
         place: project, entity, name, group and tags, as of ``wandb.init``.
         config: the resolved configuration.
         note: prints a line.
@@ -58,11 +52,12 @@ class WandbThread(RunLogger):
         artifact: bool = False,
         hours: Callable[[], float] | None = None,
     ):
-        self.folder, self.offline, self.place = run_dir / "wandb", mode == "offline", dict(place or {})
-        self.config, self.note, self.artifact, self.hours = dict(config or {}), note, artifact, hours
+        self.folder, self.offline = run_dir / "wandb", mode == "offline"
+        self.place, self.config = dict(place or {}), dict(config or {})
+        self.note, self.artifact, self.hours = note, artifact, hours
         self._queue: Queue[tuple[int, dict[str, Any]] | None] = Queue(QUEUE_LENGTH)
         self._best: tuple[int, float, dict[str, Any]] | None = None  # step, mean return, weights
-        self._exit_code, self._off, self._dropped = 0, False, False
+        self._off, self._dropped = False, False
         self._thread = Thread(target=self._work, name="wandb-run", daemon=True)
         self._thread.start()
 
@@ -88,10 +83,6 @@ class WandbThread(RunLogger):
             weights = {key: tensor.detach().cpu().numpy().copy() for key, tensor in agent.state_dict().items()}
             self._best = step, value, weights
 
-    def mark_failed(self) -> None:
-        """Let W&B show the run as one that ended with an error."""
-        self._exit_code = 1
-
     def close(self) -> None:
         """Send what waits, for a limited time; if anything stays behind, print the command that sends it later."""
         try:
@@ -114,12 +105,10 @@ class WandbThread(RunLogger):
                 if not self.offline:
                     self._send_best(logger)
             self._send_best(logger)
-            logger.experiment.finish(exit_code=self._exit_code)
-        except Exception as error:  # of many classes, not all of them wandb's own: training goes on without it
+            logger.experiment.finish(exit_code=int(self.failed))
+        except Exception as error:  # see below
             self._off = True
-            missing = isinstance(error, ModuleNotFoundError) and error.name == "wandb"
-            reason = f"it is not installed; use: {INSTALL}" if missing else one_line(error)
-            self.note(f"warning: W&B failed ({reason}); training goes on without it")
+            self.note(f"warning: W&B failed ({one_line(error)}); training goes on without it")
             with suppress(Empty):  # nobody will read what still waits, and close() must find room
                 while True:
                     self._queue.get_nowait()
@@ -130,20 +119,18 @@ class WandbThread(RunLogger):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported for the first time
         import wandb
 
-        if not self.offline:
-            try:
-                url = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent: `login` prints otherwise
-                if not wandb.login(prompt=False, verify=False):
-                    reason = "there is no API key (set WANDB_API_KEY or run: wandb login)"
-                elif not answers(url):
-                    reason = f"{url} cannot be reached"
-                else:
-                    return self._open()
-            except Exception as error:  # see above
-                reason = one_line(error)
-            wandb.teardown()  # its process would say that the run's id is in use
-            self.offline = True
-            self.note(f"W&B: {reason}; this run is written offline")
+        if self.offline:
+            return self._open()
+        try:
+            wandb.setup(wandb.Settings(silent=True))  # `login` prints otherwise
+            if wandb.login(prompt=False, verify=False):
+                return self._open()  # an error after START_SECONDS if no server answers
+            reason = "there is no API key (set WANDB_API_KEY or run: wandb login)"
+        except Exception as error:  # of many classes, not all of them wandb's own
+            reason = one_line(error)
+        wandb.teardown()  # its process would say that the run's id is in use
+        self.offline = True
+        self.note(f"W&B: {reason}; this run is written offline")
         return self._open()
 
     def _open(self) -> WandbLogger:
@@ -171,20 +158,20 @@ class WandbThread(RunLogger):
         """One row for each step from ``first``, in their order; numbers that come twice in a step are averaged."""
         import wandb
 
-        current, gathered = -1, {}
-        while True:
-            record = self._queue.get()
-            if gathered and (record is None or record[0] != current):
-                yield current, {key: fmean(v) if isinstance(v, list) else v for key, v in gathered.items()}
-                first, gathered = current + 1, {}
-            if record is None:
-                return
-            current, values = record
-            for key, value in values.items() if current >= first else ():
-                if isinstance(value, Path):
-                    gathered[key] = wandb.Video(str(value))
-                else:
+        for step, records in groupby(iter(self._queue.get, None), itemgetter(0)):
+            gathered: dict[str, list[Any]] = {}
+            for _, values in records:
+                for key, value in values.items():
                     gathered.setdefault(key, []).append(value)
+            if step >= first:
+                first = step + 1
+                yield (
+                    step,
+                    {
+                        key: wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
+                        for key, found in gathered.items()
+                    },
+                )
 
     def _send_best(self, logger: WandbLogger) -> None:
         """Hand over the newest agent; its file is deleted when it was uploaded, and stays for ``wandb sync``."""
@@ -213,26 +200,6 @@ class WandbThread(RunLogger):
             self.note(f"warning: W&B has no agent of step {step:,} ({error})")
 
 
-def answers(url: str, seconds: float = 5.0) -> bool:
-    """Whether a server answers at all, in a thread of its own: no single wait may be long, and all of them endless."""
-    found: list[int] = []
-
-    def ask() -> None:
-        try:
-            with urlopen(Request(url, method="HEAD"), timeout=seconds) as answer:
-                found.append(answer.status)
-        except HTTPError as error:
-            found.append(error.code)
-        except OSError as error:
-            if isinstance(getattr(error, "reason", None), ssl.SSLError):  # wandb itself checks its certificate
-                found.append(0)
-
-    thread = Thread(target=ask, name="wandb-probe", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(found)
-
-
 def kept_id(path: Path) -> str:
     """The id of the run, made when it is first asked for."""
     if not path.exists():
@@ -242,11 +209,6 @@ def kept_id(path: Path) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error on one line.
-
-    Example:
-        >>> one_line(ValueError("a key is missing.\\nIt must be there.")), one_line(TimeoutError())
-        ('ValueError: a key is missing; It must be there', 'TimeoutError')
-    """
+    """An error on one line."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
     return ": ".join(filter(None, (type(error).__name__, "; ".join(filter(None, lines)))))

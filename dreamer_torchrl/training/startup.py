@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,12 +14,13 @@ from dreamer_torchrl.checkpoint.manifest import library_versions
 from dreamer_torchrl.config.compose import Configuration
 from dreamer_torchrl.config.labels import environment_name, wandb_place
 from dreamer_torchrl.config.overrides import experiment_of
+from dreamer_torchrl.config.parts import make_logger
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.losses import can_compile
 from dreamer_torchrl.modules.spaces import Continuous, key_name
 from dreamer_torchrl.record.console import Console
-from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger, loggers_from
-from dreamer_torchrl.record.metrics import Metrics, MetricsLogger
+from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger
+from dreamer_torchrl.record.metrics import Metrics
 from dreamer_torchrl.record.video import can_encode
 from dreamer_torchrl.record.wandb import WandbThread
 
@@ -28,10 +30,10 @@ def make_metrics(
 ) -> Metrics:
     """All loggers that the settings ask for."""
     settings, wandb = configuration.settings, configuration.settings.wandb
-    loggers: list[MetricsLogger] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
+    loggers: list[Any] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
     if settings.log.tensorboard:
         loggers.append(ResumedTensorboardLogger("tensorboard", str(run_dir), resumed_at))
-    loggers += loggers_from(settings.log.loggers, run_dir)
+    loggers += [make_logger(name, entry, run_dir) for name, entry in settings.log.loggers.items()]
     if wandb.mode != "disabled":
         config = {**configuration.values, "experiment": experiment_of(configuration.overrides)}
         config |= {"environment": environment_name(settings), "versions": library_versions()}

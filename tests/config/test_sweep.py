@@ -38,7 +38,7 @@ WRONG = [
     ("seed=0,1 run_dir=", "run_dir= names no folder"),
     ("seed=0,1 run_dir=file", "run_dir=file is a file"),
     ("seed=0,1 run_dir=run", "run_dir=run is a run by itself"),
-    ("seed=0,1 --config-name=mine", "there is one configuration"),
+    ("seed=0,1 --config-name=mine", "There is no option --config-name"),
 ]
 
 
@@ -92,8 +92,9 @@ def test_when_a_run_is_finished(
     for step in steps:
         (tmp_path / f"checkpoints/{step:012d}").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text(lines)
-    state = sweep.state_of(tmp_path, load(["experiment=null", *overrides.split()]).settings)
-    assert (state.step, state.finished) == (max(steps, default=None), finished)
+    ended, _, told = sweep.state_of(tmp_path, load(["experiment=null", *overrides.split()]).settings)
+    assert ended == finished
+    assert told.startswith("finished, step " if finished else "not finished, step " if steps else "not started")
 
 
 def typed(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
