@@ -89,11 +89,8 @@ def _gymnasium_draws() -> str:
 
 def _mujoco_draws() -> str:
     """In a process of its own: a broken graphics library can end it."""
-    program = (
-        "from dreamer_torchrl.envs import make_env;"
-        "make_env('dmc', {'task': 'cartpole_balance', 'image': True, 'proprio': False}).reset();"
-        "import os; print('MUJOCO_GL=' + os.environ.get('MUJOCO_GL', ''))"
-    )
+    program = "import os; from dreamer_torchrl.envs import make_env; make_env('dmc', {'task': 'cartpole_balance',"
+    program += "'image': True, 'proprio': False}).reset(); print('MUJOCO_GL=' + os.environ.get('MUJOCO_GL', ''))"
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     if outcome.returncode:
         raise RuntimeError((outcome.stderr.strip().splitlines() or [f"exit code {outcome.returncode}"])[-1])

@@ -9,11 +9,8 @@ from pathlib import Path
 
 from dreamer_torchrl.training.loading import NO_CHECKPOINT, open_run
 
-TOLERANCE = 1e-5
-"""Differences above it are no rounding."""
-
-STEPS = 64
-"""Recorded steps of each environment on which a file is compared with its original."""
+TOLERANCE = 1e-5  # differences above it are no rounding
+STEPS = 64  # of each environment, recorded ones, on which a file is compared with its original
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="directory of the run")
     parser.add_argument("--checkpoint", help="which one, rather than the latest")
     parser.add_argument("--output", type=Path, help="the file, RUN/policy.pt2 if left out")
-    parser.add_argument(
-        "--sample", action="store_true", help="draw actions, from noise that is given, instead of modes"
-    )
+    parser.add_argument("--sample", action="store_true", help="draw actions, from given noise, instead of modes")
     options = parser.parse_args(arguments)
     output = options.output or options.run / "policy.pt2"
     run = open_run(parser, options.run, options.checkpoint)

@@ -12,12 +12,10 @@ WRITTEN = (
 )
 """What an update writes beside the observations, and the importance weights of a prioritized sampler."""
 
-STREAM = "stream"
-"""Which endless stream of steps a step belongs to."""
-
+STREAM = "stream"  # which endless stream of steps a step belongs to
 ENDLESS = "endless"
-"""What TorchRL asks of an environment and a step does not hold: a reward and flags that never come, and the episode's
-number; `dreamer_torchrl.collectors.episodes.steps_of` drops it."""
+"""What TorchRL asks of an environment and `collectors.episodes.steps_of` drops: a reward and flags that never come, and
+the episode's number."""
 
 NOT_OBSERVED = (
     *("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS),

@@ -19,7 +19,6 @@ from dreamer_torchrl.views.baselines import read_baselines
 from dreamer_torchrl.views.curves import Axis, Run, read_run
 from dreamer_torchrl.views.plots import draw, save_figure
 
-FAILED = 1
 FORMATS = ("png", "svg")
 
 
@@ -53,24 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = save_figure(figure, place, formats)
     except OSError as error:
         print(f"Not written: {error}. Give another --output.", file=sys.stderr)
-        return FAILED
+        return 1
     print(f"Drawn: {', '.join(map(str, files))}.")
     return 0
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """All runs, each once, and of a sweep those that have begun.
-
-    `ConfigError` for a folder that is neither, or that has nothing to show yet.
-    """
+    """All runs, each once, and of a sweep those that have begun; `ConfigError` for a folder with nothing to show."""
     runs: dict[Path, Run] = {}
     for folder in (Path(folder).resolve() for folder in folders):
         members = [] if (folder / VALUES).exists() else sorted(file.parent for file in folder.glob(f"*/{VALUES}"))
         found = [read_run(member, read_saved(member)) for member in members or [folder]]
-        measured = [run for run in found if run.metrics]
-        if not measured:
+        if not any(run.metrics for run in found):
             raise ConfigError(f"{folder} has no metrics yet: let it train for a while.")
-        runs |= {run.path: run for run in measured}
+        runs |= {run.path: run for run in found if run.metrics}
     return list(runs.values())
 
 
@@ -84,12 +79,7 @@ def check_metrics(runs: Sequence[Run], metrics: Iterable[str]) -> None:
 
 
 def output_of(output: Path | None, runs: Sequence[Path]) -> tuple[Path, tuple[str, ...]]:
-    """The file to write, its ending to be replaced, and the formats: `plot` in the only run, or here, if none is given.
-
-    Example:
-        >>> output_of(Path("figure.svg"), []), output_of(Path("cartpole"), [])
-        ((PosixPath('figure.svg'), ('svg',)), (PosixPath('cartpole.png'), ('png', 'svg')))
-    """
+    """The file to write, its ending to be replaced, and the formats; by default `plot` in the only run, or here."""
     output = output or (runs[0] if len(runs) == 1 else Path())
     if output.is_dir():
         output = output / "plot"

@@ -10,8 +10,6 @@ from pathlib import Path
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.views.report_page import write_report
 
-FAILED = 1
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and print where it is; the exit code."""
@@ -24,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     except OSError as error:
         print(f"The report cannot be written: {error}. Make room, or the folder writable.", file=sys.stderr)
-        return FAILED
+        return 1
     return 0
 
 

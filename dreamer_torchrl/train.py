@@ -200,8 +200,8 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
         done = f"Stopped and saved at step {steps:,}." if steps else "Stopped before the first step."
         say(f"{done} Continue with: {resume}")
     else:
-        evaluate = shlex.join(["python", "-m", "dreamer_torchrl.evaluate", str(training.run_dir)])
         learned = "" if training.progress.updates else " There were 0 updates: nothing was learned."
+        evaluate = f"python -m dreamer_torchrl.evaluate {shlex.quote(str(training.run_dir))}"
         say(f"Finished and saved at step {steps:,}.{learned} Evaluate with: {evaluate}")
     return stop.exit_code
 

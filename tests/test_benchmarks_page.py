@@ -43,17 +43,9 @@ def test_what_must_be_known_of_a_result_stands_below_it(generator: ModuleType) -
     (shared,) = generator.remarks({"workloads": [], "settings": {"against": "torchrl"}})
     assert "one process" in shared and generator.remarks({"workloads": [], "settings": {"against": "sheeprl"}}) == []
     for file in (ROOT / "benchmarks" / "results").glob("*.json"):
-        note = json.loads(file.read_text()).get("note", "")
-        assert note in PAGE.read_text(), file.name
-
-
-def test_small_returns_have_two_decimals(generator: ModuleType) -> None:
-    """0.95 is not 0.9."""
-    evaluation = {"mean": 0.95, "deviation": 0.2179, "step": 9}
-    run = {"seed": 0, "evaluation": evaluation, "updates": 1, "seconds": 60.0}
-    large = run | {"evaluation": evaluation | {"mean": -170.94, "deviation": 91.93}}
-    rows = [next(iter(generator.learning_rows("x", {"runs": [each, each]})))[2] for each in (run, large)]
-    assert rows == ["0.95 +- 0.22; 0.95 +- 0.22", "-170.9 +- 91.9; -170.9 +- 91.9"]
+        content = json.loads(file.read_text())
+        assert content.get("note", "") in PAGE.read_text(), file.name
+        assert generator.kind(content) in {title for title, _, _ in generator.KINDS}, file.name
 
 
 def test_every_program_and_every_result_is_named() -> None:
@@ -65,10 +57,3 @@ def test_every_program_and_every_result_is_named() -> None:
     assert {"learner.py", "learning.py"} <= programs and results
     missing = sorted(name for name in programs | results if f"`{name}`" not in page)
     assert not missing, f"docs/benchmarks.md does not name {missing}"
-
-
-def test_every_kind_of_result_has_a_table(generator: ModuleType) -> None:
-    """A new form of file needs rows of its own, or its numbers stand nowhere."""
-    titles = {title for title, _, _ in generator.KINDS}
-    for file in (ROOT / "benchmarks" / "results").glob("*.json"):
-        assert generator.kind(json.loads(file.read_text())) in titles, file.name

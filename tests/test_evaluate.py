@@ -69,18 +69,6 @@ def test_what_cannot_be_filmed_is_evaluated_all_the_same(tmp_path: Path, capsys:
     assert not (run / "videos").exists()
 
 
-def test_videos_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One for each evaluation; where none can be written, training goes on."""
-    options = ("eval.video=true", "eval.episodes=1", "train_ratio=0")
-    run = trained(tmp_path / "run", *options, "total_steps=6")
-    (run / "videos" / "000000000012.mp4").mkdir()  # in the way
-    trained(run, *options, "total_steps=12")
-    trained(run, *options, "total_steps=18")
-    assert "The video 000000000012.mp4 was not written: " in capsys.readouterr().out
-    files = sorted(path.name for path in (run / "videos").iterdir() if path.is_file())
-    assert files == ["000000000006.mp4", "000000000018.mp4"]
-
-
 # Faults
 
 

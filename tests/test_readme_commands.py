@@ -28,7 +28,6 @@ LINES = [line for _, text in blocks(README, "text") for line in text.splitlines(
 SHELL = [line.split(" && ")[-1] for _, text in blocks(README, "bash") for line in text.splitlines()]
 IN_TEXT = re.compile(r"`(?:\w+=\w+ )?(python benchmarks/[^`]+)`")
 BENCHMARKS = sorted({line for page in PAGES for line in IN_TEXT.findall(page.read_text())})
-SOON = "--batch 1 --length 2 --updates 1 --warmup 0"
 
 
 def call(line: str) -> int:
@@ -99,25 +98,6 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         runpy.run_path(str(ROOT / program), run_name="__main__")
 
     return run
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "line", [line for line in BENCHMARKS if " --against torchrl" in line or "--against sh" in line]
-)
-def test_duels_of_the_tables(
-    line: str, program: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With a small batch; a toy stands in for sheeprl, which is not installed here."""
-    toy, python = ROOT / "tests/benchmarks/toy_peer.py", tmp_path / "bin/python"
-    python.parent.mkdir()
-    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(toy))} 99\n")
-    python.chmod(0o755)
-    if "policy.py" in line or "--peer-mode step" in line:
-        pytest.skip("takes minutes: the next test reads its arguments")
-    program(f"{line} {SOON}".replace("PEER", str(tmp_path)))
-    printed = capsys.readouterr().out
-    assert "ratio" in printed and re.search(r"torchrl [\d.]+ eager|toy", printed)
 
 
 class ArgumentsRead(Exception):

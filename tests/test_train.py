@@ -6,9 +6,6 @@ from pathlib import Path
 
 import gymnasium
 import pytest
-import torch
-from torchrl.envs import GymEnv, InitTracker, TransformedEnv
-from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 import dreamer_torchrl
 from dreamer_torchrl import train
@@ -100,14 +97,6 @@ def test_a_loaded_agent_acts_without_torchrl(pendulum: Path) -> None:
         action, state = run.act(observation, state)
         assert env.action_space.contains(action)
         observation, *_ = env.step(action)
-
-
-def test_its_policy_runs_in_a_rollout_of_torchrl(pendulum: Path) -> None:
-    env, policy = TransformedEnv(GymEnv("Pendulum-v1"), InitTracker()), dreamer_torchrl.load(pendulum).policy
-    with set_exploration_type(ExplorationType.DETERMINISTIC):  # samples may leave [-1, 1], modes do not
-        steps = env.rollout(10, policy)
-    assert steps["action"].shape == (10, 1) and steps["action"].abs().max() <= 1
-    assert not torch.equal(steps["belief"][0], steps["belief"][1])
 
 
 def test_it_stops_where_it_is_good_enough(tmp_path: Path) -> None:

@@ -47,18 +47,11 @@ def run(*arguments: str, cwd: Path, **environment: str) -> tuple[int, str, str]:
     return outcome.returncode, outcome.stdout, "\n".join(said)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        ("env=custom env.factory=mine:mkae", "has no 'mkae': did you mean 'make'?"),
-        ("--multirun seed=1,2,x env=cartpole,pendulum", "seed=x is impossible: it should be a valid integer"),
-    ],
-)
-def test_a_mistake_ends_at_once(overrides: str, told: str, tmp_path: Path) -> None:
+def test_a_mistake_ends_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import torch\ndef make(): ...\n")
-    code, output, complaint = run(*overrides.split(), cwd=tmp_path)
+    code, output, complaint = run("env=custom", "env.factory=mine:mkae", cwd=tmp_path)
     assert (code, output, complaint.count("\n")) == (2, "", 0)
-    assert told in complaint
+    assert "has no 'mkae': did you mean 'make'?" in complaint
     assert {path.name for path in tmp_path.iterdir()} == {"mine.py"}
 
 
@@ -198,17 +191,13 @@ def test_a_file_in_the_place_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_place_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path.parent)
     with read_only(tmp_path):
         monkeypatch.chdir(tmp_path)
-        assert train.main([f"run_dir={tmp_path / 'new' / 'run'}"]) == 1
-        assert f"The run directory {tmp_path / 'new' / 'run'} cannot be written: " in capsys.readouterr().err
-        assert train.main([]) == 1
-        told = capsys.readouterr().err
+        assert train.main([f"run_dir={tmp_path / 'new' / 'run'}"]) == train.main([]) == 1
         monkeypatch.chdir(tmp_path.parent)
-    assert re.search(
-        r"The run directory .*/runs/cartpole-v1-\d+-\d+ cannot be written: .*, or give another run_dir", told
-    )
+    named, new = capsys.readouterr().err.splitlines()
+    assert f"The run directory {tmp_path / 'new' / 'run'} cannot be written: " in named
+    assert re.search(r"/runs/cartpole-v1-\d+-\d+ cannot be written: .*, or give another run_dir", new)
     full = train.RunNotWritable.because(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
     assert str(full).endswith("No space left on device. Make room on its disk, or give another run_dir.")
 

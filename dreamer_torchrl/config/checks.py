@@ -18,8 +18,7 @@ from pydantic_core import to_jsonable_python
 from dreamer_torchrl.config.schema import CHECKED, Settings
 from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env
 
-GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")
-"""What Linux shows where there is a GPU: NVIDIA's, the same under Windows, AMD's."""
+GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # on Linux: NVIDIA's, the same under Windows, AMD's
 
 
 class ConfigError(ValueError):
@@ -82,10 +81,8 @@ def remarks(settings: Settings) -> list[str]:
     """Settings that are valid but most likely a mistake."""
     found, cores = [], os.cpu_count() or 1
     if settings.total_steps <= settings.first_update:
-        found.append(
-            f"Nothing will be learned: updates begin after step {settings.first_update:,} (prefill, or replay.batch "
-            f"times replay.length), and total_steps is {settings.total_steps:,}."
-        )
+        begin = f"updates begin after step {settings.first_update:,} (prefill, or replay.batch times replay.length)"
+        found.append(f"Nothing will be learned: {begin}, and total_steps is {settings.total_steps:,}.")
     if (settings.threads or 0) > cores:
         found.append(f"threads={settings.threads}: this machine has {cores} cores, and more threads are slower.")
     return found

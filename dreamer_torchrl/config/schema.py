@@ -19,9 +19,7 @@ from dreamer_torchrl.limits import Within
 LEARNER = {"_target_": "dreamer_torchrl.learners.learner.Learner", "optimizer": None, "extra_losses": []}
 """The class of the learner, and those of its arguments that are parts."""
 
-IMAGE_BLOCKS = 8
-"""Blocks into which the decoder of images splits the belief."""
-
+IMAGE_BLOCKS = 8  # into which the decoder of images splits the belief
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 Count = Annotated[int, Within(ge=1)]
@@ -51,10 +49,8 @@ class EnvironmentSettings:
             raise ValueError(f"size={image} is impossible: images have a side of 48, 64, 80 and so on up to 256.")
         skip = self.options.get("frame_skip")
         if skip is not None and self.frames_per_action != skip:
-            raise ValueError(
-                f"frames_per_action={self.frames_per_action} is impossible: an action of this game lasts {skip} "
-                "frames. Leave that out, and set env.frame_skip."
-            )
+            reason = f"an action of this game lasts {skip} frames. Leave that out, and set env.frame_skip"
+            raise ValueError(f"frames_per_action={self.frames_per_action} is impossible: {reason}.")
 
     @property
     def frames_per_step(self) -> int:
@@ -175,10 +171,8 @@ class Settings:
     def __post_init__(self) -> None:
         needed = (self.replay.length + self.learner.context) * self.env.num_envs
         if self.replay.capacity < needed:
-            raise ValueError(
-                f"replay.capacity={self.replay.capacity} is less than one sequence of each environment: give at "
-                f"least {needed}."
-            )
+            reason = f"is less than one sequence of each environment: give at least {needed}"
+            raise ValueError(f"replay.capacity={self.replay.capacity} {reason}.")
         if self.size.belief % IMAGE_BLOCKS:
             raise ValueError(f"size.belief={self.size.belief} is impossible: give a multiple of {IMAGE_BLOCKS}.")
         if self.size.depth % 2:

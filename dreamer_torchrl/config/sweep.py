@@ -32,14 +32,6 @@ from dreamer_torchrl.envs.registry import atari_games
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class RunFailed(CompactHydraException):
-    """A run of a sweep ended with an exit code; Hydra prints the message without a traceback."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal ended a run of a sweep, and with it the sweep."""
-
-
 def members(overrides: Sequence[str]) -> list[list[str]]:
     """The overrides of each run, one for each combination of values, as Hydra's basic sweeper has them."""
     lists: dict[str, list[str]] = {}
@@ -55,8 +47,7 @@ def members(overrides: Sequence[str]) -> list[list[str]]:
             elif one.is_discrete_sweep():
                 lists[key] = [f"{key}={value}" for value in one.sweep_string_iterator()]
             elif not other_sweeper:  # its values are checked by each run
-                told = "is for another hydra/sweeper: list values, or give range(3)."
-                raise ConfigError(f"{one.input_line!r} {told}")
+                raise ConfigError(f"{one.input_line!r} is for another hydra/sweeper: list values, or give range(3).")
     return [list(chosen) for chosen in product(*lists.values())]
 
 
@@ -132,9 +123,9 @@ def job(config: DictConfig) -> float | None:
     failed = f"failed (exit code {code}), " if code and not stopped else ""
     print(f"{run_dir}: {failed}{state}", flush=True)
     if stopped:
-        raise Stopped(stopped)
+        raise KeyboardInterrupt(stopped)  # which ends the sweep
     if failed:
-        raise RunFailed(f"{run_dir} failed (exit code {code}).")
+        raise CompactHydraException(f"{run_dir} failed (exit code {code}).")  # printed without a traceback
     return value
 
 

@@ -24,12 +24,8 @@ MAX_KEPT_LINES = 10_000
 class JsonLinesLogger(RunLogger, Logger):
     """Append one JSON object per record to a file; each stands there whole, or not at all.
 
-    TorchRL's `CSVLogger` has a file for each metric and keeps all values in memory. This one has one file that is
-    whole after a kill, goes on at a checkpoint without duplicates, and survives a full disk: a line that finds no
-    room is kept in memory and written, in order, as soon as there is room again.
-
-    Args:
-        path: the file; videos go into ``videos`` beside it.
+    Why not TorchRL's `CSVLogger`: this file is whole after a kill, goes on at a checkpoint without duplicates, and
+    survives a full disk: lines that find no room are kept and written, in order, as soon as there is room again.
 
     Example:
         >>> import tempfile
@@ -67,7 +63,7 @@ class JsonLinesLogger(RunLogger, Logger):
         self.log_metrics({name: value}, step)
 
     def log_video(self, name: str, video: Tensor, step: int | None = None, *, fps: int = 30) -> None:
-        """Write a video ``[..., T, C, H, W]`` of bytes to a file."""
+        """Write a video ``[..., T, C, H, W]`` of bytes to a file in ``videos``."""
         frames = video.flatten(0, -4).movedim(1, -1).cpu().numpy()  # [T, H, W, C]
         write_video(self.path.parent / "videos" / f"{name.replace('/', '-')}-{step}.mp4", frames, fps)
 

@@ -55,7 +55,9 @@ class Metrics:
         self.loggers, self.warn = tuple(loggers), warn
         self._own = [logger for logger in self.loggers if isinstance(logger, RunLogger)]
         self._warned: set[tuple[str, type, int | None]] = set()
-        self._start_anew()
+        self._keys: tuple[str, ...] = ()
+        self._sums: torch.Tensor | None = None
+        self._count = 0
 
     def __enter__(self) -> Metrics:
         return self
@@ -63,19 +65,13 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)
 
-    def _start_anew(self) -> None:
-        self._keys: tuple[str, ...] = ()
-        self._sums: torch.Tensor | None = None
-        self._count = 0
-
     def add(self, metrics: TensorDictBase) -> None:
-        """Add one update's metrics, 0-dim tensors, to the sums. They stay on their device; nothing waits for it."""
+        """Add one update's metrics, 0-dim tensors, to the sums on their device, without waiting for it."""
         import torch
 
         if self._sums is None:
             self._keys = tuple(metrics.keys())
-        changed = set(metrics.keys()) ^ set(self._keys)
-        if changed:
+        if changed := set(metrics.keys()) ^ set(self._keys):
             raise ValueError(f"metrics {sorted(changed)} came or went since the last means: call means() before that")
         values = torch.stack([metrics[key].detach().float() for key in self._keys])  # [metrics]
         self._sums = values if self._sums is None else values.add_(self._sums.to(values.device))
@@ -84,7 +80,7 @@ class Metrics:
     def means(self) -> dict[str, float]:
         """Means of all that was added since the last call, read from the device in one go; then start anew."""
         means = {} if self._sums is None else dict(zip(self._keys, (self._sums / self._count).tolist(), strict=True))
-        self._start_anew()
+        self._keys, self._sums, self._count = (), None, 0
         return means
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -132,9 +128,8 @@ class Metrics:
         """Go on where `state_dict` was taken: lines written later are cut off."""
         for logger in self._own:
             logger.cut(state["position"])
-        sums = state["sums"]
         self._keys, self._count = tuple(state["keys"]), state["count"]
-        self._sums = None if sums is None else sums.clone()
+        self._sums = None if state["sums"] is None else state["sums"].clone()
 
 
 def memory_bytes() -> dict[str, float]:
@@ -150,5 +145,4 @@ def resident_bytes(statm: Path = Path("/proc/self/statm")) -> int:
     """Memory that this process holds now; its peak on systems without /proc, such as macOS."""
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

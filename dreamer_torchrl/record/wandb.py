@@ -67,7 +67,7 @@ class WandbThread(RunLogger):
             return
         hours = {"time/hours": self.hours()} if self.hours else {}
         try:
-            self._queue.put_nowait((step, {**metrics, **hours}))
+            self._queue.put_nowait((step, metrics | hours))
         except Full:
             if not self._dropped:
                 self._dropped = True
@@ -137,9 +137,9 @@ class WandbThread(RunLogger):
         import wandb
         from torchrl.record.loggers import WandbLogger
 
-        wanted = {"silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True}
+        wanted = {"silent": True, "console": "off", "init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS}
+        wanted |= {"save_code": False, "disable_code": True, "disable_git": True, "finish_timeout_raises": True}
         wanted |= {"x_save_requirements": False, "x_disable_stats": True, "x_disable_machine_info": True}
-        wanted |= {"init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS, "finish_timeout_raises": True}
         known = wandb.Settings.model_fields  # of another version, others
         return WandbLogger(
             self.place.get("name"),

@@ -118,14 +118,7 @@ def test_overrides(overrides: str, key: str, value: Any) -> None:
 def test_the_same_settings_come_back_from_the_saved_file(tmp_path: Path) -> None:
     """With all that YAML could mistake: a name that is a number, tiny and endless numbers, null, an empty group."""
     run = tmp_path / "my runs, (first)"
-    words = [
-        f"run_dir={run}",
-        "env=gym",
-        "wandb.name=007",
-        "learner.clip=inf",
-        "learner.eps=1e-30",
-        "env.id=Acrobot-v1",
-    ]
+    words = [f"run_dir={run}", *"env=gym wandb.name=007 learner.clip=inf learner.eps=1e-30 env.id=Acrobot-v1".split()]
     configuration = load([*words, "wandb.entity='null'", "total_steps=1e7", "env.arguments.render_mode=null"])
     configuration.save(run)
     assert saved_settings(run) == configuration.settings
@@ -188,19 +181,14 @@ def test_what_would_make_it_another_run_is_refused(started: Path, word: str, tol
     assert (started / "config.yaml").read_text() == before
 
 
-def older(run: Path, values: dict[str, Any]) -> None:
-    """Write a configuration as a version with other defaults did."""
-    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
-    record = json.loads((run / "overrides.json").read_text()) | {"saved": leaves(values)}
-    (run / "overrides.json").write_text(json.dumps(record))
-
-
 def test_new_defaults_leave_a_run_as_it_was(run: Path) -> None:
     """Another version has other numbers, more of them and fewer; the run was made with its own."""
     values = read_saved(run)
     values["learner"] |= {"horizon": 99.0, "gone": 1}
     del values["unimix"], values["learner"]["_target_"], values["env"]["frame_skip"]
-    older(run, values)
+    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    record = json.loads((run / "overrides.json").read_text()) | {"saved": leaves(values)}
+    (run / "overrides.json").write_text(json.dumps(record))
     settings = load([f"run_dir={run}", "total_steps=999"]).settings
     assert (settings.learner.horizon, settings.unimix, settings.seed) == (99, 0.01, 3)
     assert settings.env.options["frame_skip"] == settings.env.frames_per_step == 4
@@ -221,10 +209,7 @@ def test_an_edited_configuration_is_refused_or_applied(run: Path) -> None:
     assert load([f"run_dir={run}"]).notes == ()
     for changed, told in (
         ({"seed": 99}, "seed=99, but the run was made with seed=3"),
-        (
-            {"learner": values["learner"] | {"horizon": 9}},
-            "learner.horizon=9, but the run was made with ",
-        ),
+        ({"learner": values["learner"] | {"horizon": 9}}, "learner.horizon=9, but the run was made with "),
         ({"env": values["env"] | {"x": 1}}, "env.x=1, but the run was made with env.x=nothing"),
     ):
         file.write_text(yaml.safe_dump(values | changed, explicit_end=True))
