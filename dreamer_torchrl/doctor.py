@@ -191,7 +191,7 @@ def _check_episodes(env: EnvBase, steps: int) -> Iterator[Finding]:
     else:
         text = f"none ended in {steps} random steps, return so far {rewards.sum():.4g}"
         yield Finding("warning", "episodes", text, "fine if its limit is longer, else give it one")
-    yield Finding("ok", "speed", f"{speed:,.0f} steps per second in env.rollout")
+    yield Finding("ok", "speed", f"{speed:,.0f} steps per second in a rollout")
     specs = env.observation_spec.items(True, True)
     outside = {key_name(key) for key, spec in specs if not all(map(spec.is_in, arrived[key]))}
     if outside:

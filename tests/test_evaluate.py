@@ -58,17 +58,6 @@ def test_it_films_the_first_episode(cartpole: Path, capsys: pytest.CaptureFixtur
         assert sum(1 for _ in container.decode(video=0)) == length + 1
 
 
-def test_what_cannot_be_filmed_is_evaluated_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In training too: an environment without pictures stops nothing."""
-    custom = ("env=custom", "env.factory=tests.training.training_toys:Drive", "eval.video=true", "total_steps=12")
-    run = trained(tmp_path / "run", *custom)
-    assert "There is no video: the environment has no renderer and shows no images." in capsys.readouterr().out
-    assert [line["eval/length"] for line in lines(run) if "eval/length" in line] == [12]
-    assert main([str(run), "--video"]) == 0
-    assert "There is no video" in capsys.readouterr().out
-    assert not (run / "videos").exists()
-
-
 # Faults
 
 
@@ -97,13 +86,8 @@ def test_an_environment_that_breaks(tmp_path: Path, capsys: pytest.CaptureFixtur
     """It worked in training, and never since."""
     broken = tmp_path / "broken"
     custom = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "total_steps=12")
-    run = trained(
-        tmp_path / "run",
-        *custom,
-        "+env.arguments.fault=raise",
-        "+env.arguments.share=1",
-        f"+env.arguments.only_while={broken}",
-    )
+    fault = ("+env.arguments.fault=raise", "+env.arguments.share=1", f"+env.arguments.only_while={broken}")
+    run = trained(tmp_path / "run", *custom, *fault)
     broken.touch()
     with pytest.raises(SystemExit) as end:
         main([str(run)])

@@ -50,14 +50,6 @@ def test_pictures_are_made_from_a_run(maker: ModuleType, tmp_path: Path) -> None
     assert {key for key in NUMBERS if not key.startswith("dream_error")} <= set(numbers)
 
 
-def test_a_folder_that_is_no_run_is_named(
-    maker: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert maker.main([str(tmp_path), "--out", str(tmp_path / "pictures")]) == 2
-    assert str(tmp_path) in capsys.readouterr().err
-    assert not (tmp_path / "pictures").exists()
-
-
 @pytest.fixture
 def parking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The environment of the page as a file in the present folder; its code."""

@@ -172,22 +172,6 @@ def test_a_run_without_updates_says_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert "Finished and saved at step 40. There were 0 updates: nothing was learned." in output
 
 
-def test_a_replay_that_does_not_fit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*TINY, f"run_dir={tmp_path / 'run'}", "replay.capacity=1e15", "total_steps=1e15"]
-    assert train.main(words) == 2
-    assert "give replay.capacity=" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
-
-
-def test_a_file_in_the_place_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("mine")
-    assert train.main([f"run_dir={tmp_path / 'file'}"]) == 2
-    assert f"run_dir={tmp_path / 'file'} is a file: give a folder" in capsys.readouterr().err
-    assert train.main([f"run_dir={tmp_path / 'file' / 'run'}"]) == 1
-    assert "cannot be written: Not a directory." in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_a_place_that_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,9 @@ REFUSED = {
     # types
     "seed=true": "seed=true is impossible: it should be a valid integer.",
     "seed='3'": "seed=3 is impossible: it should be a valid integer.",
+    "size.units=true": "size.units=true is impossible: it should be a valid integer.",
+    "learner.horizon='333'": "learner.horizon=333 is impossible: it should be a valid number.",
+    "train_ratio=false": "train_ratio=false is impossible: it should be a valid number.",
     "eval.video=1": "eval.video=1 is impossible: it should be a valid boolean",
     "seed=x": "seed=x is impossible: it should be a valid integer",
     "total_steps=1.5": "total_steps=1.5 is impossible: it should be a valid integer, got a number with a frac",
