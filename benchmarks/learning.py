@@ -1,27 +1,29 @@
-"""Train a preset over several seeds with the command and compare with its target and the official curve.
+"""Train a task over several seeds with the command, evaluate new episodes, and add each run to `results/scores.csv`.
 
     python benchmarks/learning.py --experiment cartpole --seeds 0 1 2
-    python benchmarks/learning.py --experiment dmc_proprio --overrides env.task=walker_walk size=size1m --seeds 0
+    python benchmarks/learning.py --experiment dmc_proprio --task walker_walk --overrides env.task=walker_walk
+    python benchmarks/learning.py --experiment carracing --seeds 0 --minutes 120
 
-Each seed is one `python -m dreamer_torchrl.train experiment=...` followed by `python -m dreamer_torchrl.evaluate` on
-episodes that training did not use, not even to decide when to stop. The time is that of the
-whole training command. Results, with every episode, go to
-`benchmarks/results/learning-<experiment>.json`.
+Each seed is one `python -m dreamer_torchrl.train` followed by `python -m dreamer_torchrl.evaluate` on episodes that
+training did not use, not even to decide when to stop. The minutes are those of the whole training command. After
+`--minutes` the run is saved and evaluated as it is; the same command, with the same `--folder`, continues it. Its
+learning curve is written to `results/curves/`.
 """
 
 import argparse
 import csv
 import json
-import re
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from provenance import provenance
+from scores import RESULTS, Score, add_score, read_targets, write_curve
 
 HERE = Path(__file__).parent
 
@@ -29,68 +31,60 @@ FRESH = 1000
 """Seeds of the final evaluations start here."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """What each seed should reach: mean return of 20 evaluation episodes, and minutes."""
-
-    mean: float
-    minutes: float
-
-
-TARGETS = {
-    "cartpole": Target(475, 5),
-    "pendulum": Target(-170, 5),
-    "acrobot": Target(-90, 20),
-    "mountaincar_continuous": Target(90, 20),
-    "grid_reach": Target(0.9 * 7 / 9, 20),
-    "memory": Target(0.9, 20),
-    "cartpole_swingup": Target(512, 60),
-}
-
-
-def train(experiment: str, overrides: list[str], seed: int, folder: Path, limit: float) -> dict:
-    """One run of the training command and one of the evaluation."""
-    run_dir = folder / f"{experiment}-{seed}"
-    command = [
-        "-m",
-        "dreamer_torchrl.train",
-        f"experiment={experiment}",
-        *overrides,
-        f"seed={seed}",
-        f"run_dir={run_dir}",
-    ]
+def train(experiment: str, overrides: list[str], seed: int, run_dir: Path, minutes: float) -> list[str]:
+    """Start or continue a run and save it after so many minutes. The command; its time is added to that of the run."""
+    command = ["-m", "dreamer_torchrl.train", f"experiment={experiment}", *overrides, f"seed={seed}"]
+    clock = run_dir.with_name(f"{run_dir.name}.seconds")
+    before = float(clock.read_text()) if run_dir.exists() and clock.exists() else 0.0
     start = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, timeout=limit)
-    seconds = time.perf_counter() - start
-    fresh = str(FRESH + seed)
-    evaluate = ["-m", "dreamer_torchrl.evaluate", str(run_dir), "--episodes", "20", "--seed", fresh]
-    subprocess.run([sys.executable, *evaluate], check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *command, f"run_dir={run_dir}"])
+    try:
+        code = process.wait(minutes * 60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        code = 0
+    if code:
+        raise SystemExit(f"The training of {run_dir} ended with exit code {code}; its messages are above.")
+    clock.write_text(str(before + time.perf_counter() - start))
+    return command
+
+
+def evaluate(run_dir: Path, seed: int, episodes: int) -> dict:
+    """New episodes with the newest checkpoint."""
+    options = ["--episodes", str(episodes), "--seed", str(FRESH + seed)]
+    command = [sys.executable, "-m", "dreamer_torchrl.evaluate", str(run_dir), *options]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((run_dir / "evaluation.json").read_text())
+
+
+def score_of(run_dir: Path, task: str, experiment: str, seed: int, command: list[str], evaluation: dict) -> Score:
+    """The line for `scores.csv`."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    final = json.loads((run_dir / "evaluation.json").read_text())
-    frames = {line["step"]: line["count/frames"] for line in lines if "count/frames" in line}
-    return {
-        "seed": seed,
-        "command": " ".join(["python", *command[:-1]]),
-        "seconds": round(seconds, 1),
-        "updates": max(line.get("count/updates", 0) for line in lines),
-        "evaluation": final,
-        "evaluations": [[line["step"], line["eval/return"]] for line in lines if "eval/return" in line],
-        "episodes": [
-            [
-                line["step"],
-                frames.get(line["step"], line["step"]),
-                digits(line["episode/return"]),
-                line["episode/length"],
-            ]
-            for line in lines
-            if "episode/return" in line
-        ],
-    }
-
-
-def digits(value: float) -> float:
-    """Round to the digits of a float32, in which rewards are summed."""
-    return float(f"{value:.7g}")
+    settings = yaml.safe_load((run_dir / "config.yaml").read_text())
+    source = provenance(torch.device("cpu"))
+    stop_at, stopped = settings["eval"]["stop_at"], [line["eval/return"] for line in lines if "eval/return" in line]
+    reached = stop_at is not None and bool(stopped) and stopped[-1] >= stop_at
+    seconds = float(run_dir.with_name(f"{run_dir.name}.seconds").read_text())
+    return Score(
+        task=task,
+        experiment=experiment,
+        algorithm="dreamer_v3",
+        size=next((word.removeprefix("size=") for word in command if word.startswith("size=")), "nano"),
+        seed=seed,
+        mean=float(f"{evaluation['mean']:.6g}"),
+        deviation=float(f"{evaluation['deviation']:.4g}"),
+        episodes=len(evaluation["returns"]),
+        steps=evaluation["step"],
+        frames=max((line.get("count/frames", 0) for line in lines), default=0),
+        updates=max((line.get("count/updates", 0) for line in lines), default=0),
+        minutes=round(seconds / 60, 1),
+        finished=reached or evaluation["step"] >= settings["total_steps"],
+        commit=(source["commit"] or "")[:7],
+        date=source["date"][:10],
+        machine=f"{source['machine']['cores']} cores of {source['machine']['cpu']}",
+        command=" ".join(["python", *command]),
+    )
 
 
 def official(task: str) -> list[tuple[int, float]]:
@@ -103,62 +97,59 @@ def official(task: str) -> list[tuple[int, float]]:
         return [(int(row["frames"]), float(row["return"])) for row in rows]
 
 
-def overlay(runs: list[dict], curve: list[tuple[int, float]]) -> list[dict]:
-    """Median over seeds of the training return around each point of the official curve."""
+def beside_official(
+    curves: list[list[dict]], official_curve: list[tuple[int, float]]
+) -> list[tuple[int, float, float]]:
+    """Frames, our median over seeds of the training return around them, and the official median."""
     rows = []
-    width = curve[1][0] - curve[0][0] if len(curve) > 1 else 0
-    for frames, median in curve:
+    width = official_curve[1][0] - official_curve[0][0] if len(official_curve) > 1 else 0
+    for frames, median in official_curve:
         near = [
-            [total for _, at, total, _ in run["episodes"] if frames - width / 2 <= at < frames + width / 2]
-            for run in runs
+            [
+                float(row["training"])
+                for row in rows
+                if row["training"] and abs(int(row["frames"]) - frames) <= width / 2
+            ]
+            for rows in curves
         ]
-        means = [statistics.fmean(totals) for totals in near if totals]
+        means = [statistics.fmean(returns) for returns in near if returns]
         if means:
-            rows.append({"frames": frames, "official": median, "ours": statistics.median(means)})
+            rows.append((frames, statistics.median(means), median))
     return rows
-
-
-def written(record: dict) -> str:
-    """The record as JSON; each list of plain numbers, of which there are tens of thousands, on one line."""
-    return re.sub(r"\[[-+.\deE,\s]+\]", _on_one_line, json.dumps(record, indent=1)) + "\n"
-
-
-def _on_one_line(numbers: re.Match[str]) -> str:
-    return f"[{' '.join(numbers[0][1:-1].split())}]"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="cartpole")
     parser.add_argument("--overrides", nargs="*", default=[], help="further overrides")
+    parser.add_argument("--task", help="name in targets.csv and of the curves (default: the experiment)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=240, help="of training for each seed, in this command")
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"), help="where the runs are kept")
-    parser.add_argument("--task", help="DeepMind Control task whose official curve is compared")
-    parser.add_argument("--limit", type=float, default=4 * 3600, help="time limit of a seed in seconds")
-    parser.add_argument(
-        "--json",
-        type=Path,
-        metavar="FILE",
-        help="default: benchmarks/results/learning-<experiment>-<overrides>.json",
-    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where scores.csv and curves/ are")
     arguments = parser.parse_args()
-    record = provenance(torch.device("cpu")) | {"experiment": arguments.experiment, "runs": []}
-    target = TARGETS.get(arguments.experiment)
-    name = "-".join([arguments.experiment, *(override.replace("/", "_") for override in arguments.overrides)])
-    output = arguments.json or HERE / "results" / f"learning-{name}.json"
+    task, experiment = arguments.task or arguments.experiment, arguments.experiment
+    target, curves = read_targets().get(task), []
     for seed in arguments.seeds:
-        run = train(arguments.experiment, arguments.overrides, seed, arguments.folder, arguments.limit)
-        record["runs"].append(run)
-        mean, minutes = run["evaluation"]["mean"], run["seconds"] / 60
-        met = "" if target is None else "met" if mean >= target.mean and minutes <= target.minutes else "MISSED"
-        print(f"{arguments.experiment} seed {seed}: {mean:.4g} in {minutes:.1f} minutes {met}", flush=True)
-        task = arguments.task or ("cartpole_swingup" if arguments.experiment == "cartpole_swingup" else None)
-        if task:
-            record["official"] = overlay(record["runs"], official(task))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(written(record))
-    for row in record.get("official", []):
-        print(f"{row['frames']:>8} frames: ours {row['ours']:7.1f}, official median {row['official']:7.1f}")
+        run_dir = arguments.folder / f"{task}-{experiment}-{seed}"
+        run_dir.parent.mkdir(parents=True, exist_ok=True)
+        command = train(experiment, arguments.overrides, seed, run_dir, arguments.minutes)
+        evaluation = evaluate(run_dir, seed, target.episodes if target else 20)
+        score = score_of(run_dir, task, experiment, seed, command, evaluation)
+        add_score(score, arguments.results / "scores.csv")
+        path = arguments.results / "curves" / f"{run_dir.name}.csv"
+        write_curve(run_dir, path)
+        curves.append(list(csv.DictReader(path.read_text().splitlines())))
+        met = (
+            ""
+            if target is None
+            else "met"
+            if score.mean >= target.mean and score.minutes <= target.minutes
+            else "MISSED"
+        )
+        print(f"{task} seed {seed}: {score.mean:.4g} in {score.minutes:.1f} minutes {met}", flush=True)
+    for frames, ours, theirs in beside_official(curves, official(task)):
+        print(f"{frames:>8} frames: ours {ours:7.1f}, official median {theirs:7.1f}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def kind(content: Record) -> str:
     if "parts" in content:
         return "GPU machines"
     if "runs" in content:
-        return "Learning" if "experiment" in content else "Shares of a training"
+        return "Shares of a training"
     keys = {
         "workloads": "Updates",
         "policy": "Acting",
@@ -75,12 +75,8 @@ def kind(content: Record) -> str:
 
 
 def remarks(content: Record) -> list[str]:
-    """Missing seeds, shared memory, and notes written by hand."""
+    """Shared memory, and notes written by hand."""
     found = []
-    asked = re.search(r"--seeds((?: \d+)+)", content.get("command", ""))
-    done = [str(run["seed"]) for run in content.get("runs", ()) if "seed" in run]
-    if asked and len(done) < len(asked[1].split()):
-        found.append(f"Of the seeds {', '.join(asked[1].split())} only {', '.join(done)}.")
     if shares_a_process(content):
         found.append("Memory in brackets is that of one process that held both learners: it compares nothing.")
     return [*found, content["note"]] if "note" in content else found
@@ -101,21 +97,6 @@ def learner_rows(name: str, content: Record) -> Iterable[list[str]]:
             memory = f"({memory})" if shares_a_process(content) else memory
             times = [f"{result['median']:.3f} s", quartiles, str(len(result["seconds"])), memory]
             yield [f"`{name}`", workload["workload"], result["contestant"], *times, ratio]
-
-
-def learning_rows(name: str, content: Record) -> Iterable[list[str]]:
-    """What each seed reached, seeds in one row."""
-    runs = content["runs"]
-    evaluations = [run["evaluation"] for run in runs]
-    decimals = 2 if max(abs(each["mean"]) for each in evaluations) < 10 else 1
-    columns = [
-        [str(run["seed"]) for run in runs],
-        [f"{each['mean']:.{decimals}f} +- {each['deviation']:.{decimals}f}" for each in evaluations],
-        [f"{each['step']:,}" for each in evaluations],
-        [f"{run['updates']:,}" for run in runs],
-        [f"{run['seconds'] / 60:.1f}" for run in runs],
-    ]
-    yield [f"`{name}`", *("; ".join(column) for column in columns)]
 
 
 def policy_rows(name: str, content: Record) -> Iterable[list[str]]:
@@ -161,7 +142,6 @@ def kill_rows(name: str, content: Record) -> Iterable[list[str]]:
 Rows = Callable[[str, Record], Iterable[list[str]]]
 KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
     ("Updates", ("workload", "learner", "median", "quartiles", "updates", "peak memory", "ratio"), learner_rows),
-    ("Learning", ("seeds", "return, mean +- deviation", "steps", "updates", "minutes"), learning_rows),
     ("Acting", ("workload", "environments", "policy, ms", "its minimum", "with collector, ms"), policy_rows),
     ("Replay", ("workload", "steps in it", "bytes a step", "draw, ms", "its maximum", "refresh, ms"), replay_rows),
     ("Shares of a training", ("environment", *PARTS), share_rows),

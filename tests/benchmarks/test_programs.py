@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -28,32 +30,56 @@ def test_shares_of_a_training(program: Program, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_record_of_learning(program: Program, tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    to = ["--folder", tmp_path, "--json", file]
-    printed = program("learning", "--experiment", "cartpole", "--seeds", "4", *to, "--overrides", *SMALL.split())
-    assert "cartpole seed 4:" in printed and "MISSED" in printed  # nobody learns in 80 steps
-    (run,) = json.loads(file.read_text())["runs"]
-    assert run["evaluation"]["seed"] == 1004 and len(run["evaluation"]["returns"]) == 20
-    assert [step for step, _ in run["evaluations"]] == [40, 80]
-    assert run["episodes"] and all(total == length for _, _, total, length in run["episodes"])  # CartPole pays 1 a step
+def test_a_run_is_recorded_and_continued_for_some_minutes(program: Program, tmp_path: Path) -> None:
+    where = ["--task", "mine", "--folder", tmp_path, "--results", tmp_path / "results"]
+    options = ["--experiment", "cartpole", "--seeds", "4", *where]
+    assert "mine seed 4:" in program("learning", *options, "--overrides", *SMALL.split())
+    (score,) = import_module("scores").read_scores(tmp_path / "results" / "scores.csv")
+    assert (score.run, score.episodes, score.steps) == (("mine", "cartpole", 4), 20, 80)
+    assert score.finished and score.minutes > 0 and "experiment=cartpole" in score.command
+    rows = list(csv.DictReader((tmp_path / "results" / "curves" / "mine-cartpole-4.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows if row["evaluation"]] == ["40", "80"]
+
+    longer = [*SMALL.split(), "total_steps=1000000", "eval.every=0"]
+    program("learning", *options, "--minutes", "0.4", "--overrides", *longer)
+    (later,) = import_module("scores").read_scores(tmp_path / "results" / "scores.csv")
+    assert not later.finished and later.steps >= 80 and later.minutes > score.minutes + 0.3
 
 
-def test_an_episode_is_a_line() -> None:
-    record = {"runs": [{"episodes": [[1, 2, -0.5, 3], [10, 20, 1e-7, 4]], "words": ["a", "[1,\n2]"], "none": []}]}
-    text = import_module("learning").written(record)
-    assert json.loads(text) == record
-    assert [line.strip() for line in text.splitlines() if "20" in line] == ["[10, 20, 1e-07, 4]"]
+def test_a_curve_has_means_of_stretches() -> None:
+    scores = import_module("scores")
+    lines = [{"step": n, "count/frames": 2 * n, "episode/return": n, "time/elapsed": 6 * n} for n in range(1, 1001)]
+    lines.append({"step": 1000, "eval/return": -3.0})
+    rows = scores.curve(lines, points=10)
+    assert [row["step"] for row in rows] == list(range(100, 1001, 100))
+    assert rows[0] == {"step": 100, "frames": 200, "minutes": 10.0, "evaluation": "", "training": "50.5"}
+    assert rows[-1]["evaluation"] == "-3"
 
 
 def test_the_official_curve_beside_ours() -> None:
     learning = import_module("learning")
     curve = learning.official("cartpole_swingup")
     assert {(50_000, 279.148), (100_000, 512.072)} <= set(curve)
-    runs = [{"episodes": [[0, 49_000, value, 1], [0, 52_000, value + 2, 1], [0, 99_000, 5, 1]]} for value in (1, 3, 8)]
-    rows = {row["frames"]: row for row in learning.overlay(runs, curve)}
-    assert rows.pop(50_000) == {"frames": 50_000, "official": 279.148, "ours": 4}
-    assert rows.pop(100_000)["ours"] == 5 and not rows
+    returns = {49_000: 0, 52_000: 2, 99_000: 5}
+    curves = [
+        [{"frames": str(at), "training": str(value + plus)} for at, value in returns.items()] for plus in (1, 3, 8)
+    ]
+    rows = {frames: (ours, theirs) for frames, ours, theirs in learning.beside_official(curves, curve)}
+    assert rows == {50_000: (4, 279.148), 100_000: (8, 512.072)}
+
+
+def test_the_tables_of_scores_are_up_to_date() -> None:
+    for page, text in import_module("leaderboard").pages().items():
+        assert page.read_text() == text, "run: python benchmarks/leaderboard.py"
+
+
+def test_a_later_score_of_a_run_replaces_the_earlier_one(tmp_path: Path) -> None:
+    scores = import_module("scores")
+    one = scores.read_scores()[0]
+    path = tmp_path / "scores.csv"
+    for changed in (one, replace(one, seed=9), replace(one, mean=1.5, finished=False)):
+        scores.add_score(changed, path)
+    assert scores.read_scores(path) == [replace(one, mean=1.5, finished=False), replace(one, seed=9)]
 
 
 def test_replay_table_and_record(program: Program, tmp_path: Path) -> None:
