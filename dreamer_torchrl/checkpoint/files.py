@@ -62,9 +62,11 @@ def write_tree(path: Path, tree: Any) -> SavedFile:
             raise
         file.flush()
         os.fsync(file.fileno())
-        size = file.tell()
+        digest = hashlib.sha256()
         file.seek(0)
-        return SavedFile(path.name, size, hashlib.file_digest(file, "sha256").hexdigest())
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return SavedFile(path.name, file.tell(), digest.hexdigest())
 
 
 def read_tree(folder: Path, file: SavedFile) -> Any:

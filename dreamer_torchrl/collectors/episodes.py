@@ -63,6 +63,7 @@ class Episodes:
         self.longest = longest
         self.total_reward, self.length = [0.0] * streams, [0] * streams  # of the present episodes
         self._number = [0] * streams
+        self._action_keys = list(action_spec.keys(True, True))
         self._actions = [Rows(action_spec) for _ in range(streams)]
         self._last: list[tuple[TensorDictBase, int] | None] = [None] * streams  # a batch, and the place in it
         self._loaded: list[StreamState] = [StreamState(0, None, None)] * streams
@@ -79,7 +80,7 @@ class Episodes:
         following = batch["next"]
         columns = [batch[STREAM], batch["is_init"], batch["done"], batch["reward"]]
         columns += [following["is_init"], following[ENDLESS, "episode"]]
-        actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in self._actions[0].keys}
+        actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in self._action_keys}
         rows = zip(*(column.flatten().tolist() for column in columns), strict=True)
         for row, (stream, first, done, reward, first_follows, number) in enumerate(rows):
             self.total_reward[stream] = reward if first else self.total_reward[stream] + reward
@@ -87,7 +88,7 @@ class Episodes:
             if done:
                 finished.append(Episode(stream, self.total_reward[stream], self.length[stream]))
             if first_follows:
-                self._actions[stream].clear()
+                self._actions[stream].load(None)
             elif self.length[stream] < self.longest:
                 self._actions[stream].append(actions, row)
             self._number[stream], self._last[stream] = number, (batch, row)
@@ -112,65 +113,52 @@ class Episodes:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        streams = [
-            {
-                "episode": state.episode,
-                "actions": None if state.actions is None else state.actions.to_dict(retain_none=False),
-                "step": None if state.step is None else state.step.to_dict(retain_none=False),
-            }
-            for state in self.states
-        ]
+
+        def plain(values: TensorDictBase | None) -> dict[str, Any] | None:
+            return None if values is None else values.to_dict(retain_none=False)
+
+        states = self.states
+        streams = [{"episode": s.episode, "actions": plain(s.actions), "step": plain(s.step)} for s in states]
         return {"streams": streams, "total_reward": [*self.total_reward], "length": [*self.length]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`; `states` are then those."""
-        self.total_reward, self.length = [*state["total_reward"]], [*state["length"]]
-        self._loaded = [
-            StreamState(each["episode"], *map(_read, (each["actions"], each["step"]), (1, 0)))
-            for each in state["streams"]
-        ]
+
+        def read(values: Mapping[str, Any] | None, batch_dims: int) -> TensorDictBase | None:
+            return None if values is None else TensorDict(dict(values)).auto_batch_size_(batch_dims)
+
+        streams, self.total_reward, self.length = state["streams"], [*state["total_reward"]], [*state["length"]]
+        self._loaded = [StreamState(s["episode"], read(s["actions"], 1), read(s["step"], 0)) for s in streams]
         self._last, self._batch = [None] * len(self.length), None
         for kept, stream in zip(self._actions, self._loaded, strict=True):
             kept.load(stream.actions)
 
 
 class Rows:
-    """The actions of one episode, as arrays that grow."""
+    """The actions of one episode, as bytes that grow."""
 
     def __init__(self, spec: Composite):
-        none = spec.zero((0,))
-        self.keys: list[NestedKey] = list(none.keys(True, True))
-        self._arrays = {key: none[key].cpu().numpy() for key in self.keys}  # [room, ...] each
-        self._count = 0
+        none = spec.zero((0,)).cpu()  # [0]
+        self._none = {key: value.numpy() for key, value in none.items(True, True)}
+        self.load(None)
 
     def __len__(self) -> int:
         return self._count
 
-    def clear(self) -> None:
-        """Drop all."""
-        self._count = 0
-
     def append(self, values: Mapping[NestedKey, np.ndarray], row: int) -> None:
         """Add one row of these arrays."""
         for key, value in values.items():
-            array = self._arrays[key]
-            if self._count == len(array):
-                array = self._arrays[key] = np.resize(array, (max(16, 2 * len(array)), *array.shape[1:]))
-            array[self._count] = value[row]
+            self._bytes[key] += value[row].tobytes()
         self._count += 1
 
     def stacked(self) -> TensorDictBase:
         """A copy of them, ``[t]``."""
-        return TensorDict(
-            {key: torch.from_numpy(self._arrays[key][: self._count].copy()) for key in self.keys}, [self._count]
-        )
+        shaped = {key: (self._count, *array.shape[1:]) for key, array in self._none.items()}
+        copies = {key: np.ndarray(shape, self._none[key].dtype, self._bytes[key][:]) for key, shape in shaped.items()}
+        return TensorDict({key: torch.from_numpy(array) for key, array in copies.items()}, [self._count])
 
     def load(self, actions: TensorDictBase | None) -> None:
-        """Hold these instead."""
+        """Hold these instead, or none."""
         self._count = 0 if actions is None else len(actions)
-        for key in self.keys if actions is not None else ():
-            self._arrays[key] = actions[key].numpy().copy()
-
-
-def _read(values: Mapping[str, Any] | None, batch_dims: int) -> TensorDictBase | None:
-    return None if values is None else TensorDict(dict(values)).auto_batch_size_(batch_dims)
+        arrays = self._none if actions is None else {key: actions[key].numpy() for key in self._none}
+        self._bytes = {key: bytearray(array.tobytes()) for key, array in arrays.items()}

@@ -75,20 +75,25 @@ class StreamEnv(EnvBase):
             )
         observation_spec = env.observation_spec.clone()
         observation_spec["reward"] = Unbounded((1,), device=env.device)
+        flag = Binary(1, dtype=torch.bool, device=env.device)
         for key in FLAGS:
-            observation_spec[key] = _flag(env.device)
+            observation_spec[key] = flag.clone()
         observation_spec[STREAM] = Unbounded((1,), dtype=torch.int64, device=env.device)
         observation_spec[ENDLESS] = Composite(episode=Unbounded((1,), dtype=torch.int64, device=env.device))
         self.observation_spec = observation_spec
         action_spec = env.full_action_spec.clone()
         self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}  # the environment's own, of the actions scaled here
         for key, leaf in env.full_action_spec.items(True, True):
-            if isinstance(leaf, Bounded) and leaf.dtype.is_floating_point and _is_finite(leaf):
-                self.bounds[key] = (leaf.space.low, leaf.space.high)
+            if not (isinstance(leaf, Bounded) and leaf.dtype.is_floating_point):
+                continue
+            low, high = leaf.space.low, leaf.space.high
+            limit = torch.finfo(leaf.dtype).max / 2  # a box "without bounds" is often written with the largest float
+            if (low > -limit).all() and (high < limit).all():
+                self.bounds[key] = (low, high)
                 action_spec[key] = Bounded(-1, 1, leaf.shape, dtype=leaf.dtype, device=leaf.device)
         self.action_spec = action_spec
         self.reward_spec = Composite({ENDLESS: Composite(reward=Unbounded((1,), device=env.device))})
-        self.done_spec = Composite({ENDLESS: Composite(done=_flag(env.device), terminated=_flag(env.device))})
+        self.done_spec = Composite({ENDLESS: Composite(done=flag.clone(), terminated=flag.clone())})
         self._arrived: TensorDictBase | None = None  # what the inner environment showed last
 
     def begin(self) -> TensorDictBase:
@@ -131,11 +136,12 @@ class StreamEnv(EnvBase):
         self.end_episode(0)
 
     def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
-        step = self.begin()
-        return endless(step, torch.tensor([self.stream]), torch.tensor([self.episode - 1])).exclude((ENDLESS, "reward"))
+        return self._endless(self.begin()).exclude((ENDLESS, "reward"))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        step = self.advance(tensordict)
+        return self._endless(self.advance(tensordict))
+
+    def _endless(self, step: TensorDictBase) -> TensorDictBase:
         return endless(step, torch.tensor([self.stream]), torch.tensor([self.episode - 1]))
 
     def _reset_proc_data(self, tensordict: TensorDictBase | None, tensordict_reset: TensorDictBase) -> TensorDictBase:
@@ -176,13 +182,3 @@ def endless(steps: TensorDictBase, stream: Tensor, episode: Tensor) -> TensorDic
     beside = {"episode": episode, "reward": torch.zeros_like(episode, dtype=torch.float32)}
     steps.set(STREAM, stream)
     return steps.set(ENDLESS, TensorDict(beside | {"done": never, "terminated": never.clone()}, steps.batch_size))
-
-
-def _is_finite(leaf: Bounded) -> bool:
-    # A box "without bounds" is often written with the largest float.
-    limit = torch.finfo(leaf.dtype).max / 2
-    return bool((leaf.space.low > -limit).all() and (leaf.space.high < limit).all())
-
-
-def _flag(device: torch.device | None) -> Binary:
-    return Binary(1, dtype=torch.bool, device=device)

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,20 +31,8 @@ class EnvironmentFailed(RuntimeError):
     """An environment raised, hung or died."""
 
 
-class Worker(Protocol):
-    """Runs one `StreamEnv`. Each method may raise `EnvironmentFailed`, after which only `close` may be called."""
-
-    def send(self, action: TensorDictBase) -> None: ...
-    def receive(self) -> TensorDictBase: ...
-    def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase: ...
-    def end_episode(self, following: int) -> None: ...
-    def seed(self, entropy: Iterable[int]) -> None: ...
-    def release(self) -> None: ...
-    def close(self) -> None: ...
-
-
 class LocalWorker:
-    """In this process."""
+    """Runs a `StreamEnv` in this process. After a method raised `EnvironmentFailed`, only `close` may be called."""
 
     def __init__(self, make: Maker):
         self.env = _guarded(make)
@@ -74,12 +62,11 @@ class LocalWorker:
         """Nothing: `close` does it at once."""
 
     def close(self) -> None:
-        """Close the environment."""
         _guarded(self.env.close)
 
 
 class ProcessWorker:
-    """In a process of its own, which is given up when it does not answer within ``timeout`` seconds."""
+    """`LocalWorker` in a process of its own, which is given up when it does not answer within ``timeout`` seconds."""
 
     def __init__(self, make: Maker, timeout: float):
         self.timeout, self.starting, self.released = timeout, STARTING, 0.0
@@ -92,30 +79,22 @@ class ProcessWorker:
         atexit.register(self.close)
 
     def send(self, action: TensorDictBase) -> None:
-        """Send the action on its way."""
         self._send("advance", _arrays(action))
 
-    def receive(self) -> TensorDictBase:
-        """Wait for the step that follows the action."""
-        return self._answer()
-
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase:
-        """Start episode number ``episode`` and repeat its actions ``[t]``."""
         self._send("begin", episode)
-        step = self._answer()
+        step = self.receive()
         # Only now, since it listens: more than a connection holds would not even leave if nobody read it.
         if len(actions):
             self._send("repeat", len(actions), _arrays(actions))
         for _ in range(len(actions)):
-            step = self._answer()
+            step = self.receive()
         return step
 
     def end_episode(self, following: int) -> None:
-        """Let the next action start the episode of number ``following``."""
         self._send("end_episode", following)
 
     def seed(self, entropy: Iterable[int]) -> None:
-        """See `StreamEnv.seed`."""
         self._send("seed", tuple(entropy))
 
     def release(self) -> None:
@@ -135,10 +114,10 @@ class ProcessWorker:
             self.process.join()
 
     def _send(self, *message: Any) -> None:
-        with suppress(OSError):  # if it died, `_answer` finds out and says how
+        with suppress(OSError):  # if it died, `receive` finds out and says how
             self.connection.send(message)
 
-    def _answer(self) -> TensorDictBase:
+    def receive(self) -> TensorDictBase:
         seconds, self.starting = self.timeout + self.starting, 0.0
         try:
             if not self.connection.poll(seconds):
@@ -150,6 +129,9 @@ class ProcessWorker:
         if kind == "failed":
             raise EnvironmentFailed(content)
         return _tensors(content)
+
+
+Worker = LocalWorker | ProcessWorker
 
 
 def _context() -> multiprocessing.context.BaseContext:

@@ -13,8 +13,7 @@ from PIL import Image
 from dreamer_torchrl.envs.gym import Gymnasium
 from dreamer_torchrl.envs.registry import check_atari, check_env
 
-RED, GREEN = 0.299, 0.587
-LUMINANCE = (RED, GREEN, 1 - (RED + GREEN))
+LUMINANCE = (0.299, 0.587, 1 - (0.299 + 0.587))
 STICKY = 0.25
 
 
@@ -49,11 +48,10 @@ class AtariGame(gymnasium.Env):
         self.action_space = Discrete(len(self.actions))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Restart the game and take a random number of no-op actions."""
         super().reset(seed=seed)
         self._restart()
         for _ in range(self.np_random.integers(self.noops + 1)):
-            self._act(ale_py.Action.NOOP, hold=self._sticks())
+            self._act(ale_py.Action.NOOP)
             if self.ale.game_over():
                 self._restart()
         self.frames = 0
@@ -62,10 +60,9 @@ class AtariGame(gymnasium.Env):
         return self._picture(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Repeat an action for some frames, fewer if the game ends."""
         reward = 0.0
         for index in range(self.frame_skip):
-            reward += self._act(self.actions[action], hold=self._sticks())
+            reward += self._act(self.actions[action])
             self.frames += 1
             if index >= self.frame_skip - 2:
                 self.screens.reverse()
@@ -76,7 +73,6 @@ class AtariGame(gymnasium.Env):
         return self._picture(), reward, over, late and not over, {}
 
     def render(self) -> np.ndarray:
-        """The full RGB screen."""
         return self.ale.getScreenRGB()
 
     def _restart(self) -> None:
@@ -84,11 +80,9 @@ class AtariGame(gymnasium.Env):
         self.ale.reset_game()
         self.held = ale_py.Action.NOOP
 
-    def _sticks(self) -> bool:
-        return self.sticky and self.np_random.random() < STICKY
-
-    def _act(self, action: ale_py.Action, hold: bool) -> int:
-        self.held = self.held if hold else action
+    def _act(self, action: ale_py.Action) -> int:
+        if not (self.sticky and self.np_random.random() < STICKY):
+            self.held = action
         return self.ale.act(self.held)
 
     def _picture(self) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Binary, Bounded, Composite, MultiOneHot, OneHot, TensorSpec, Unbounded
+from torchrl.data import Binary, Bounded, Composite, MultiOneHot, OneHot, Unbounded
 
 from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.spaces import MOST_CLASSES
@@ -21,27 +21,23 @@ TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "next"}
 """Reserved names of steps, agent and TorchRL: such an observation is renamed to ``observed_<name>``."""
 
 
-class Codec(Protocol):
-    """A spec, and the conversion between its tensors and values of a gymnasium space."""
-
-    spec: TensorSpec
-
-    def to_tensor(self, value: Any) -> Tensor | TensorDictBase:
-        """Convert a value; the tensor shares no memory with it, since many environments reuse one array."""
-
-    def to_value(self, tensor: Tensor | Mapping[str, Any]) -> Any:
-        """Undo `to_tensor`."""
-
-
 class Array:
-    """Numbers of any shape: floats as float32, images as uint8 with a channel axis, few classes as they are."""
+    """Numbers of any shape: floats as float32, images as uint8 with a channel axis, bits and few classes as they are.
 
-    def __init__(self, space: spaces.Box):
+    A codec has a ``spec`` and converts between its tensors and values of a gymnasium space. Tensors share no memory
+    with values, since many environments reuse one array.
+    """
+
+    def __init__(self, space: spaces.Box | spaces.MultiBinary):
         shape = space.shape or (1,)
         if space.dtype == np.uint8 and len(shape) == 2:  # a gray image
             shape = (*shape, 1)
-        low, high = space.low.reshape(shape), space.high.reshape(shape)
         self.shape, self.own_shape, self.own_dtype = shape, space.shape, space.dtype
+        if isinstance(space, spaces.MultiBinary) or space.dtype == bool:
+            self.shape, self.dtype = space.shape, np.dtype(np.int8)
+            self.spec = Binary(shape=self.shape, dtype=torch.int8)
+            return
+        low, high = space.low.reshape(shape), space.high.reshape(shape)
         self.dtype = np.dtype(np.float32)
         if np.issubdtype(space.dtype, np.integer):
             span = int(high.max()) - int(low.min())
@@ -96,29 +92,14 @@ class Classes:
         return int(classes[0]) if self.single else classes.reshape(self.own_shape).astype(self.own_dtype)
 
 
-class Bits:
-    """Zeros and ones of any shape."""
-
-    def __init__(self, space: spaces.MultiBinary | spaces.Box):
-        self.own_dtype = space.dtype
-        self.spec = Binary(shape=space.shape, dtype=torch.int8)
-
-    def to_tensor(self, value: Any) -> Tensor:
-        return torch.from_numpy(np.array(value, dtype=np.int8).reshape(self.spec.shape))
-
-    def to_value(self, tensor: Tensor) -> np.ndarray:
-        return tensor.detach().cpu().numpy().astype(self.own_dtype)
-
-
 class Fields:
     """Several spaces by name; those of a tuple are named 0, 1 and so on. Empty fields are omitted."""
 
     def __init__(self, space: spaces.Dict | spaces.Tuple, name: str):
         self.is_tuple, self.name = isinstance(space, spaces.Tuple), name
         inner = list(enumerate(space.spaces)) if self.is_tuple else list(space.spaces.items())
-        self.fields: dict[Any, Codec] = {
-            key: codec_of(leaf, f"{name}/{key}") for key, leaf in inner if leaf.shape is None or prod(leaf.shape)
-        }
+        inner = [(key, leaf) for key, leaf in inner if leaf.shape is None or prod(leaf.shape)]
+        self.fields = {key: codec_of(leaf, f"{name}/{key}") for key, leaf in inner}
         self.names = {key: str(key) for key in self.fields}
         self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
 
@@ -131,20 +112,20 @@ class Fields:
 
     def read(self, value: Any) -> dict[str, Tensor | TensorDictBase]:
         """Convert all fields to a plain dictionary."""
-        return {self.names[key]: self._read(key, field, value) for key, field in self.fields.items()}
-
-    def _read(self, key: Any, field: Codec, value: Any) -> Tensor | TensorDictBase:
-        try:
-            return field.to_tensor(value[key])
-        except (ValueError, TypeError, KeyError) as error:
-            if isinstance(field, Fields) and key in value:  # the message names the part
-                raise
-            there = f"{np.asarray(value[key]).dtype} {list(np.shape(value[key]))}" if key in value else "missing"
-            place = f"{self.name}/{key}".removeprefix("observation/")
-            raise ValueError(
-                f"Observation {place!r} is {there}, its space says {list(field.spec.shape)} ({error}): let the "
-                "environment give what its space says."
-            ) from error
+        read = {}
+        for key, field in self.fields.items():
+            try:
+                read[self.names[key]] = field.to_tensor(value[key])
+            except (ValueError, TypeError, KeyError) as error:
+                if isinstance(field, Fields) and key in value:  # the message names the part
+                    raise
+                there = f"{np.asarray(value[key]).dtype} {list(np.shape(value[key]))}" if key in value else "missing"
+                place = f"{self.name}/{key}".removeprefix("observation/")
+                raise ValueError(
+                    f"Observation {place!r} is {there}, its space says {list(field.spec.shape)} ({error}): let the "
+                    "environment give what its space says."
+                ) from error
+        return read
 
     def to_tensor(self, value: Any) -> TensorDictBase:
         return TensorDict(self.read(value))
@@ -154,7 +135,7 @@ class Fields:
         return tuple(values.values()) if self.is_tuple else values
 
 
-def codec_of(space: gymnasium.Space, name: str) -> Codec:
+def codec_of(space: gymnasium.Space, name: str) -> Array | Classes | Fields:
     """Choose the codec of a gymnasium space.
 
     Example:
@@ -166,9 +147,7 @@ def codec_of(space: gymnasium.Space, name: str) -> Codec:
         return Fields(space, name)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return Classes(space)
-    if isinstance(space, spaces.MultiBinary) or (isinstance(space, spaces.Box) and space.dtype == bool):
-        return Bits(space)
-    if isinstance(space, spaces.Box):
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
         return Array(space)
     raise TypeError(
         f"{name!r} is a {type(space).__name__} space, which an agent cannot read: wrap the environment so that it "

@@ -42,34 +42,27 @@ class ControlTask(gymnasium.Env):
         self.observation_space = Dict(seen)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Start an episode, determined by the seed."""
         super().reset(seed=seed)
         if seed is not None:
             self.random.seed(seed % 2**32)
         return self._seen(self.env.reset().observation), {}
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """One control step."""
         step = self.env.step(action)
         terminated = step.last() and step.discount == 0
         return self._seen(step.observation), step.reward, terminated, step.last() and not terminated, {}
 
     def render(self) -> np.ndarray:
-        """A frame for videos."""
-        return self._draw(*FRAME)
+        return self.env.physics.render(*FRAME, camera_id=self.camera)
 
     def close(self) -> None:
-        """Free the renderer's resources."""
         self.env.close()
 
     def _seen(self, observation: dict[str, Any]) -> dict[str, Any]:
         seen = dict(observation) if self.proprio else {}
         if self.image:
-            seen["pixels"] = self._draw(self.size, self.size)
+            seen["pixels"] = self.env.physics.render(self.size, self.size, camera_id=self.camera)
         return seen
-
-    def _draw(self, height: int, width: int) -> np.ndarray:
-        return self.env.physics.render(height, width, camera_id=self.camera)
 
 
 def dmc_env(

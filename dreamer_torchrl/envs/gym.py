@@ -59,13 +59,11 @@ class Gymnasium(GymWrapper):
         return super()._reset(tensordict, seed=seed, options=options)
 
     def read_action(self, action: Tensor | dict[str, Any]) -> Any:
-        """Convert ``action`` to a value of the environment's space."""
         if isinstance(action, Tensor) and isinstance(self._action, Fields):  # a single field comes without its name
             return self._action.to_value(dict.fromkeys(self._action.names.values(), action))
         return self._action.to_value(action if isinstance(action, Tensor) else action["action"])
 
     def read_obs(self, observations: Any) -> dict[str, Tensor | TensorDictBase]:
-        """Convert an observation to tensors that share no memory with it."""
         read = self._observation.read({self._single: observations} if self._single else observations)
         if self._unchecked:
             self._unchecked -= 1
@@ -97,15 +95,13 @@ class Gymnasium(GymWrapper):
         return reset_data
 
     def read_reward(self, reward: Any) -> Tensor:
-        """Convert a number, or an array of one, to a tensor ``[1]``."""
         return torch.from_numpy(np.array(reward, dtype=np.float32).reshape(1))
 
     def read_done(
         self, terminated: bool, truncated: bool, done: bool | None = None
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
-        """Convert terminated and truncated to tensors ``[1]``, with their union done."""
-        ended = bool(terminated or truncated)
-        return torch.tensor([bool(terminated)]), torch.tensor([bool(truncated)]), torch.tensor([ended]), ended
+        flags = bool(terminated), bool(truncated), bool(terminated or truncated)
+        return *(torch.tensor([flag]) for flag in flags), flags[-1]
 
 
 def wrapped(env: gymnasium.Env) -> Gymnasium:
@@ -130,9 +126,8 @@ class FreshWorld(gymnasium.Wrapper):
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Start in a new world; the walker destroys nothing in the old one, since it has no terrain."""
         walker = self.unwrapped
-        walker.world, walker.terrain = type(walker.world)(), []
+        walker.world, walker.terrain = type(walker.world)(), []  # without terrain it destroys nothing in the old one
         return super().reset(seed=seed, options=options)
 
 

@@ -41,7 +41,6 @@ class GridReach(gymnasium.Env):
         self.action_space = Discrete(len(MOVES))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Place both squares."""
         super().reset(seed=seed)
         agent, target = self.np_random.choice(self.cells**2, 2, replace=False)
         self.agent, self.target = divmod(int(agent), self.cells), divmod(int(target), self.cells)
@@ -49,18 +48,14 @@ class GridReach(gymnasium.Env):
         return self.render(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Move one cell; a wall stops the square."""
-        row, column = (
-            min(max(place + move, 0), self.cells - 1) for place, move in zip(self.agent, MOVES[action], strict=True)
-        )
-        self.agent = (row, column)
+        moved = [place + move for place, move in zip(self.agent, MOVES[action], strict=True)]
+        self.agent = tuple(min(max(place, 0), self.cells - 1) for place in moved)  # a wall stops the square
         self.steps += 1
         reached = self.agent == self.target
         reward = float(reached) - 1 / self.limit
         return self.render(), reward, reached, not reached and self.steps >= self.limit, {}
 
     def render(self) -> np.ndarray:
-        """Draw the grid with a border of two pixels."""
         picture = np.full((64, 64, 3), BACKGROUND, np.uint8)
         for (row, column), color in ((self.target, TARGET), (self.agent, AGENT)):
             top, left = 2 + self.side * row, 2 + self.side * column
@@ -93,14 +88,12 @@ class Memory(gymnasium.Env):
         self.action_space = Discrete(2)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """Sample a card and show it."""
         super().reset(seed=seed)
         self.card = self.np_random.integers(2, size=self.lamps)
         self.left = int(self.np_random.integers(self.shortest, self.corridor + 1))
         return self._seen(card=True), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Take a step; the action counts where the flag was shown."""
         chosen = self.left == 0
         self.left -= 1
         reward = float(chosen and action == self.card[0])

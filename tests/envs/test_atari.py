@@ -81,8 +81,8 @@ def test_sticky_frames_hold_the_action_before() -> None:
     asked: list[ale_py.Action] = []
     act = env._act
 
-    def record(action: ale_py.Action, hold: bool) -> int:
-        reward = act(action, hold)
+    def record(action: ale_py.Action) -> int:
+        reward = act(action)
         asked.append(action)
         done.append(env.held)
         return reward
