@@ -91,7 +91,7 @@ def other_numbers(look: Look) -> dict[str, str]:
     """Those that need no picture."""
     agent, learner = look.run.agent, look.learner
     features = look.data["features"]
-    gap = (agent.value(features)[1] - learner.value_loss.predict_slow(features)).abs().mean()
+    gap = (agent.value(features)[1] - learner.value_loss.predict_slow(features)[1]).abs().mean()
     going_on = agent.continuation(features)[1]
     terminated = look.data["terminated"]
     classes = agent.rssm.classes

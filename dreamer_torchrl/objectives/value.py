@@ -118,7 +118,7 @@ class ValueLoss(StepLoss):
     def slow_value(self) -> TensorDictModule:
         """The target critic as a module of its own, for `ActorLoss`; its parameters stay the loss's."""
         keys = self.tensor_keys
-        return TensorModule(self.predict_slow, in_keys=[keys.features], out_keys=[keys.state_value])
+        return TensorModule(self.predict_slow, [keys.features], [keys.state_value_logits, keys.state_value])
 
     def _imagined(self, imagined: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
@@ -126,7 +126,7 @@ class ValueLoss(StepLoss):
         if logits is None:
             features = imagined.get(keys.features).detach()
             logits = self._predict(self.value_params, features).get(keys.state_value_logits)
-        slow, target = self.predict_slow(imagined.get(keys.features)), imagined.get(keys.lambda_target)
+        slow, target = self.predict_slow(imagined.get(keys.features))[1], imagined.get(keys.lambda_target)
         weight = imagined.get(keys.discount_weight).squeeze(-1)
         loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.two_hot_cross_entropy)
         return (weight.detach() * loss)[..., :-1]  # the last step has a value, but no return
@@ -141,7 +141,7 @@ class ValueLoss(StepLoss):
         features = data.get(keys.features)  # [B, T, F]
         features = features if self.replay_grad else features.detach()
         logits = self._predict(self.value_params, features).get(keys.state_value_logits)
-        slow = self.predict_slow(features.detach())
+        slow = self.predict_slow(features.detach())[1]
         reward, bootstrap = data.get(keys.reward).squeeze(-1), data.get(keys.bootstrap).squeeze(-1)  # [B, T]
         terminated, done = (data.get(key).squeeze(-1).to(logits.dtype) for key in (keys.terminated, keys.done))
         returns = replay_return(reward, bootstrap, terminated, done, self.gamma, self.return_lambda).unsqueeze(-1)
@@ -156,9 +156,10 @@ class ValueLoss(StepLoss):
             return self.value(data)
 
     @torch.no_grad()
-    def predict_slow(self, features: Tensor) -> Tensor:
-        """The target critic's value: ``[..., F]`` to ``[..., 1]``."""
-        return self._predict(self.target_value_params, features).get(self.tensor_keys.state_value)
+    def predict_slow(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and value of the target critic, ``[..., bins]`` and ``[..., 1]``."""
+        found = self._predict(self.target_value_params, features)
+        return found.get(self.tensor_keys.state_value_logits), found.get(self.tensor_keys.state_value)
 
 
 def replay_return(
