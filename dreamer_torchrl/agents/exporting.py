@@ -59,10 +59,9 @@ class ExportedPolicy(nn.Module):
         """One step of N environments: actions by name, belief, state and flat action."""
         encoder = self.policy.encoder
         seen = [encodable(space, observations[key_name(key)]) for key, space in encoder.spaces.items()]
+        inputs = (encoder(*seen), previous_action, is_init, belief, state, noise, action_noise)
         with set_exploration_type(ExplorationType.DETERMINISTIC):  # noise that is given is used all the same
-            belief, state, flat = self.policy.step(
-                encoder(*seen), previous_action, is_init, belief, state, noise, action_noise
-            )
+            belief, state, flat = self.policy.step(*inputs)
         actions = {key_name(key): value for key, value in self.actions(flat).items()}
         return actions, belief.float(), state.float(), flat
 
@@ -72,15 +71,14 @@ def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: 
 
     Args:
         agent: whose policy it is.
-        path: where to, ending in ``.pt2``.
+        path: ends in ``.pt2``.
         sample: whether the policy draws, from noise that is given to it, rather than takes modes.
         bounds: those of the environment, for actions that the agent sees as -1 to 1.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> from dreamer_torchrl.agents.agent import build_agent
-        >>> agent = build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano")
+        >>> agent = Agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano")
         >>> with TemporaryDirectory() as folder:
         ...     policy = torch.export.load(export_policy(agent, f"{folder}/policy.pt2")).module()
         >>> latents = [torch.zeros(1, *spec.shape) for spec in agent.latent_spec.values()]
@@ -115,31 +113,22 @@ def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -
     for key, (low, high) in form.bounds.items():
         actions[key_name(key)].update(low=low.tolist(), high=high.tolist())
     observations = {key_name(key): _space(as_indices(space)) for key, space in agent.spaces.items()}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {
         "inputs": {"observations": observations, **inputs},
         "outputs": {"actions": actions, **{name: inputs[name] for name in LATENTS}},
         "sample": sample,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "dreamer_torchrl": version("dreamer_torchrl"),
-        },
+        "versions": versions | {"dreamer_torchrl": version("dreamer_torchrl")},
     }
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported policy is from the original.
+    """How far an exported policy is from the original."""
 
-    Args:
-        largest: difference of all numbers that come out, relative to the largest of them where that is over 1.
-        choices: how many discrete choices were made, classes of the latents and of the actions.
-        other: how many of them differ; the latents differ from there on.
-    """
-
-    largest: float
-    choices: int
-    other: int
+    largest: float  # difference of all numbers that come out, relative to the largest of them where that is over 1
+    choices: int  # discrete ones that were made, classes of the latents and of the actions
+    other: int  # of them; the latents differ from there on
 
     def __str__(self) -> str:
         choices = f"{self.choices:,} discrete choices"
@@ -151,8 +140,7 @@ class Difference:
 def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bounds | None = None) -> Difference:
     """Let agent and file act side by side on recorded steps ``[T, N]``, each with what it remembers itself.
 
-    Of the steps, observations and ``is_init`` are read. The bounds are those that the file was made with. A file that
-    draws does so from the same noise as the agent.
+    The bounds are those that the file was made with. A file that draws does so from the same noise as the agent.
     """
     files = {DESCRIPTION: ""}
     exported = torch.export.load(Path(path), extra_files=files).module()
@@ -171,16 +159,12 @@ def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bound
         belief, state, flat = (original[name] for name in LATENTS)
         found += [(latents[0], belief), (latents[1].argmax(-1), state.argmax(-1)), (latents[2], flat)]
         found += [(actions[key_name(key)], value) for key, value in form(flat).items()]
-    chosen = [ours != theirs for ours, theirs in found if not theirs.is_floating_point()]
-    return Difference(
-        largest=torch.stack([_distance(*pair) for pair in found]).max().item(),
-        choices=sum(wrong.numel() for wrong in chosen),
-        other=sum(int(wrong.sum()) for wrong in chosen),
-    )
+    largest = torch.stack([_distance(*pair) for pair in found]).max().item()  # nan, if one is
+    wrong = torch.cat([(ours != theirs).flatten() for ours, theirs in found if not theirs.is_floating_point()])
+    return Difference(largest, wrong.numel(), int(wrong.sum()))
 
 
 def on_cpu(policy: Policy) -> Policy:
-    """A copy with weights of its own."""
     return copy.deepcopy(policy).cpu()
 
 
@@ -220,6 +204,4 @@ def _space(space: Space) -> dict[str, Any]:
     entry = _described(space.shape, space.dtype)
     if isinstance(space, Discrete):
         return {**entry, "low": space.low, "classes": list(space.classes)}
-    if len(space.bounds) == 1:
-        entry |= {"low": space.bounds[0][0], "high": space.bounds[0][1]}
-    return entry
+    return entry | (dict(zip(("low", "high"), space.bounds[0], strict=True)) if len(space.bounds) == 1 else {})

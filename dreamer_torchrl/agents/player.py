@@ -32,19 +32,11 @@ class Latents(NamedTuple):
     previous_action: Tensor  # [N, A]
 
     def forget(self, ended: ArrayLike) -> Latents:
-        """Reset the environments whose episode ended, given as N booleans.
-
-        Example:
-            >>> Latents(torch.ones(2, 1), torch.ones(2, 1, 1), torch.ones(2, 1)).forget([True, False]).belief
-            tensor([[0.],
-                    [1.]])
-        """
-        ended = np.asarray(ended)
-        if ended.dtype != bool or ended.shape != (len(self.belief),):
-            raise ValueError(
-                f"ended is {ended.dtype} of shape {list(ended.shape)}: "
-                f"give one boolean for each of the {len(self.belief)} environments."
-            )
+        """Reset the environments whose episode ended, given as N booleans."""
+        ended, count = np.asarray(ended), len(self.belief)
+        if ended.dtype != bool or ended.shape != (count,):
+            found = f"{ended.dtype} of shape {list(ended.shape)}"
+            raise ValueError(f"ended is {found}: give one boolean for each of the {count} environments.")
         keep = torch.from_numpy(~ended).to(self.belief)  # [N]
         return Latents(*[value * keep.reshape(-1, *[1] * (value.ndim - 1)) for value in self])
 
@@ -52,12 +44,11 @@ class Latents(NamedTuple):
 class Player:
     """An agent with Gymnasium's observations and actions.
 
-    An observation is an array, or a dict of arrays, of one environment or of N with N in front. The agent's specs tell
-    which: one more dimension than there is N. Actions come in the same way: an int for a `Discrete` space, an array
-    for any other, a dict for a dict of spaces.
+    An observation is an array, or a dict of arrays, of one environment or of N with N in front. Actions come in the
+    same way: an int for a `Discrete` space, an array for any other, a dict for a dict of spaces.
 
     Args:
-        agent: its weights are shared, so a player acts with what the agent has learned by then, on its device.
+        agent: its weights and device are shared.
         sample: whether to draw latents and actions rather than to take their modes.
         seed: where the draws start.
         bounds: those of the environment, for actions that the agent sees as -1 to 1, such as ``StreamEnv.bounds``.
@@ -77,14 +68,14 @@ class Player:
     """
 
     def __init__(self, agent: Agent, sample: bool = False, seed: int = 0, bounds: Bounds | None = None):
-        self.policy = Policy(agent.encoder, agent.rssm, agent.actor)
-        self.policy.generator = torch.Generator(self.device).manual_seed(seed)
+        device = next(agent.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        self.policy = Policy(agent.encoder, agent.rssm, agent.actor, generator)
         self.exploration = ExplorationType.RANDOM if sample else ExplorationType.DETERMINISTIC
-        self.actions = ActionForm(agent.action_space, bounds, self.device)
+        self.actions = ActionForm(agent.action_space, bounds, device)
 
     @property
     def device(self) -> torch.device:
-        """That of the agent."""
         return next(self.policy.parameters()).device
 
     @torch.no_grad()
@@ -112,33 +103,29 @@ class Player:
 
     def _read(self, observation: Any) -> tuple[list[Tensor], tuple[int, ...]]:
         """What the encoder takes, ``[N, ...]`` each, and ``(N,)``, or ``()`` for one environment."""
-        spaces, arrays, batches = self.policy.encoder.spaces, {}, {}
+        spaces, seen, batches = self.policy.encoder.spaces, [], {}
         for key, space in spaces.items():
             own = as_indices(space)
-            arrays[key] = read_array(key, own, _find(observation, key, spaces))
-            batches[key] = arrays[key].shape[: arrays[key].ndim - len(own.shape)]
-        batch = next(iter(batches.values()))
-        if set(batches.values()) != {batch}:
-            counts = ", ".join(f"{key_name(key)} of {shape[0] if shape else 'one'}" for key, shape in batches.items())
-            raise ValueError(f"The observations are of different numbers of environments, {counts}: give all of them.")
-        seen = []
-        for key, space in spaces.items():
-            value = torch.from_numpy(arrays[key]).to(self.device)
+            array = read_array(key, own, _find(observation, key, spaces))
+            batches[key] = batch = array.shape[: array.ndim - len(own.shape)]
+            value = torch.from_numpy(array).to(self.device)
             value = encodable(space, value if batch else value.unsqueeze(0))
             seen.append(value.to(space.dtype) if isinstance(space, Continuous) else value)
+        if len(set(batches.values())) > 1:
+            counts = ", ".join(f"{key_name(key)} of {shape[0] if shape else 'one'}" for key, shape in batches.items())
+            raise ValueError(f"The observations are of different numbers of environments, {counts}: give all of them.")
         return seen, batch
 
     def _remembered(self, state: Latents | None, count: int) -> Latents:
         if state is None:
             action = torch.zeros(count, self.policy.actor.space.size, device=self.device)
             return Latents(*self.policy.rssm.initial(count), action)
+        remedy = "give what act returned for these environments, or None to start."
         if not isinstance(state, Latents):
-            raise TypeError(f"The state is a {type(state).__name__}: give what act returned before, or None to start.")
+            raise TypeError(f"The state is a {type(state).__name__}: {remedy}")
         if len(state.belief) != count:
-            raise ValueError(
-                f"The state is of {len(state.belief)} environments and the observation of {count}: "
-                "give the state that act returned for these environments, or None to start."
-            )
+            sizes = f"{len(state.belief)} environments and the observation of {count}"
+            raise ValueError(f"The state is of {sizes}: {remedy}")
         return Latents(*[value.to(self.device) for value in state])
 
 
@@ -156,7 +143,8 @@ class ActionForm:
     def __init__(self, space: ActionSpace, bounds: Bounds | None = None, device: torch.device | None = None):
         self.indexed = copy(space)
         self.indexed.spaces = self.spaces = {key: as_indices(part) for key, part in space.spaces.items()}
-        self.bounds = {key: self._checked(key, *ends, device) for key, ends in (bounds or {}).items()}
+        self.bounds = {key: self._checked(key, *ends) for key, ends in (bounds or {}).items()}
+        self.to(device)
 
     def __call__(self, flat: Tensor) -> dict[NestedKey, Tensor]:
         """Take ``[..., A]``; floats without bounds in the agent's own spec stay as they are."""
@@ -168,23 +156,20 @@ class ActionForm:
                 actions[key] = actions[key].clamp(-1, 1)
         return actions
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device | None) -> None:
         """Move the bounds."""
         self.bounds = {key: (low.to(device), high.to(device)) for key, (low, high) in self.bounds.items()}
 
-    def _checked(
-        self, key: NestedKey, low: ArrayLike, high: ArrayLike, device: torch.device | None
-    ) -> tuple[Tensor, Tensor]:
+    def _checked(self, key: NestedKey, low: ArrayLike, high: ArrayLike) -> tuple[Tensor, Tensor]:
         space = self.spaces.get(key)
         if not isinstance(space, Continuous):
             floats = [key_name(key) for key, space in self.spaces.items() if isinstance(space, Continuous)]
             raise ValueError(f"Bounds of {key!r}, which is no action of floats: there are {floats or 'none'}.")
-        ends = [torch.as_tensor(end, dtype=space.dtype, device=device).expand(space.shape) for end in (low, high)]
+        ends = [torch.as_tensor(end, dtype=space.dtype).expand(space.shape).clone() for end in (low, high)]
         if not (ends[1] - ends[0]).isfinite().all():
-            raise ValueError(
-                f"Action {key_name(key)!r} has bounds {low} to {high}, which are not finite: leave them out."
-            )
-        return ends[0].clone(), ends[1].clone()
+            name = key_name(key)
+            raise ValueError(f"Action {name!r} has bounds {low} to {high}, which are not finite: leave them out.")
+        return tuple(ends)
 
 
 def as_indices(space: Space) -> Space:
@@ -209,9 +194,8 @@ def encodable(space: Space, value: Tensor) -> Tensor:
 
 def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
     """One observation as an array of its own, after a check of shape, kind and classes."""
-    array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-    array = np.array(array)  # a copy: torch takes no read-only or mirrored array
-    shape = space.shape
+    # A copy: torch takes no read-only or mirrored array.
+    array, shape = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value), space.shape
     if array.ndim == 0 and shape == (1,):  # TorchRL sees a single number as a vector of one
         array = array.reshape(1)
     name = f"Observation {key_name(key)!r}"
@@ -219,10 +203,8 @@ def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
     if array.dtype.kind not in kinds or (isinstance(space, Image) and array.dtype != np.uint8):
         raise TypeError(f"{name} is of dtype {array.dtype}: give {wanted}, as the environment does in training.")
     if array.shape not in (shape, array.shape[:1] + shape):
-        raise ValueError(
-            f"{name} has shape {list(array.shape)}: give it as in training, {list(shape)} for one environment "
-            f"or {['N', *shape]} for N."
-        )
+        training = f"{list(shape)} for one environment or {['N', *shape]} for N"
+        raise ValueError(f"{name} has shape {list(array.shape)}: give it as in training, {training}.")
     if isinstance(space, Discrete):
         index = array.astype(np.int64) - space.low
         if (index < 0).any() or (index >= np.reshape(space.classes, shape)).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type
 
 from dreamer_torchrl.keys import LATENTS
@@ -36,13 +37,9 @@ class Policy(TensorDictModuleBase):
         encoded = self.encoder(*[self._observation(tensordict, key) for key in self.encoder.in_keys])
         belief, state, action = (rows_of(tensordict, key) for key in LATENTS)
         zeros, none = self.rssm.initial(len(encoded))
-        belief, state, action = self.step(
-            encoded,
-            zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action,
-            rows_of(tensordict, "is_init"),
-            zeros if belief is None else belief,
-            none if state is None else self.rssm.one_hot(state),
-        )
+        action = zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action
+        latents = zeros if belief is None else belief, none if state is None else self.rssm.one_hot(state)
+        belief, state, action = self.step(encoded, action, rows_of(tensordict, "is_init"), *latents)
         shape = tensordict.batch_size
         tensordict.set("belief", belief.float().reshape(*shape, -1))
         tensordict.set("state", state.float().reshape(*shape, *state.shape[1:]))
@@ -53,14 +50,14 @@ class Policy(TensorDictModuleBase):
 
     def step(
         self,
-        encoded: torch.Tensor,
-        previous_action: torch.Tensor,
-        is_init: torch.Tensor,
-        belief: torch.Tensor,
-        state: torch.Tensor,
-        noise: torch.Tensor | None = None,
-        action_noise: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        encoded: Tensor,
+        previous_action: Tensor,
+        is_init: Tensor,
+        belief: Tensor,
+        state: Tensor,
+        noise: Tensor | None = None,
+        action_noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
         explore = exploration_type() is ExplorationType.RANDOM
         if explore:
@@ -75,7 +72,7 @@ class Policy(TensorDictModuleBase):
         policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)))
         return belief, state, policy.mode if action_noise is None else policy.sample(action_noise)
 
-    def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor:
+    def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
         value = rows_of(tensordict, key)
         if value is None:
             there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
@@ -83,13 +80,7 @@ class Policy(TensorDictModuleBase):
         return value
 
 
-def rows_of(tensordict: TensorDictBase, key: NestedKey) -> torch.Tensor | None:
-    """An entry with one batch dimension, ``[N, ...]``; None if it is not there.
-
-    Example:
-        >>> from tensordict import TensorDict
-        >>> rows_of(TensorDict({"reward": torch.ones(2, 3, 1)}, [2, 3]), "reward").shape
-        torch.Size([6, 1])
-    """
+def rows_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor | None:
+    """An entry with one batch dimension, ``[N, ...]``; None if it is not there."""
     value = tensordict.get(key, None)
     return value if value is None or tensordict.ndim == 1 else value.reshape(-1, *value.shape[tensordict.ndim :])

@@ -32,10 +32,8 @@ class Size:
 
     def __post_init__(self) -> None:
         if self.belief % self.blocks:
-            multiple = math.lcm(self.blocks, 8)
-            raise ValueError(
-                f"belief={self.belief} does not split into {self.blocks} blocks: give a multiple of {multiple}."
-            )
+            remedy = f"give a multiple of {math.lcm(self.blocks, 8)}"
+            raise ValueError(f"belief={self.belief} does not split into {self.blocks} blocks: {remedy}.")
 
     @classmethod
     def named(cls, name: str) -> Size:

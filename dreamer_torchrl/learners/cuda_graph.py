@@ -12,8 +12,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-WARM_UP = 3
-"""Updates before the capture: libraries choose their kernels then, and compiled networks are compiled."""
+WARM_UP = 3  # updates before the capture, in which libraries choose their kernels and networks are compiled
 
 Output = TypeVar("Output")
 
@@ -29,18 +28,17 @@ class Outcome(NamedTuple):
 class CudaGraphs:
     """What a `CapturedUpdate` needs of the current GPU. The tests have one for the CPU, which replays a list.
 
-    One is kept for all captures of a learner: they share its stream. Autograd runs a node on the stream where it was
-    made, and what is captured may not wait for another stream.
+    All captures of a learner share its stream: autograd runs a node on the stream where it was made, and what is
+    captured may not wait for another one.
     """
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
 
     def record(self, body: Callable[[], Output], generator: torch.Generator) -> tuple[Callable[[], None], Output]:
-        """Run ``body`` to warm up, then capture it.
+        """Warm ``body`` up and capture it; gives what replays it, and the outputs that each replay writes anew.
 
-        Gives what replays it, and the outputs that each replay writes anew. The generator counts on with each replay as
-        it does with each plain run, so that its state is right at any time.
+        The generator counts on with each replay as it does with each plain run.
         """
         gc.collect()  # what waits in a cycle may hold nodes of another stream
         stream = self.stream
@@ -66,13 +64,7 @@ class CudaGraphs:
 
 
 class StaticBatch:
-    """Where a graph finds its batch: tensors that stay where they are.
-
-    Args:
-        batch: of the form of all that will follow; its values are there at first.
-        device: where the graph runs.
-        graphs: gives staging memory and events.
-    """
+    """Where a graph finds its batch: tensors that stay where they are, of the form of the first batch."""
 
     def __init__(self, batch: TensorDictBase, device: torch.device, graphs: CudaGraphs):
         self.steps = batch.clone().to(device)
@@ -96,15 +88,13 @@ class CapturedUpdate:
     """`Learner.step` for batches of one form, as one graph.
 
     What the graph fixes: the form of the batch, the numbers of the hyperparameters and of the optimizer's options (not
-    those that are tensors), and the memory of all that is learned; `load_state_dict` copies into that. Gradients live
-    in the graph's own memory only while it runs, since `step` forgets them at its end.
+    those that are tensors), and the memory of all that is learned; `load_state_dict` copies into that.
 
     Args:
-        learner: a `Learner`, or what has its ``step``, ``zero_grad``, ``state_dict``, ``generator`` and ``optimizer``.
-            A step may read no value back, copy nothing from the host, and change its state in place. Capturing changes
-            nothing of the state.
+        learner: a `Learner`, or what has its ``step``, ``zero_grad``, ``state_dict``, ``generator`` and ``optimizer``;
+            a step reads no value back, copies nothing from the host, and changes its state in place.
         batch: an example, with values that an update can digest.
-        graphs: how to capture.
+        graphs: how to capture, which changes nothing of the state.
     """
 
     def __init__(self, learner: Any, batch: TensorDictBase, graphs: CudaGraphs):

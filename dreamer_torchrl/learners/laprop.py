@@ -10,8 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from dreamer_torchrl.agents import backend
 
-NORM_PART = 2**17
-"""How many numbers of a tensor are summed up in one go."""
+NORM_PART = 2**17  # numbers of a tensor that are summed up in one go
 
 
 class LaProp(torch.optim.Optimizer):
@@ -27,8 +26,7 @@ class LaProp(torch.optim.Optimizer):
     so the first update moves nothing, unless `warmup` is 0. A parameter whose `grad` is None is left alone, and its `n`
     too. `param.grad` is only read.
 
-    TorchRL's `DreamerV3Optimizer` is the same formula; it counts on the host, so that no CUDA graph can hold it, and
-    has no way to skip an update without reading a flag back.
+    TorchRL's `DreamerV3Optimizer` counts on the host, so that no CUDA graph can hold it, and reads a flag back to skip.
 
     Args:
         params: parameters or parameter groups, float32 or float64. A group may set any of the options for itself.
@@ -85,10 +83,7 @@ class LaProp(torch.optim.Optimizer):
             }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a saved state into this one, whose tensors stay the same objects, so that a captured graph stays valid.
-
-        `capturable`, `native` and whether `lr` is a tensor stay as constructed: they belong to this machine.
-        """
+        """Copy a saved state into this one, whose tensors, `capturable` and `native` stay for captured graphs."""
         state = {param: self.state[param] for group in self.param_groups for param in group["params"]}
         here = [{name: group[name] for name in ("lr", "capturable", "native")} for group in self.param_groups]
         saved_ids = (i for group in state_dict["param_groups"] for i in group["params"])
@@ -114,19 +109,14 @@ class LaProp(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         """Update all parameters that have a gradient. Returns what `closure` returns, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         self._update(None)
         return loss
 
     @torch.no_grad()
     def step_where(self, finite: Tensor) -> None:
-        """`step`, but nothing changes where `finite`, a single boolean, is False, whatever the gradients.
-
-        On a GPU it is not read back.
-        """
+        """`step`, but nothing changes where `finite`, a boolean which is not read back, is False."""
         self._update(finite)
 
     def _update(self, where: Tensor | None) -> None:
@@ -141,17 +131,13 @@ class LaProp(torch.optim.Optimizer):
                         "LaProp with capturable=False counts its updates on the CPU, so this CUDA graph would repeat "
                         "one update number forever. Construct it with capturable=True."
                     )
-                update = _update_foreach
-                if group["native"] and backend.laprop_fits(params):
-                    update = backend.laprop
+                native = group["native"] and backend.laprop_fits(params)
+                update = backend.laprop if native else _update_foreach
                 update(params, [self.state[p] for p in params], group, where)
 
 
 def _foreach_norm(tensors: list[Tensor]) -> Tensor:
-    """Norms of whole tensors, [P]; of large ones in two stages.
-
-    On a CPU, torch's own norm is 1e-4 off for two million float32 and 1e-3 for twenty million.
-    """
+    """Norms of whole tensors, [P]; of large ones in two stages: torch's own is 1e-4 off for two million on a CPU."""
     parts = [x.reshape(-1).split(NORM_PART) if x.numel() > NORM_PART else (x,) for x in tensors]
     norms = torch.stack(torch._foreach_norm([part for split in parts for part in split]))
     if len(norms) == len(tensors):
@@ -160,7 +146,7 @@ def _foreach_norm(tensors: list[Tensor]) -> Tensor:
 
 
 def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What update number `n` multiplies `nu` and `mu` with: bias corrections and warm-up, for any shape of `n`."""
+    """What update number `n` multiplies `nu` and `mu` with: bias corrections and warm-up."""
     n = n.double()  # in float32, 1 - 0.999^1 keeps four digits
     beta1, beta2 = group["betas"]
     lr = group["lr"] * ((n - 1) / group["warmup"]).clamp(max=1) if group["warmup"] else group["lr"]
@@ -185,7 +171,7 @@ def _update_foreach(
     excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
     updates = [_where(where, update, zero) for update in torch._foreach_div(grads, excess.unbind())]
 
-    torch._foreach_mul_(nus, _where(where, beta2, 1.0, like=nus[0]))
+    torch._foreach_mul_(nus, beta2 if where is None else torch.where(where, zero + beta2, 1.0))
     torch._foreach_addcmul_(nus, updates, updates, 1 - beta2)
     scales = torch._foreach_mul(nus, nu_factors.unbind())
     torch._foreach_sqrt_(scales)
@@ -196,23 +182,19 @@ def _update_foreach(
     torch._foreach_addcmul_(params, mus, mu_factors.unbind(), -1)
 
 
-def _where(
-    where: Tensor | None, new: Tensor | float, old: Tensor | float, like: Tensor | None = None
-) -> Tensor | float:
-    """Choose; a number becomes a tensor in the precision of ``like``."""
-    if where is None:
-        return new
-    return torch.where(where, new if like is None else like.new_full((), new), old)
+def _where(where: Tensor | None, new: Tensor | float, old: Tensor | float) -> Tensor | float:
+    return new if where is None else torch.where(where, new, old)
 
 
 def _check_options(group: dict[str, Any]) -> None:
     beta1, beta2 = group["betas"]
     tiny = torch.finfo(torch.float32).tiny
     lr = 0.0 if isinstance(group["lr"], Tensor) else group["lr"]  # it may lie on a GPU: not read
+    decay = "Choose a decay from 0 up to, but not including, 1"
     for name, value, possible, remedy in (
         ("lr", lr, 0 <= lr < math.inf, "Choose a finite learning rate of at least 0"),
-        ("betas[0]", beta1, 0 <= beta1 < 1, "Choose a decay from 0 up to, but not including, 1"),
-        ("betas[1]", beta2, 0 <= beta2 < 1, "Choose a decay from 0 up to, but not including, 1"),
+        ("betas[0]", beta1, 0 <= beta1 < 1, decay),
+        ("betas[1]", beta2, 0 <= beta2 < 1, decay),
         ("eps", group["eps"], tiny <= group["eps"] < math.inf, f"Below {tiny:.2g}, float32 gives 0 / 0: try 1e-20"),
         ("clip", group["clip"], group["clip"] > 0, "Choose a positive share, or math.inf for no clipping"),
         ("clip_floor", group["clip_floor"], 0 < group["clip_floor"] < math.inf, "Choose a small positive norm"),

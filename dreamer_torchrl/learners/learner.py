@@ -31,14 +31,13 @@ class Learner:
 
     Args:
         agent: what is trained, on the device where it is to be trained.
-        hyperparameters: those of ``train`` if left out; ``Hyperparameters.official()`` has the official learning rate.
+        hyperparameters: those of ``train`` if left out.
         seed: of the noise; the same seed and batches give the same weights.
         compile: let ``torch.compile`` fuse networks and loops. None: on a GPU where Triton works.
         native: let kernels in C do the loops on a CPU. None: where they can be built.
         optimizer: from parameters to an optimizer, such as ``lambda params: Adam(params, lr=1e-4)``; `LaProp` if left
             out. One without LaProp's ``step_where`` costs a read of one flag in each update, and no CUDA graph.
-        extra_losses: further losses, each from the data of the update to a TensorDict of ``loss_*`` and metrics; the
-            parameters of those that are modules are trained, too.
+        extra_losses: further ones (`ExtraLoss`); the parameters of those that are modules are trained, too.
         priorities: whether latents come with ``priority`` ``[B, T]``, the world model's loss of each step.
         cuda_graph: capture the update on a GPU. None: where it can be captured; otherwise a warning says why not.
 
@@ -75,9 +74,9 @@ class Learner:
         self.loss = self.make_loss(can_compile(self.device) if compile is None else compile)
         for loss in extra_losses:
             self.loss.add(loss)
-        self.world_model_loss, self.actor_loss = self.loss.world_model, self.loss.actor
-        self.value_loss = self.loss.value
-        for module in (agent, *self.actor_loss.networks, self.loss):
+        loss = self.loss
+        self.world_model_loss, self.actor_loss, self.value_loss = loss.world_model, loss.actor, loss.value
+        for module in (agent, *self.actor_loss.networks, loss):
             if module is not None:
                 attach(module, self.native)
         extra = self.loss.extra_modules.named_parameters("extra_losses")
@@ -107,12 +106,10 @@ class Learner:
         return LaProp(parameters, rate, h.betas, h.eps, h.clip, **options)
 
     def update(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
-        """Learn from steps ``[B, context + T]``.
+        """Learn from steps ``[B, context + T]``; returns metrics and latents ``[B, T]`` to write back to the replay.
 
-        Returns the metrics (0-dim tensors; the objective is the sum of its ``loss_*``) and the latents ``[B, T]`` to
-        write back to the replay: ``belief`` and the class indices of ``state``.
-
-        Where a loss or a gradient is not finite, the metric ``finite`` is 0 and nothing that is learned changes.
+        Metrics are 0-dim tensors, latents ``belief`` and the class indices of ``state``. Where a loss or a gradient is
+        not finite, the metric ``finite`` is 0 and nothing that is learned changes.
         """
         check_steps(batch, self._spaces(batch))
         device = next(self.agent.parameters()).device
@@ -154,8 +151,8 @@ class Learner:
 
         # Outcome
         metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
-        state = self.agent.rssm.latent.pack(data["state"].detach())
-        latents = {"belief": data["belief"].detach().float(), "state": state}
+        belief, state = data["belief"].detach(), data["state"].detach()
+        latents = {"belief": belief.float(), "state": self.agent.rssm.latent.pack(state)}
         if self.priorities:
             latents["priority"] = data["priority"]
         self.zero_grad()
@@ -167,10 +164,7 @@ class Learner:
             parameter.grad = None
 
     def _update_captured(self, batch: TensorDictBase) -> Outcome:
-        """Update by a graph; a batch of another form takes the time of another capture.
-
-        Where nothing can be captured, which the first attempt shows, updates are launched one by one.
-        """
+        """Update by a graph, captured anew for a batch of another form; where none can be captured, without."""
         if self.captured is None or not self.captured.fits(self, batch):
             self.graphs = self.graphs or CudaGraphs()
             self.captured = None  # the new graph needs its memory
@@ -206,11 +200,11 @@ class Learner:
         return spaces
 
     def losses(self, batch: TensorDictBase, noise: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
-        """All losses and metrics of a batch under given noise, and the data with everything that was computed."""
+        """Losses and metrics of a batch under given noise, and the data with everything that was computed."""
         return self.loss(batch.copy().set("noise", noise))
 
     def draw_noise(self, batch: int, steps: int) -> TensorDict:
-        """All randomness of an update of ``[batch, steps]``: uniforms for states, the actor's noise for actions."""
+        """All randomness of an update of ``[batch, steps]``."""
         variables, length = self.agent.rssm.stochastic, self.hyperparameters.imagination_length
         uniform = {"generator": self.generator, "device": self.device}
         noise = {
@@ -243,14 +237,7 @@ class Learner:
 
 
 def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:
-    """Go on with the random numbers of ``state``, or, where it comes from another kind of device, with ones it seeds.
-
-    Example:
-        >>> generator, other = torch.Generator(), torch.Generator()
-        >>> set_generator_state(other, generator.get_state())
-        >>> torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=other))
-        True
-    """
+    """Go on with the random numbers of ``state``, or, from another kind of device, with ones that it seeds."""
     if state.shape == generator.get_state().shape:
         generator.set_state(state)
     else:

@@ -19,26 +19,22 @@ from dreamer_torchrl.objectives.actor_loss import ActorLoss
 from dreamer_torchrl.objectives.common import DreamerLoss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
 from dreamer_torchrl.objectives.value import ValueLoss
-from dreamer_torchrl.objectives.world_model import WorldModelLoss
+from dreamer_torchrl.objectives.world_model import SCALES, WorldModelLoss
 
 
 def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorities: bool = False) -> DreamerLoss:
     """The three losses over an agent's parameters.
 
-    Args:
-        agent: gives the networks.
-        h: gives all numbers.
-        compile: let ``torch.compile`` fuse the networks and one step each of the two loops (never the unrolled loop).
-        priorities: see `WorldModelLoss`.
+    ``compile`` lets ``torch.compile`` fuse the networks and one step each of the two loops, never the unrolled loop.
     """
-    encoder, decoder, actor = agent.encoder, agent.decoder, agent.actor
-    heads = [agent.reward, agent.continuation, agent.value]
-    observe, imagine = ObserveSequence(agent.rssm), ImagineRollout(agent.rssm, actor, h.imagination_length)
+    networks = [agent.encoder, agent.decoder, agent.actor, agent.reward, agent.continuation, agent.value]
+    observe, imagine = ObserveSequence(agent.rssm), ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
     if compile:
         observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
-        encoder, decoder, actor, *heads = (compiled_twin(network) for network in (encoder, decoder, actor, *heads))
-    reward = heads[0].tensordict_module(out_keys=("reward_logits", "predicted_reward"))
-    continuation, value = (head.tensordict_module() for head in heads[1:])
+        networks = [compiled_twin(network) for network in networks]
+    encoder, decoder, actor, reward, continuation, value = networks
+    reward = reward.tensordict_module(out_keys=("reward_logits", "predicted_reward"))
+    continuation, value = continuation.tensordict_module(), value.tensordict_module()
     world_model_loss = WorldModelLoss(
         TensorModule(encoder, encoder.in_keys, ["encoded_latents"]),
         observe.tensordict_module(),
@@ -53,13 +49,7 @@ def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorit
         horizon=h.horizon,
         discount_in_continue=h.discount_in_continue,
         reward_grad=h.reward_grad,
-        scales={
-            "reconstruction": h.reconstruction_scale,
-            "reward": h.reward_scale,
-            "continue": h.continue_scale,
-            "dynamics": h.dynamics_scale,
-            "representation": h.representation_scale,
-        },
+        scales={term: getattr(h, f"{term}_scale") for term in SCALES},
         priorities=priorities,
     )
     value_loss = ValueLoss(

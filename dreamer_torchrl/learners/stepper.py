@@ -14,8 +14,8 @@ from dreamer_torchrl.learners.learner import Learner
 class LearnerStepper(OptimizationStepper):
     """An optimization step of TorchRL's `Trainer` that is one update of a `Learner`.
 
-    Hooks of the trainer store steps and sample batches ``[B, context + T]``. The learner has its own losses and
-    optimizer, so the trainer gets ``loss_module=learner.loss`` and no optimizer.
+    Hooks of the trainer store steps and sample batches ``[B, context + T]``. The trainer gets
+    ``loss_module=learner.loss`` and no optimizer, which the learner has.
 
     Args:
         learner: what updates.
@@ -26,16 +26,13 @@ class LearnerStepper(OptimizationStepper):
         self.learner, self.refresh = learner, refresh
 
     def step(self, trainer: Trainer, sub_batch: TensorDictBase) -> TensorDictBase:
-        """Update from a batch; returns the losses and metrics."""
         metrics, latents = self.learner.update(sub_batch)
         if self.refresh is not None:
             self.refresh(sub_batch, latents)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the learner."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue exactly from `state_dict`."""
         self.learner.load_state_dict(state_dict)
