@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dreamer_torchrl import Learner, load
 from dreamer_torchrl.learners.learner import total
-from dreamer_torchrl.training.build import LoadedRun, make_replay
+from dreamer_torchrl.training.build import make_replay
+from dreamer_torchrl.training.loading import LoadedRun
 
 BATCHES = 32
 

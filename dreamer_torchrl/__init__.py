@@ -18,7 +18,7 @@ _HOMES = {
     "ValueLoss": "objectives",
     "WorldModelLoss": "objectives",
     "build_agent": "agents.agent",
-    "load": "training.build",
+    "load": "training.loading",
 }
 
 __all__ = sorted(_HOMES)

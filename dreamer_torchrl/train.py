@@ -38,7 +38,7 @@ from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.envs.registry import atari_games
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics
-from dreamer_torchrl.training.lock import RunLock, RunLocked, RunNotWritable
+from dreamer_torchrl.training.lock import RunLocked, RunNotWritable, run_lock
 from dreamer_torchrl.training.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def start(configuration: Configuration) -> int:
         run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
         for note in (f"run_dir={run_dir}", *configuration.notes, *remarks(settings)):
             console.note(note)
-        with RunLock(run_dir):
+        with run_lock(run_dir):
             return train(configuration, run_dir, console, stop)
 
 

@@ -11,7 +11,7 @@ import torch
 import dreamer_torchrl
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.evaluate import main
-from dreamer_torchrl.training.build import LoadedRun
+from dreamer_torchrl.training.loading import LoadedRun
 from tests.checkpoint.checkpoint_examples import read_only
 from tests.training.training_examples import lines, trained, trained_twice
 

@@ -92,7 +92,7 @@ class Checkpoints:
     """The checkpoints of a run.
 
     `save` copies on the calling thread what belongs to this instant and writes in the background, each checkpoint into
-    a new folder that gets its name when everything is on the disk. Only the process that holds the `RunLock` may save;
+    a new folder that gets its name when everything is on the disk. Only the process that holds the `run_lock` may save;
     any may load.
 
     Args:

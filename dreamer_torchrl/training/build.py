@@ -1,30 +1,25 @@
-"""What a run is made of: from settings to environments and agent, and from a run's folder back to them."""
+"""What a run is made of: from settings to environments, agent, learner and replay."""
 
 from __future__ import annotations
 
 import traceback
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import NestedKey, TensorDictBase
-from torch import Tensor
 
 from dreamer_torchrl.agents.agent import Agent, build_agent
 from dreamer_torchrl.agents.backend import attach, decide
-from dreamer_torchrl.agents.player import Latents, Player
 from dreamer_torchrl.agents.policy import Policy
-from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
 from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.config.labels import environment_name
 from dreamer_torchrl.config.parts import make_part
 from dreamer_torchrl.config.schema import Settings
@@ -66,11 +61,10 @@ def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: in
 
 def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) -> StreamEnvs:
     """Environments of a run, whose episodes are those of this ``purpose``; those for a film are in this process."""
-    env = settings.env
-    entropy = seed_for(settings.seed, purpose)
-    makers = []
+    env, makers = settings.env, []
     for index in range(count):
         options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
+        entropy = seed_for(settings.seed, purpose)
         makers.append(partial(stream_env, env.family, options, env.action_repeat, entropy, index))
     try:
         return StreamEnvs(makers, "serial" if film else env.workers, env.step_timeout)
@@ -84,42 +78,36 @@ def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) 
 
 
 def specs_of(envs: StreamEnvs) -> Specs:
-    """Of one environment, without the batch dimension."""
+    """Of one environment."""
     return Specs(envs.observation_spec_unbatched, envs.full_action_spec_unbatched, envs.bounds)
 
 
 def make_agent(settings: Settings, envs: StreamEnvs | Specs, device: str | None = None) -> Agent:
     """The run's agent with its initial weights; kernels are used where ``device``, that of the run, can use them."""
     torch.manual_seed(seed_for(settings.seed, "weights"))
-    agent = build_agent(
-        envs.observation_spec,
-        envs.full_action_spec,
-        settings.size,
-        getattr(torch, settings.dtype),
-        settings.unimix,
-        settings.actor_unimix,
-        settings.agent.encoder and partial(make_part, settings.agent.encoder),
-    )
+    numbers = (settings.size, getattr(torch, settings.dtype), settings.unimix, settings.actor_unimix)
+    encoder = settings.agent.encoder and partial(make_part, settings.agent.encoder)
+    agent = build_agent(envs.observation_spec, envs.full_action_spec, *numbers, encoder)
     attach(agent, decide(settings.native, choose_device(device or settings.device)))
     return agent
 
 
 def make_learner(settings: Settings, agent: Agent) -> Learner:
     """The run's learner, of the class that the settings name; it gives priorities where sequences are drawn by them."""
-    part = {name: value for name, value in settings.learner_part.items() if value not in (None, [])}
     replay = settings.replay
+    part = {name: value for name, value in settings.learner_part.items() if value not in (None, [])}
     if replay.sampler == "prioritized" or (replay.sampler == "online" and replay.fracs.prioritized):
         part = {"priorities": True, **part}
-    seed = seed_for(settings.seed, "learner")
     if settings.cuda_graph is not None:
         if settings.cuda_graph and choose_device(settings.device).type != "cuda":
             raise ConfigError("cuda_graph=true needs a GPU, and this run is on the CPU: leave it at null.")
         part["cuda_graph"] = settings.cuda_graph
+    seed = seed_for(settings.seed, "learner")
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 
 
 def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
-    """The run's replay, empty; on disk if the settings say so and ``scratch`` says where."""
+    """The run's replay, empty; on disk, in ``scratch``, if the settings say so."""
     replay = settings.replay
     return Replay(
         *(replay.capacity, settings.env.num_envs, replay.batch, replay.length, settings.learner.context),
@@ -173,52 +161,3 @@ def make_policy(agent: Agent, seed: int) -> Policy:
 def dream_title(settings: Settings, step: int) -> str:
     """Title of a prediction video."""
     return f"{environment_name(settings)}: open-loop prediction after {step:,} steps of training"
-
-
-@dataclass
-class LoadedRun:
-    """A trained agent with what it was trained by."""
-
-    path: Path  # the run's folder
-    settings: Settings
-    agent: Agent  # with the weights of ``saved``
-    saved: Saved
-    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]  # of the environment; the agent's own are -1 and 1
-
-    def __post_init__(self) -> None:
-        sample, seed = not self.settings.eval.deterministic, seed_for(self.settings.seed, "play")
-        self._player = Player(self.agent, sample=sample, seed=seed, bounds=self.action_bounds)
-
-    @property
-    def policy(self) -> Policy:
-        """For TorchRL rollouts and collectors; environments need `InitTracker`, actions are -1 to 1."""
-        return self.agent.policy
-
-    def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
-        """See `Player.act`: observation and state to action and new state."""
-        return self._player.act(observation, state)
-
-    def recorded(self, steps: int) -> TensorDictBase:
-        """The last ``steps`` of each environment that the run's replay holds, ``[T, N]``; reads no others."""
-        return self.saved.last_steps(steps)
-
-
-def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
-    """Load the agent (``.agent``, ``.policy``, ``.act``) of a run's folder on the CPU; the environment is not needed.
-
-    ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
-    """
-    path = Path(run)
-    settings = saved_settings(path)
-    checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
-    if checkpoint is not None and checkpoint not in checkpoints.names():
-        names = ", ".join(checkpoints.names()) or "none"
-        raise ConfigError(f"{path} has no checkpoint {checkpoint!r}; it has {names}.")
-    # What was learned is of use without the replay, which may be large and slow to read.
-    saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
-    if saved is None:
-        raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
-    specs = Specs.from_tree(saved.parts["specs"])
-    agent = make_agent(settings, specs, "cpu").eval()
-    agent.load_state_dict(saved.parts["learner"]["agent"])
-    return LoadedRun(path, settings, agent, saved, specs.bounds)

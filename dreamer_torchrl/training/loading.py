@@ -1,24 +1,89 @@
-"""Open a run for a command: what is wrong becomes a message and an exit code."""
+"""Load a trained run from its folder; for a command, what is wrong becomes a message and an exit code.
+
+Commands import this before they know whether torch is needed, which takes seconds: functions import what needs it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.compose import read_saved
+from dreamer_torchrl.config.compose import read_saved, saved_settings
 from dreamer_torchrl.envs.registry import UnknownEnvironment
 
 if TYPE_CHECKING:
+    from tensordict import NestedKey, TensorDictBase
+    from torch import Tensor
+
     from dreamer_torchrl.agents.agent import Agent
+    from dreamer_torchrl.agents.player import Latents
+    from dreamer_torchrl.agents.policy import Policy
+    from dreamer_torchrl.checkpoint.checkpoints import Saved
     from dreamer_torchrl.config.schema import Settings
-    from dreamer_torchrl.training.build import LoadedRun
     from dreamer_torchrl.training.evaluation import Evaluation
 
 FAILED, BAD_ARGUMENTS, NO_CHECKPOINT = 1, 2, 3
+
+
+@dataclass
+class LoadedRun:
+    """A trained agent with what it was trained by."""
+
+    path: Path  # the run's folder
+    settings: Settings
+    agent: Agent  # with the weights of ``saved``
+    saved: Saved
+    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]  # of the environment; the agent's own are -1 and 1
+
+    def __post_init__(self) -> None:
+        from dreamer_torchrl.agents.player import Player
+        from dreamer_torchrl.training.build import seed_for
+
+        sample, seed = not self.settings.eval.deterministic, seed_for(self.settings.seed, "play")
+        self._player = Player(self.agent, sample=sample, seed=seed, bounds=self.action_bounds)
+
+    @property
+    def policy(self) -> Policy:
+        """For TorchRL rollouts and collectors; environments need `InitTracker`, actions are -1 to 1."""
+        return self.agent.policy
+
+    def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
+        """See `Player.act`: observation and state to action and new state."""
+        return self._player.act(observation, state)
+
+    def recorded(self, steps: int) -> TensorDictBase:
+        """The last ``steps`` of each environment that the run's replay holds, ``[T, N]``; reads no others."""
+        return self.saved.last_steps(steps)
+
+
+def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
+    """Load the agent (``.agent``, ``.policy``, ``.act``) of a run's folder on the CPU; the environment is not needed.
+
+    ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
+    """
+    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+    from dreamer_torchrl.checkpoint.specs import Specs
+    from dreamer_torchrl.training.build import make_agent
+
+    path = Path(run)
+    settings = saved_settings(path)
+    checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
+    if checkpoint is not None and checkpoint not in checkpoints.names():
+        names = ", ".join(checkpoints.names()) or "none"
+        raise ConfigError(f"{path} has no checkpoint {checkpoint!r}; it has {names}.")
+    # What was learned is of use without the replay, which may be large and slow to read.
+    saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
+    if saved is None:
+        raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
+    specs = Specs.from_tree(saved.parts["specs"])
+    agent = make_agent(settings, specs, "cpu").eval()
+    agent.load_state_dict(saved.parts["learner"]["agent"])
+    return LoadedRun(path, settings, agent, saved, specs.bounds)
 
 
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:
@@ -28,12 +93,11 @@ def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | No
     except ConfigError as error:
         parser.error(str(error))
 
-    import torch  # this and what needs it takes seconds
+    import torch
     from torchrl import logger
 
     from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint
     from dreamer_torchrl.checkpoint.manifest import DamagedFile
-    from dreamer_torchrl.training.build import load
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     try:

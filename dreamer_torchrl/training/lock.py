@@ -8,10 +8,10 @@ import os
 import shlex
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -33,50 +33,33 @@ class RunNotWritable(OSError):
         )
 
 
-class RunLock:
-    """Hold a run directory while training in it.
+@contextmanager
+def run_lock(run_dir: str | Path) -> Iterator[None]:
+    """Hold a run directory, which is made if it is missing, while training in it.
 
     The operating system releases the lock when the process ends, however it ends, so a lock is never stale. The text of
-    the file only says who holds it. A missing ``run_dir`` is created.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as run_dir, RunLock(run_dir):
-        ...     (Path(run_dir) / "lock").read_text() != ""
-        True
+    the file only says who holds it.
     """
-
-    def __init__(self, run_dir: str | Path):
-        self.run_dir = Path(run_dir)
-        self._lock = FileLock(self.run_dir / "lock", timeout=0)
-
-    def __enter__(self) -> RunLock:
-        path = self.run_dir / "lock"
-        try:
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-            path.write_text(_this_process())
-        except Timeout:
-            raise RunLocked(
-                f"{self.run_dir} is in use: {_owner(path)} trains there. Wait for it, stop it, or give another run_dir."
-            ) from None
-        except OSError as error:
-            self._lock.release()
-            raise RunNotWritable.because(self.run_dir, error) from error
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    run_dir = Path(run_dir)
+    file, lock = run_dir / "lock", FileLock(run_dir / "lock", timeout=0)
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": shlex.join(sys.orig_argv)}
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        file.write_text(json.dumps(owner, indent=2) + "\n")
+    except Timeout:
+        held = f"{run_dir} is in use: {_owner(file)} trains there. Wait for it, stop it, or give another run_dir."
+        raise RunLocked(held) from None
+    except OSError as error:
+        lock.release()
+        raise RunNotWritable.because(run_dir, error) from error
+    try:
+        yield
+    finally:
         with suppress(OSError):  # a full or vanished disk: the text is information only
-            (self.run_dir / "lock").write_text("")
-        self._lock.release()
-
-
-def _this_process() -> str:
-    started = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": started, "command": shlex.join(sys.orig_argv)}
-    return json.dumps(owner, indent=2) + "\n"
+            file.write_text("")
+        lock.release()
 
 
 def _owner(path: Path) -> str:

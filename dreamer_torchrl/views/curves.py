@@ -8,14 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.config.checks import as_word, leaves
+from dreamer_torchrl.config.overrides import choices
 
 Axis = Literal["steps", "frames", "hours"]
 
@@ -32,19 +32,14 @@ MOST_POINTS = 400
 """Of one line: about as many as a chart has pixels for it."""
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """Values ``y`` at the places ``x``, which do not decrease; both ``[points]``."""
 
     x: np.ndarray
     y: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.x)
 
-
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """Median and quartiles of several runs at the places ``x``, and how many have values there; all ``[points]``."""
 
     x: np.ndarray
@@ -58,7 +53,7 @@ class Band:
         if not len(self.x) or end >= self.x[-1]:
             return self
         x = np.append(self.x[self.x < end], end)[: None if end >= self.x[0] else 0]
-        return Band(x, *(np.interp(x, self.x, y) for y in (self.median, self.low, self.high, self.runs)))
+        return Band(*(np.interp(x, self.x, y) for y in self))
 
 
 @dataclass
@@ -89,27 +84,19 @@ class Run:
 
     @property
     def environment(self) -> str:
-        """Its name.
-
-        Example:
-            >>> Run(Path(), {"env": {"family": "gym", "id": "CartPole-v1"}}).environment
-            'CartPole-v1'
-        """
+        """Its name, such as ``CartPole-v1``."""
         env = self.values.get("env", {})
         name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
         return str(name).removeprefix("dreamer_torchrl/")
 
     @property
     def seed(self) -> int:
-        """Of the whole run."""
         return int(self.values.get("seed", 0))
 
     def curve(self, metric: str, axis: Axis = "steps") -> Curve:
-        """A metric over steps, frames or hours of training; empty if it was never measured. Only finite values."""
-        if metric not in self._columns:
-            return Curve(*np.empty((2, 0)))
-        lines, values = self._columns[metric]
-        return Curve(self._places(axis)[lines], values)  # [points]
+        """The finite values of a metric over steps, frames or hours of training; empty if it was never measured."""
+        lines, values = self._columns.get(metric, (np.empty(0, int), np.empty(0)))
+        return Curve(self._places(axis)[lines], values)
 
     def last(self, metric: str) -> float | None:
         """The newest value of a metric; None if it was never measured."""
@@ -133,7 +120,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs that differ in their seeds only, or a baseline from a CSV file."""
+    """Runs in one environment that differ in their seeds only, or a baseline from a CSV file."""
 
     difference: str  # settings that tell it from other experiments in its environment; the label of a baseline
     runs: tuple[Run, ...]
@@ -141,7 +128,6 @@ class Experiment:
 
     @property
     def environment(self) -> str:
-        """See `Run.environment`."""
         return self.runs[0].environment
 
     @property
@@ -153,15 +139,15 @@ class Experiment:
 
     def curves(self, metric: str, axis: Axis = "steps") -> list[Curve]:
         """Of all runs that have measured it."""
-        return [curve for run in self.runs if len(curve := run.curve(metric, axis))]
+        return [curve for run in self.runs if (curve := run.curve(metric, axis)).x.size]
 
     def band(self, metric: str, axis: Axis = "steps", smoothing: int = 1) -> Band:
         """Median and quartiles over its runs; a baseline's file may bring a band of its own (``low``, ``high``)."""
         band = over_seeds([smooth(curve, smoothing) for curve in self.curves(metric, axis)])
         low, high = (self.runs[0].curve(name, axis) for name in ("low", "high"))
-        if len(self.runs) > 1 or not (len(low) and len(high)):
+        if len(self.runs) > 1 or not (low.x.size and high.x.size):
             return band
-        return Band(band.x, band.median, *(np.interp(band.x, edge.x, edge.y) for edge in (low, high)), band.runs)
+        return band._replace(low=np.interp(band.x, *low), high=np.interp(band.x, *high))
 
 
 def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
@@ -222,9 +208,7 @@ def _essence(run: Run) -> dict[str, Any]:
 
 def size_name(numbers: Any) -> Any:
     """The name of a model size, such as ``size12m``; the numbers themselves where none is known."""
-    folder = resources.files("dreamer_torchrl.configs").joinpath("size")
-    names = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-    return next((name for name in names if vars(Size.named(name)) == numbers), numbers)
+    return next((name for name in choices("size") if vars(Size.named(name)) == numbers), numbers)
 
 
 def smooth(curve: Curve, points: int) -> Curve:
@@ -234,19 +218,16 @@ def smooth(curve: Curve, points: int) -> Curve:
         >>> smooth(Curve(np.arange(4.0), np.array([0.0, 3.0, 6.0, 9.0])), 3).y.tolist()
         [1.5, 3.0, 6.0, 7.5]
     """
-    half = points // 2
-    if half < 1 or len(curve) < 2:
+    half, count = points // 2, len(curve.x)
+    if half < 1 or count < 2:
         return curve
-    sums = np.append(0.0, np.cumsum(curve.y))
-    here = np.arange(len(curve))
-    start, end = np.maximum(here - half, 0), np.minimum(here + half + 1, len(curve))
-    return Curve(curve.x, (sums[end] - sums[start]) / (end - start))
+    window = np.ones(2 * half + 1)
+    sums, counts = (np.convolve(values, window)[half : half + count] for values in (curve.y, np.ones(count)))
+    return Curve(curve.x, sums / counts)
 
 
 def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
     """At most so many points, each the mean of those that it stands for; never two at the same place."""
-    if not len(curve):
-        return curve
     places, where = np.unique(curve.x, return_inverse=True)
     if len(places) > most:
         cells = ((curve.x - places[0]) / (places[-1] - places[0]) * most).astype(int).clip(max=most - 1)
@@ -260,7 +241,7 @@ def over_seeds(curves: Sequence[Curve], most: int = MOST_POINTS) -> Band:
 
     A run counts from its first point to its last; between two points it is interpolated.
     """
-    curves = [thin(curve, most) for curve in curves if len(curve)]
+    curves = [thin(curve, most) for curve in curves if curve.x.size]
     if not curves:
         return Band(*np.empty((5, 0)))
     x = np.unique(np.concatenate([curve.x for curve in curves]))  # [points]
@@ -269,5 +250,6 @@ def over_seeds(curves: Sequence[Curve], most: int = MOST_POINTS) -> Band:
     values = np.stack([np.interp(x, curve.x, curve.y, np.nan, np.nan) for curve in curves])  # [runs, points]
     runs = np.isfinite(values).sum(0)
     x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]  # a gap between two runs has none
-    low, median, high = np.nanpercentile(values, (25, 50, 75), axis=0)
+    percentile = np.nanpercentile if (runs < len(curves)).any() else np.percentile  # which is much faster
+    low, median, high = percentile(values, (25, 50, 75), axis=0)
     return Band(x, median, low, high, runs)

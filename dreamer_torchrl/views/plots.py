@@ -6,6 +6,7 @@ A line is the median over the seeds of an experiment, the band around it goes fr
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,8 +126,7 @@ def draw_panel(
 ) -> None:
     """Lines, bands, scales and legend; ``experiments`` are all of the figure, in the order of their colours."""
     plain(axes, X_LABELS[axis] if panel.large else axis, panel.unit, panel.title)
-    own = [run for each in panel.experiments if not each.baseline for run in each.runs]
-    end = max((run.end(axis) for run in own), default=0) or 1
+    end = max((run.end(axis) for each in panel.experiments if not each.baseline for run in each.runs), default=0) or 1
     if len(panel.metrics) > 2:
         stack(axes, panel, axis)
     else:
@@ -157,33 +157,33 @@ def draw_line(
     curves = experiment.curves(metric, axis)
     if not curves:
         return
-    alone = len(experiments) == 1
+    alone, several, evaluation = len(experiments) == 1, len(panel.metrics) > 1, metric == EVALUATION
     number = panel.metrics.index(metric) if alone else experiments.index(experiment)
     color, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
-    evaluation = metric == EVALUATION
     noisy = metric.startswith(("episode/", "rate/")) and not experiment.baseline
-    points = smoothing or (max(1, min(len(curves[0]) // 25, 100)) if noisy else 1)
-    points = 1 if evaluation and len(panel.metrics) > 1 else points
+    points = smoothing or (max(1, min(len(curves[0].x) // 25, 100)) if noisy else 1)
+    points = 1 if evaluation and several else points
     band = experiment.band(metric, axis, points).until(end)
-    if len(curves) == 1 and points > 1 and len(curves[0]) <= MOST_DOTS:
-        axes.plot(curves[0].x, curves[0].y, ".", color=color, alpha=0.3, markersize=3.5, markeredgewidth=0)
+    if len(curves) == 1 and points > 1 and len(curves[0].x) <= MOST_DOTS:
+        axes.plot(*curves[0], ".", color=color, alpha=0.3, markersize=3.5, markeredgewidth=0)
     low, high = band.low, band.high
     if evaluation and len(experiment.runs) == 1:
         spread = thin(experiment.runs[0].curve("eval/return_std", axis)).y
         low, high = (low - spread, high + spread) if len(spread) == len(low) else (low, high)
     if (high > low).any():
         axes.fill_between(band.x, low, high, color=color, alpha=0.15, linewidth=0)
-    everywhere = band.runs >= len(curves)
-    main = evaluation or len(panel.metrics) == 1 or experiment.baseline or not experiment.curves(EVALUATION, axis)
+    main = evaluation or not several or experiment.baseline or not experiment.curves(EVALUATION, axis)
     look = {"color": color, "linestyle": dash, "linewidth": 1.8 if main and panel.large else 1.2}
+    everywhere = band.runs >= len(curves)
     if not everywhere.all():
         axes.plot(band.x, band.median, **look, alpha=0.4)
     if evaluation and len(band.x) <= MOST_MARKERS:
         look |= {"marker": "o", "markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.7}
-    name = f"{experiment.difference or experiment.environment}, {experiment.count}"
-    kind = "evaluations" if evaluation else "training episodes"
-    label = name if main and not alone else kind if alone and len(panel.metrics) > 1 else None
-    axes.plot(band.x, np.where(everywhere, band.median, np.nan), **look, label=label)
+    if alone and several:
+        look["label"] = "evaluations" if evaluation else "training episodes"
+    elif main and not alone:
+        look["label"] = f"{experiment.difference or experiment.environment}, {experiment.count}"
+    axes.plot(band.x, np.where(everywhere, band.median, np.nan), **look)
 
 
 def stack(axes: Axes, panel: Panel, axis: Axis) -> None:
@@ -233,12 +233,12 @@ def fit_y_axis(axes: Axes, labels: int = 5) -> None:
         axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches that draws into memory: no screen, no state shared with other figures."""
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    """An empty figure of so many inches that draws into memory; a ``layout`` draws all twice to find its places."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -269,16 +269,16 @@ def panel_svg(panel: Panel, experiments: Sequence[Experiment], width: float = 29
 
     Its text has 9 to 10 pixels where the page shows it ``width`` pixels wide; the page's font replaces matplotlib's.
     """
-    import io
-
     import matplotlib
 
-    figure = new_figure(width / 72, height / 72)
+    figure = new_figure(width / 72, height / 72, layout=None)
     figure.patch.set_visible(False)
-    figure.set_layout_engine("none")  # measuring all text for a tight layout takes as long as the rest
     axes = figure.add_axes((54 / width, 36 / height, 1 - 66 / width, 1 - 60 / height))
     axes.patch.set_visible(False)
     draw_panel(axes, panel, experiments)
+    # Fixed places: looking for free ones is slow.
+    axes.xaxis.set_label_coords((width + 42) / width / 2, 15.5 / height, figure.transFigure)
+    axes.yaxis.set_label_coords(13 / width, 0.5 + 6 / height, figure.transFigure)
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title}):
         figure.savefig(file, format="svg", metadata={"Date": None})
@@ -286,8 +286,7 @@ def panel_svg(panel: Panel, experiments: Sequence[Experiment], width: float = 29
     text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg ") :])  # would be there once in each chart
     for color, name in CSS_NAMES.items():
         text = text.replace(color, f"var({name}, {color})")
-    box = re.search(r'viewBox="[^"]*"', text)[0]
-    last = [(name, run) for name in panel.metrics for each in panel.experiments for run in each.runs]
-    spoken = [f"{name} {run.last(name):g}" for name, run in last if run.last(name) is not None]
-    description = escape(f"{panel.title}: {'; '.join(spoken) or 'not measured yet'}")
-    return re.sub(r"<svg [^>]*>", f'<svg class="chart" {box} role="img" aria-label="{description}">', text, count=1)
+    last = [(name, run.last(name)) for name in panel.metrics for each in panel.experiments for run in each.runs]
+    spoken = "; ".join(f"{name} {value:g}" for name, value in last if value is not None) or "not measured yet"
+    head = f'<svg class="chart" viewBox="0 0 {width} {height}" role="img"'
+    return f'{head} aria-label="{escape(f"{panel.title}: {spoken}")}">{text.partition(">")[2]}'

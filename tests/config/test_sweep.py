@@ -124,7 +124,7 @@ def test_a_sweep_is_stopped_and_the_same_command_continues_it(tmp_path: Path) ->
 
     done = int(re.findall(r"not finished, step ([\d,]+)", text)[0].replace(",", ""))
     again = [*SMALL, "seed=0,1", f"total_steps={done + 20}", f"run_dir={folder}"]
-    with train.RunLock(tmp_path / folder / "seed=1"):  # a run that fails does not keep the others
+    with train.run_lock(tmp_path / folder / "seed=1"):  # a run that fails does not keep the others
         second = typed(tmp_path, *again)
     assert second.returncode == 1
     assert f"Resumed at step {done:,}" in second.stdout

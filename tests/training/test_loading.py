@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from dreamer_torchrl import dream, evaluate, export
-from dreamer_torchrl.training.build import load
-from dreamer_torchrl.training.loading import open_run
+from dreamer_torchrl.training.loading import load, open_run
 from tests.checkpoint.checkpoint_examples import flip_a_bit
 from tests.training.training_examples import trained, trained_twice
 

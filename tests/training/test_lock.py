@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dreamer_torchrl.training.lock import RunLock, RunLocked, RunNotWritable
+from dreamer_torchrl.training.lock import RunLocked, RunNotWritable, run_lock
 from tests.checkpoint.checkpoint_examples import read_only
 
 HOLD = """
 import os, sys, time
-from dreamer_torchrl.training.lock import RunLock
-with RunLock(sys.argv[1]):
+from dreamer_torchrl.training.lock import run_lock
+with run_lock(sys.argv[1]):
     if "fork" not in sys.argv or os.fork() == 0:
         print(os.getpid(), flush=True)
     time.sleep(60)
@@ -42,11 +42,11 @@ def test_the_second_process_is_told_who_is_there(tmp_path: Path) -> None:
     assert owner.keys() == {"pid", "host", "since", "command"}
     assert owner["pid"] == process.pid
     assert str(tmp_path) in owner["command"]
-    with pytest.raises(RunLocked) as caught, RunLock(tmp_path):
+    with pytest.raises(RunLocked) as caught, run_lock(tmp_path):
         pass
     end(process)  # then its lock is taken over; its text is still there
     assert json.loads((tmp_path / "lock").read_text())["pid"] == process.pid
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     for word in (str(tmp_path), f"process {process.pid}", owner["host"], owner["since"]):
         assert word in str(caught.value)
@@ -56,31 +56,31 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path
     process, child = hold(tmp_path, "fork")
     end(process)
     os.kill(int(child), 0)  # it still lives
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         os.kill(int(child), signal.SIGKILL)
 
 
 def test_the_lock_ends_with_the_block(tmp_path: Path) -> None:
     """A folder that is missing is made."""
     run = tmp_path / "runs" / "first"
-    with RunLock(run), pytest.raises(RunLocked, match=f"process {os.getpid()}"), RunLock(run):
+    with run_lock(run), pytest.raises(RunLocked, match=f"process {os.getpid()}"), run_lock(run):
         pass
     assert (run / "lock").read_text() == ""
-    with RunLock(run):
+    with run_lock(run):
         pass
 
 
 def test_an_owner_that_has_not_signed_yet_is_another_process(tmp_path: Path) -> None:
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         for text in ("", "[]", "{}", "garbage"):
             (tmp_path / "lock").write_text(text)
-            with pytest.raises(RunLocked, match="another process trains there"), RunLock(tmp_path):
+            with pytest.raises(RunLocked, match="another process trains there"), run_lock(tmp_path):
                 pass
 
 
 @pytest.mark.parametrize("run_dir", ["", "new/run"])
 def test_a_read_only_run_directory_is_named(tmp_path: Path, run_dir: str) -> None:
-    with read_only(tmp_path), pytest.raises(RunNotWritable) as caught, RunLock(tmp_path / run_dir):
+    with read_only(tmp_path), pytest.raises(RunNotWritable) as caught, run_lock(tmp_path / run_dir):
         pass
     assert str(caught.value).startswith(f"The run directory {tmp_path / run_dir} cannot be written: ")
     assert str(caught.value).endswith("Make it writable, or give another run_dir.")
@@ -88,5 +88,5 @@ def test_a_read_only_run_directory_is_named(tmp_path: Path, run_dir: str) -> Non
 
 def test_a_file_in_the_place_of_the_run_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(RunNotWritable, match="cannot be written: File exists"), RunLock(tmp_path / "run"):
+    with pytest.raises(RunNotWritable, match="cannot be written: File exists"), run_lock(tmp_path / "run"):
         pass

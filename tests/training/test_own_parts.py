@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dreamer_torchrl import evaluate, train
-from dreamer_torchrl.training.build import load, make_learner
+from dreamer_torchrl.training.build import make_learner
+from dreamer_torchrl.training.loading import load
 from tests.training.training_examples import TINY
 
 PAGE = (

@@ -57,7 +57,7 @@ def test_a_file_that_is_being_written_damaged_or_resumed(tmp_path: Path) -> None
     assert pairs(run.curve("a")) == [(10, 10), (20, 20), (25, -1)] and pairs(run.curve("b")) == [(35, -2)]
     (tmp_path / "run/metrics.jsonl").unlink()
     run = read_run(run.path, run.values)
-    assert run.metrics == [] and run.end() == 0 and len(run.curve("eval/return", "hours")) == 0
+    assert run.metrics == [] and run.end() == 0 and len(run.curve("eval/return", "hours").x) == 0
 
 
 def test_runs_that_differ_by_seed_only_are_one_experiment(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_median_and_quartiles_over_seeds() -> None:
 def test_many_points_become_few_and_keep_their_means() -> None:
     x = np.arange(100_000.0)
     few = thin(Curve(x, x % 2), 100)
-    assert len(few) == 100 and np.allclose(few.y, 0.5)
+    assert len(few.x) == 100 and np.allclose(few.y, 0.5)
     assert np.allclose(few.x, np.arange(499.5, 100_000, 1000), atol=1)
     assert pairs(thin(Curve(np.array([1.0, 1.0, 3.0]), np.array([2.0, 4.0, 5.0])))) == [(1, 3), (3, 5)]
     band = over_seeds([Curve(x, x), Curve(np.array([0.0, 99_999.0]), np.array([0.0, 99_999.0]))], 50)
