@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
-from dreamer_torchrl.kernels import structures as c
-from dreamer_torchrl.kernels.calls import call, fits
-from dreamer_torchrl.kernels.weights import actor_fits, actor_weights, core_of, layer_of, sizes_of
+from dreamer_torchrl.kernels.calls import Collected, call, fits
+from dreamer_torchrl.kernels.structures import made, source
+from dreamer_torchrl.kernels.weights import actor_fits, actor_of, core_of, layer_of, network_of, sizes_of
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.rssm import RSSM
-from dreamer_torchrl.modules.split import CastLayer, StepWeights
+from dreamer_torchrl.modules.split import CastLayer
+
+INPUTS = ("encoded", "previous_action", "kept", "belief", "state", "noise", "action_noise")
+OUTPUTS = ("next_belief", "next_state", "action")
 
 
 class NativeRSSM(RSSM):
@@ -24,24 +29,12 @@ class NativeRSSM(RSSM):
         return step(*inputs)
 
 
-class ActingStep:
-    """From what is seen to the next belief, state and action, both drawn.
+class ActingStep(Collected):
+    """From what is seen to the next belief, state and action, both drawn."""
 
-    The addresses of the weights are collected once and again where weights were replaced by others; new values in the
-    same tensors, as an optimizer writes them, need nothing.
-    """
+    _of: tuple[RSSM, Actor] | None = None
 
-    def __init__(self) -> None:
-        self._of: tuple[RSSM, Actor] | None = None
-        self._known: tuple[list[int], torch.dtype | None, c.ActArguments] | None = None
-
-    def __reduce__(self) -> tuple[type[ActingStep], tuple[()]]:
-        """A copy collects addresses of its own."""
-        return ActingStep, ()
-
-    def takes(
-        self, rssm: RSSM, actor: Actor, encoded: Tensor, action: Tensor, is_init: Tensor, belief: Tensor, state: Tensor
-    ) -> bool:
+    def takes(self, rssm: RSSM, actor: Actor, *inputs: Tensor) -> bool:
         """Whether these are as wide as the weights and of their precision: the kernel would read other memory."""
         if self._of is None or self._of[0] is not rssm or self._of[1] is not actor:
             if not actor_fits(actor):
@@ -51,81 +44,49 @@ class ActingStep:
             modules = [*rssm.modules(), *actor.modules()]
             # Where the parameters are found, as modules may be lent others for a while.
             self._places = [(module._parameters, name) for module in modules for name in module._parameters]
-            self._of, self._known = (rssm, actor), None
-        inputs = (encoded, action, is_init, belief, state)
+            self._of, self._known = (rssm, actor), ([], None)
         widths = tuple(size for x in inputs for size in x.shape[1:])
         if widths != self._widths or len({len(x) for x in inputs}) != 1:
             return False
         parameters = [parameters[name] for parameters, name in self._places]
         addresses = [parameter.data_ptr() for parameter in parameters]
-        if self._known is None or addresses != self._known[0]:
-            dtype = parameters[0].dtype if all(fits(parameter, parameters[0]) for parameter in parameters) else None
-            self._known = addresses, dtype, dtype and _collect(rssm, actor, dtype)
-        return self._known[1] == encoded.dtype
+        if addresses != self._known[0]:
+            self._dtype = dtype = parameters[0].dtype
+            alike = all(fits(parameter, parameters[0]) for parameter in parameters)
+            self._known = addresses, _collect(rssm, actor, dtype) if alike else None
+        return self._known[1] is not None and self._dtype == inputs[0].dtype
 
-    def __call__(
-        self,
-        encoded: Tensor,
-        previous_action: Tensor,
-        is_init: Tensor,
-        belief: Tensor,
-        state: Tensor,
-        noise: Tensor,
-        action_noise: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``[N, E]``, ``[N, A]``, ``[N, 1]``, ``[N, D]``, ``[N, S, K]`` and noise to belief, state and action."""
-        (rssm, actor), dtype = self._of, encoded.dtype
-        inputs = {
-            "encoded": encoded,
-            "previous_action": previous_action,
-            "kept": ~is_init,
-            "belief": belief,
-            "state": state,
-            "noise": noise,
-            "action_noise": action_noise,
-        }
-        outputs = {
-            "next_belief": encoded.new_empty(len(encoded), rssm.belief_size),
-            "next_state": encoded.new_empty(len(encoded), rssm.stochastic, rssm.classes),
-            "action": encoded.new_empty(len(encoded), actor.space.size),
-        }
-        tensors = {name: x.to(dtype).contiguous() for name, x in inputs.items()} | outputs
-        arguments = c.ActArguments.from_buffer_copy(self._known[2])  # another thread may be in a call of its own
-        arguments.rows, arguments.threads = len(encoded), torch.get_num_threads()
-        c.fill(arguments, dtype, tensors)
-        call("act", dtype, arguments)
-        return tuple(outputs.values())
+        (rssm, actor), (encoded, action, is_init, *others) = self._of, inputs
+        rows, dtype = len(encoded), encoded.dtype
+        shapes = (rssm.belief_size,), (rssm.stochastic, rssm.classes), (actor.space.size,)
+        outputs = [encoded.new_empty(rows, *shape) for shape in shapes]
+        inputs = [x.to(dtype).contiguous() for x in (encoded, action, ~is_init, *others)]
+        tensors = dict(zip(INPUTS + OUTPUTS, inputs + outputs, strict=True))
+        call("act", dtype, self._known[1], rows=rows, **tensors)
+        return tuple(outputs)
 
 
-def _collect(rssm: RSSM, actor: Actor, dtype: torch.dtype) -> c.ActArguments:
+def _collect(rssm: RSSM, actor: Actor, dtype: torch.dtype) -> ctypes.Structure:
     """All but the rows: views of the parameters, none of which is cast, so that nothing else must be kept alive."""
-    core = rssm.core
-    own = core.belief_size // core.blocks
-    mix_own, mix_recurrent, mix_action = core.mix.weight.split([own, 2 * core.hidden, core.hidden], 1)
+    core, posterior_logits = rssm.core, rssm.posterior_logits
     belief_in, state_in, action_in, posterior = (
         CastLayer.of(layer, dtype) for layer in (core.belief_in, core.state_in, core.action_in, rssm.posterior)
     )
-    weights = StepWeights(
-        *belief_in,
-        *state_in,
-        mix_own,
-        mix_recurrent,
-        core.mix_norm.norm.weight,
-        core.gates.weight,
-        core.gates.bias,
-        *(posterior.weight[:, : rssm.belief_size], posterior.scale),
-        *(rssm.posterior_logits.weight, rssm.posterior_logits.bias),
-    )
-    arguments = c.ActArguments(
+    own = core.belief_size // core.blocks
+    own, recurrent, action = core.mix.weight.split([own, 2 * core.hidden, core.hidden], 1)
+    mix = own, source(recurrent, dtype, shared=True), core.mix_norm.norm.weight
+    return made(
+        "ActArguments",
+        dtype,
         size=sizes_of(rssm),
         encoded_size=posterior.weight.shape[1] - rssm.belief_size,
         unimix=rssm.unimix,
-        core=core_of(weights, shared=True),
-        actor=actor_weights(actor, dtype)[0],
-        action_in=layer_of(action_in),
-        posterior=layer_of(posterior),
-        mix_action=c.Source.of(mix_action, dtype, shared=True),
-        posterior_logits=c.Source.of(rssm.posterior_logits.weight.t(), dtype),
+        core=core_of(belief_in, state_in, *mix, core.gates.weight, core.gates.bias),
+        actor=actor_of(actor, dtype),
+        action_in=network_of(action_in),
+        posterior=network_of(posterior),
+        mix_action=layer_of(action.mT, core.mix.bias, shared=True),
+        posterior_logits=layer_of(posterior_logits.weight, posterior_logits.bias),
     )
-    c.fill(arguments, dtype, {"mix_bias": core.mix.bias, "posterior_logits_bias": rssm.posterior_logits.bias})
-    return arguments

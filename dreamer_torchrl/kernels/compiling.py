@@ -1,4 +1,4 @@
-"""Build the kernels with the machine's C compiler, once for each version and machine, and load them."""
+"""Build the kernels with the machine's C compiler, once for each version, machine and precision, and load them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from dreamer_torchrl.kernels.structures import header
+import torch
 
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+from dreamer_torchrl.kernels.structures import checked_header
+
+COMMON = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-pthread")
+FLAGS = {torch.float32: COMMON, torch.float64: (*COMMON, "-DDOUBLE")}
+"""Of the compiler, for each precision that the kernels compute in."""
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 300
 """More than any compiler needs."""
-KEPT = 8
+KEPT = 16
 """Libraries in the cache, the newest: those of other versions, compilers and processors that share a home."""
 
 
@@ -28,33 +34,30 @@ class NotBuilt(RuntimeError):
     """There are no kernels on this machine; the message says why."""
 
 
-def available() -> bool:
+def available(dtype: torch.dtype) -> bool:
     """Whether the kernels can be used here; builds them where that was not done yet, which takes some seconds."""
-    return why_not() is None
+    return why_not(dtype) is None
 
 
 @cache
-def why_not() -> str | None:
+def why_not(dtype: torch.dtype) -> str | None:
     """What keeps the kernels from being used; None where nothing does."""
     try:
-        library()
+        library(dtype)
     except NotBuilt as error:
         return str(error)
     return None
 
 
 @cache
-def library() -> ctypes.CDLL:
+def library(dtype: torch.dtype) -> ctypes.CDLL:
     """The kernels, built if need be."""
-    sources = {
-        path.name: path.read_bytes()
-        for path in (resources.files(__package__) / "csrc").iterdir()
-        if path.name.endswith((".c", ".h"))
-    }
-    sources["structures.h"] = header().encode()
+    files = (resources.files(__package__) / "csrc").iterdir()
+    sources = {path.name: path.read_bytes() for path in files if path.name.endswith((".c", ".h"))}
+    sources["structures.h"] = checked_header().encode()
     compiler = find_compiler()
     try:
-        return ctypes.CDLL(str(build(sources, compiler, cache_folder())))
+        return ctypes.CDLL(str(build(sources, compiler, cache_folder(), FLAGS[dtype])))
     except OSError as error:
         raise NotBuilt(f"The kernels that {compiler} built cannot be loaded: {error}.") from error
 
@@ -68,36 +71,37 @@ def find_compiler() -> str:
     raise NotBuilt(f"There is no C compiler ({asked or ', '.join(COMPILERS)}): install gcc or clang, or set CC.")
 
 
-def build(sources: dict[str, bytes], compiler: str, folder: Path) -> Path:
-    """Compile into a folder, unless exactly this was compiled there before; the library's path.
+def build(sources: dict[str, bytes], compiler: str, folder: Path, flags: Sequence[str] = COMMON) -> Path:
+    """Compile ``kernels.c`` into a folder, unless exactly this was compiled there before; the library's path.
 
-    A library's name ends with the digest of its content: one that was damaged is not loaded but built again.
-
-    Args:
-        sources: text of each file; the one that is compiled is ``kernels.c``.
-        compiler: path of a C compiler.
-        folder: where libraries are kept; one that lasts as long as this process is taken where it cannot be written.
+    A library's name ends with the digest of its content: one that was damaged is not loaded but built again. Where the
+    folder cannot be written, the library lasts as long as this process.
     """
-    mark = fingerprint(sources, compiler)
+    mark = fingerprint(sources, compiler, flags)
     for path in folder.glob(f"kernels-{mark}-*.so"):
-        if _is_whole(path):
+        if path.stem.endswith(f"-{_digest(path)}"):
             return path
-    content = _compile(sources, compiler)
-    name = f"kernels-{mark}-{_digest(content)}.so"
+    place = Path(tempfile.mkdtemp(prefix="dreamer_torchrl-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    built = _compile(sources, compiler, flags, place)
+    path = folder / f"kernels-{mark}-{_digest(built)}.so"
+    unfinished = path.with_name(f"{path.name}.{place.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path = _write(content, folder / name)
-        _prune(folder)
-        return path
+        shutil.copyfile(built, unfinished)
+        os.replace(unfinished, path)  # whole or not at all, whoever else writes it at the same time
+        for old in sorted(folder.glob("kernels-*.so"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+            old.unlink(missing_ok=True)  # a process that has it loaded keeps it
     except OSError:
-        own = Path(tempfile.mkdtemp(prefix="dreamer_torchrl-"))
-        atexit.register(shutil.rmtree, own, ignore_errors=True)
-        return _write(content, own / name)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        return built
+    return path
 
 
-def fingerprint(sources: dict[str, bytes], compiler: str) -> str:
+def fingerprint(sources: dict[str, bytes], compiler: str, flags: Sequence[str] = COMMON) -> str:
     """Changes with the sources, the flags, the compiler and the processor."""
-    parts = [*FLAGS, compiler, str(os.stat(compiler).st_mtime_ns), platform.machine(), _processor()]
+    parts = [*flags, compiler, str(os.stat(compiler).st_mtime_ns), platform.machine(), _processor()]
     text = "\n".join(parts).encode() + b"".join(name.encode() + sources[name] for name in sorted(sources))
     return hashlib.sha256(text).hexdigest()[:16]
 
@@ -111,55 +115,29 @@ def cache_folder() -> Path:
     return Path(base) / "dreamer_torchrl"
 
 
-def _compile(sources: dict[str, bytes], compiler: str) -> bytes:
-    """The content of a library."""
+def _compile(sources: dict[str, bytes], compiler: str, flags: Sequence[str], place: Path) -> Path:
+    failed, built = f"{compiler} did not build the kernels:", place / "kernels.so"
     try:
-        with tempfile.TemporaryDirectory() as place:
-            for name, text in sources.items():
-                Path(place, name).write_bytes(text)
-            built = Path(place, "kernels.so")
-            command = [compiler, *FLAGS, str(Path(place, "kernels.c")), "-o", str(built), "-lm"]
-            done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
-            if done.returncode:
-                said = done.stderr.decode(errors="replace").strip()[:500]
-                raise NotBuilt(f"{compiler} did not build the kernels: {said or f'it exited with {done.returncode}'}")
-            return built.read_bytes()
+        for name, text in sources.items():
+            (place / name).write_bytes(text)
+        command = [compiler, *flags, str(place / "kernels.c"), "-o", str(built), "-lm"]
+        done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise NotBuilt(f"{compiler} did not build the kernels: it took longer than {SECONDS} seconds.") from error
+        raise NotBuilt(f"{failed} it took longer than {SECONDS} seconds.") from error
     except OSError as error:
-        raise NotBuilt(f"{compiler} did not build the kernels: {error}.") from error
+        raise NotBuilt(f"{failed} {error}.") from error
+    if done.returncode or not built.is_file():
+        said = done.stderr.decode(errors="replace").strip()[:500]
+        raise NotBuilt(f"{failed} {said or f'it exited with {done.returncode} and left no library'}")
+    return built
 
 
-def _write(content: bytes, target: Path) -> Path:
-    """Whole or not at all, whoever else writes it at the same time."""
-    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f"{target.name}.")
+def _digest(path: Path) -> str | None:
+    """Of a file's content: loading what is left of a damaged library can kill the process."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(unfinished, target)
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
-    return target
-
-
-def _prune(folder: Path) -> None:
-    """Remove the oldest libraries; a process that has one loaded keeps it."""
-    files = [path for path in folder.glob("kernels-*.so") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
-        path.unlink(missing_ok=True)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a library still is what was written: loading what is left of one can kill the process."""
-    try:
-        return path.stem.endswith(f"-{_digest(path.read_bytes())}")
-    except OSError:
-        return False
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+        return None
 
 
 def _processor() -> str:

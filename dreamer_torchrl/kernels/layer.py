@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dreamer_torchrl.kernels.calls import call, fits
+from dreamer_torchrl.kernels.calls import Collected, call, fits
 from dreamer_torchrl.kernels.rowwise import norm_silu_backward
-from dreamer_torchrl.kernels.structures import MOST_LAYERS, LayerArguments, LayerWeights, PerceptronArguments, fill
+from dreamer_torchrl.kernels.structures import LIMITS, made
+from dreamer_torchrl.kernels.weights import network_of
 from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear
 
 
@@ -37,7 +37,7 @@ class NativeMLP(MLP):
     """`MLP`, which a kernel runs in one call where there are no gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and 0 < len(self) <= MOST_LAYERS:
+        if not torch.is_grad_enabled() and 0 < len(self) <= LIMITS["MOST_LAYERS"]:
             weights = [weights_of(layer) for layer in self]
             if fits(x, *(tensor for layer in weights for tensor in layer), width=self[0].linear.in_features):
                 return vars(self).setdefault("_at_once", HiddenLayers())(x, weights)
@@ -56,7 +56,7 @@ class LinearFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], len(weight))
-        _call(x, LayerWeights.of(weight, bias, None, x.dtype), {"before": y})
+        _call(x, before=y, y=y, network=network_of((weight, bias)))
         ctx.save_for_backward(x, weight)
         return y
 
@@ -73,55 +73,37 @@ class HiddenLayerFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
         x = x.contiguous()
         before = x.new_empty(*x.shape[:-1], len(weight))
-        after = torch.empty_like(before)
-        _call(x, LayerWeights.of(weight, bias, scale, x.dtype), {"before": before, "after": after})
+        y = torch.empty_like(before)
+        _call(x, before=before, y=y, network=network_of((weight, bias, scale)))
         ctx.save_for_backward(x, weight, before, scale)
-        return after
+        return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_after: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         x, weight, before, scale = ctx.saved_tensors
-        d_before, d_scale = norm_silu_backward(d_after, before, scale)
+        d_before, d_scale = norm_silu_backward(d_y, before, scale)
         return *_linear_backward(ctx, d_before, x, weight), d_scale
 
 
-class HiddenLayers:
-    """`HiddenLayer` after `HiddenLayer` in one call, without gradients.
+class HiddenLayers(Collected):
+    """`HiddenLayer` after `HiddenLayer` in one call, without gradients."""
 
-    The addresses of the weights are collected once, and again where weights were replaced by others.
-    """
-
-    def __init__(self) -> None:
-        self._collected: tuple[list[int], PerceptronArguments] = [], PerceptronArguments()
-
-    def __call__(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def __call__(self, x: Tensor, weights: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
         """``[..., in]`` and of each layer weight, bias and scale, to ``[..., out]``."""
         x = x.contiguous()
-        addresses = [tensor.data_ptr() for layer in weights for tensor in layer]
-        known, collected = self._collected
-        if addresses != known:
-            collected = PerceptronArguments(layers=len(weights))
-            for index, layer in enumerate(weights):
-                collected.layer[index] = LayerWeights.of(*layer, x.dtype)
-            self._collected = addresses, collected
-        arguments = PerceptronArguments.from_buffer_copy(collected)  # another thread may be in a call of its own
         y = x.new_empty(*x.shape[:-1], len(weights[-1][1]))
-        arguments.rows, arguments.threads = x.numel() // x.shape[-1], torch.get_num_threads()
-        fill(arguments, x.dtype, {"x": x, "y": y})
-        call("perceptron_rows", x.dtype, arguments)
+        addresses = [tensor.data_ptr() for layer in weights for tensor in layer]
+        known, collected = self._known
+        if addresses != known:
+            collected = made("LayersArguments", x.dtype, network=network_of(*weights))
+            self._known = addresses, collected
+        _call(x, collected, y=y)
         return y
 
-    def __reduce__(self) -> tuple[type[HiddenLayers], tuple[()]]:
-        """A copy collects addresses of its own."""
-        return HiddenLayers, ()
 
-
-def _call(x: Tensor, layer: LayerWeights, outputs: dict[str, Tensor]) -> None:
-    rows = x.numel() // x.shape[-1]
-    arguments = LayerArguments(rows=rows, threads=torch.get_num_threads(), layer=layer)
-    fill(arguments, x.dtype, {"x": x, **outputs})
-    call("layer_rows", x.dtype, arguments)
+def _call(x: Tensor, *collected: Any, **values: Any) -> None:
+    call("layers_rows", x.dtype, *collected, rows=x.numel() // x.shape[-1], x=x, **values)
 
 
 def _linear_backward(ctx: Any, d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:

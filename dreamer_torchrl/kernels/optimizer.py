@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dreamer_torchrl.kernels.calls import call, fits
-from dreamer_torchrl.kernels.structures import LapropArguments, LapropTensor, address
+from dreamer_torchrl.kernels.structures import STRUCTURES, address
 
 
 def laprop_fits(params: Sequence[Tensor]) -> bool:
@@ -23,24 +24,18 @@ def laprop(
     """One step of `LaProp`; on a CPU, reading ``where`` waits for nothing."""
     if where is not None and not where:
         return
-    dtype = params[0].dtype
+    dtype, kind = params[0].dtype, STRUCTURES["LapropTensor"]
     tensors = (
-        LapropTensor(
-            *(address(name, x, dtype) for name, x in (("param", p), ("mu", s["mu"]), ("nu", s["nu"]))),
-            address("step", s["step"], torch.float32),
+        kind(
+            *(address(name, x, dtype) for name, x in (("param", p), ("mu", state["mu"]), ("nu", state["nu"]))),
+            address("step", state["step"], torch.float32),
             address("grad", p.grad, dtype),
             p.numel(),
         )
-        for p, s in zip(params, states, strict=True)
+        for p, state in zip(params, states, strict=True)
     )
+    array = (kind * len(params))(*tensors)
     beta1, beta2 = group["betas"]
-    arguments = LapropArguments(
-        tensors=len(params),
-        threads=torch.get_num_threads(),
-        all=(LapropTensor * len(params))(*tensors),
-        beta1=beta1,
-        beta2=beta2,
-        lr=float(group["lr"]),
-        **{name: group[name] for name in ("eps", "clip", "clip_floor", "warmup")},
-    )
-    call("laprop", dtype, arguments)
+    options = {name: group[name] for name in ("eps", "clip", "clip_floor", "warmup")}
+    at = ctypes.addressof(array)
+    call("laprop", dtype, tensors=len(params), all=at, lr=float(group["lr"]), beta1=beta1, beta2=beta2, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dreamer_torchrl.kernels.calls import call, fits
-from dreamer_torchrl.kernels.structures import REAL, NormArguments, TwoHotArguments, fill
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy, TwoHotHead
 from dreamer_torchrl.modules.layers import NormSilu, full_precision
 
@@ -50,9 +50,7 @@ class NormSiluFunction(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
         x, scale = x.contiguous(), scale.contiguous()
         y = torch.empty_like(x)
-        arguments = _norm_arguments(x, scale)
-        fill(arguments, x.dtype, {"y": y})
-        call("norm_silu_rows", x.dtype, arguments)
+        _call_norm("norm_silu_rows", x, scale, y=y)
         ctx.save_for_backward(x, scale)
         return y
 
@@ -64,10 +62,9 @@ class NormSiluFunction(torch.autograd.Function):
 
 def norm_silu_backward(d_y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and scale from that of what comes out."""
-    arguments, d_x, d_y = _norm_arguments(x, scale), torch.empty_like(x), d_y.contiguous()
-    d_scales = x.new_zeros(-(-arguments.rows // TILE), arguments.width)
-    fill(arguments, x.dtype, {"d_y": d_y, "d_x": d_x, "d_scales": d_scales})
-    call("norm_silu_backward_rows", x.dtype, arguments)
+    d_x, rows = torch.empty_like(x), x.numel() // x.shape[-1]
+    d_scales = x.new_zeros(-(-rows // TILE), x.shape[-1])
+    _call_norm("norm_silu_backward_rows", x, scale, d_y=d_y.contiguous(), d_x=d_x, d_scales=d_scales)
     return d_x, d_scales.sum(0)
 
 
@@ -86,9 +83,7 @@ class TwoHotLoss(torch.autograd.Function):
         logits, targets = logits.contiguous(), targets.to(logits.dtype).contiguous()
         bins = bins.to(logits.dtype).contiguous()
         loss = logits.new_empty(len(logits))
-        arguments = _two_hot_arguments(logits, bins, targets, weights)
-        fill(arguments, logits.dtype, {"loss": loss})
-        call("two_hot_loss", logits.dtype, arguments)
+        _call_two_hot("two_hot_loss", logits, bins, target=targets, weights=weights, loss=loss)
         ctx.save_for_backward(logits, bins, targets)
         ctx.weights = weights
         return loss
@@ -97,11 +92,9 @@ class TwoHotLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, None, None, None]:
         logits, bins, targets = ctx.saved_tensors
-        d_logits = torch.empty_like(logits)
-        arguments = _two_hot_arguments(logits, bins, targets, ctx.weights)
-        d_loss = d_loss.contiguous()
-        fill(arguments, logits.dtype, {"d_loss": d_loss, "d_logits": d_logits})
-        call("two_hot_backward", logits.dtype, arguments)
+        d_logits, d_loss = torch.empty_like(logits), d_loss.contiguous()
+        given = {"target": targets, "weights": ctx.weights, "d_loss": d_loss, "d_logits": d_logits}
+        _call_two_hot("two_hot_backward", logits, bins, **given)
         return d_logits, None, None, None
 
 
@@ -112,9 +105,7 @@ class TwoHotMean(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, bins: Tensor) -> Tensor:
         logits, bins = logits.contiguous(), bins.to(logits.dtype).contiguous()
         mean = logits.new_empty(*logits.shape[:-1], 1)
-        arguments = _two_hot_arguments(logits, bins, logits.new_empty(0), ())
-        fill(arguments, logits.dtype, {"mean": mean})
-        call("two_hot_mean", logits.dtype, arguments)
+        _call_two_hot("two_hot_mean", logits, bins, mean=mean)
         ctx.save_for_backward(logits, bins, mean)
         return mean
 
@@ -125,25 +116,17 @@ class TwoHotMean(torch.autograd.Function):
         return d_mean * logits.softmax(-1) * (bins - mean), None  # no loss of ours asks for it
 
 
-def _norm_arguments(x: Tensor, scale: Tensor) -> NormArguments:
+def _call_norm(name: str, x: Tensor, scale: Tensor, **tensors: Tensor) -> None:
     width = x.shape[-1]
     if scale.shape != (width,):
         raise ValueError(f"A norm over {width} numbers got a scale of shape {list(scale.shape)}: they must fit.")
-    arguments = NormArguments(rows=x.numel() // width, width=width, threads=torch.get_num_threads(), tile=TILE)
-    fill(arguments, x.dtype, {"x": x, "scale": scale})
-    return arguments
+    call(name, x.dtype, rows=x.numel() // width, width=width, tile=TILE, x=x, scale=scale, **tensors)
 
 
-def _two_hot_arguments(logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...]) -> TwoHotArguments:
+def _call_two_hot(name: str, logits: Tensor, bins: Tensor, weights: tuple[float, ...] = (), **tensors: Tensor) -> None:
     count = logits.shape[-1]
     if bins.shape != (count,):
         raise ValueError(f"Logits of {count} bins got bins of shape {list(bins.shape)}: they must fit.")
-    arguments = TwoHotArguments(
-        rows=logits.numel() // count,
-        count=count,
-        targets=len(weights),
-        threads=torch.get_num_threads(),
-        weights=(REAL * len(weights))(*weights),
-    )
-    fill(arguments, logits.dtype, {"logits": logits, "bins": bins, "target": targets})
-    return arguments
+    array = (ctypes.c_double * len(weights))(*weights)
+    sizes = {"rows": logits.numel() // count, "count": count, "targets": len(weights)}
+    call(name, logits.dtype, **sizes, weights=ctypes.addressof(array), logits=logits, bins=bins, **tensors)

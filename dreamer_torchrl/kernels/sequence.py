@@ -6,15 +6,15 @@ steps at the end.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dreamer_torchrl.kernels import structures as c
 from dreamer_torchrl.kernels.calls import call, fits
-from dreamer_torchrl.kernels.weights import actor_fits, actor_weights, cast_scale, core_of, layer_of, sizes_of
+from dreamer_torchrl.kernels.weights import actor_fits, actor_of, core_of, layer_of, network_of, sizes_of
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence
 from dreamer_torchrl.modules.rssm import RSSM
@@ -42,9 +42,18 @@ def observe_weights(split: SplitRSSM) -> StepWeights:
     return StepWeights(*(weight.to(split.dtype) for weight in split.step))
 
 
-class Kept(NamedTuple):
-    """What the forward pass keeps for the backward pass, beside its inputs and outputs: ``[B, T, ...]``."""
+class LoopTensors(NamedTuple):
+    """Inputs, outputs and what the backward pass needs beside them: ``[B, T, ...]``, but the start ``[B, ...]``."""
 
+    kept: Tensor
+    action_share: Tensor
+    encoded_share: Tensor
+    noise: Tensor
+    belief: Tensor
+    state: Tensor
+    beliefs: Tensor
+    states: Tensor
+    logits: Tensor
     inner: Tensor
     recurrent: Tensor
     mixed: Tensor
@@ -55,62 +64,56 @@ class Kept(NamedTuple):
     probs: Tensor
 
     @classmethod
-    def empty(cls, like: Tensor, sizes: c.Sizes) -> Kept:
+    def of(cls, sizes: ctypes.Structure, *inputs: Tensor) -> LoopTensors:
+        """With inputs and room for the rest."""
         h, d, s = sizes.hidden, sizes.belief, sizes.variables * sizes.classes
-        widths = (2 * h, 2 * h, d, d, 3 * d, h, h, s)
-        return cls(*(like.new_empty(*like.shape[:2], width) for width in widths))
+        widths = (d, s, s, 2 * h, 2 * h, d, d, 3 * d, h, h, s)
+        batch = inputs[0].shape[:2]
+        return cls(*(x.contiguous() for x in inputs), *(inputs[0].new_empty(*batch, width) for width in widths))
 
 
 class NativeObserve(torch.autograd.Function):
     """The loop of `observe`, from shares and start to beliefs, flat states and flat logits."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        sizes: c.Sizes,
-        unimix: float,
-        kept: Tensor,
-        action_share: Tensor,
-        encoded_share: Tensor,
-        noise: Tensor,
-        belief: Tensor,
-        state: Tensor,
-        *weights: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``[B, T, 1]``, ``[B, T, D]``, ``[B, T, hidden]``, ``[B, T, S]``, ``[B, D]``, ``[B, S*K]`` and the weights."""
-        inputs = tuple(x.contiguous() for x in (kept, action_share, encoded_share, noise, belief, state))
-        w, trace = StepWeights(*weights), Kept.empty(action_share, sizes)
-        outputs = torch.empty_like(inputs[1]), torch.empty_like(trace.probs), torch.empty_like(trace.probs)
-        arguments = _observe_arguments(sizes, unimix, inputs, w, outputs, trace)
-        call("observe", action_share.dtype, arguments)
+    def forward(ctx: Any, sizes: ctypes.Structure, unimix: float, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The inputs of `LoopTensors` and the weights."""
+        x, w = LoopTensors.of(sizes, *tensors[:6]), StepWeights(*tensors[6:])
+        call("observe", x.kept.dtype, **_observe_arguments(sizes, unimix, x, w))
         ctx.sizes, ctx.unimix = sizes, unimix
-        ctx.save_for_backward(*inputs, *w, *outputs, *trace)
-        return outputs
+        ctx.save_for_backward(*x, *w)
+        return x.beliefs, x.states, x.logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_beliefs: Tensor, d_states: Tensor, d_logits: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of shares, start and weights."""
         saved, sizes = ctx.saved_tensors, ctx.sizes
-        inputs, w = saved[:6], StepWeights(*saved[6:21])
-        outputs, trace = saved[21:24], Kept(*saved[24:])
-        kept, belief, state = inputs[0], inputs[4], inputs[5]
-        beliefs, states = outputs[:2]
-        d = Kept.empty(beliefs, sizes)
+        x, w = LoopTensors(*saved[:17]), StepWeights(*saved[17:])
         d_logits = d_logits.clone(memory_format=torch.contiguous_format)  # the states' share is added
-        scales = d_logits.new_zeros(len(belief), 3 * sizes.hidden + sizes.belief)
-        d_belief, d_state = torch.zeros_like(belief), torch.zeros_like(state)
-        arguments = _observe_arguments(sizes, ctx.unimix, inputs, w, outputs, trace)
-        names = ("d_logits", "d_beliefs", "d_states", "d_posterior_inner", "d_belief", "d_state", "d_scales")
-        incoming = (d_logits, d_beliefs.contiguous(), d_states.contiguous())
-        gradients = (*incoming, d.posterior_inner, d_belief, d_state, scales)
-        c.fill(arguments, beliefs.dtype, dict(zip(names, gradients, strict=True)))
-        c.fill(arguments.d_trace, beliefs.dtype, _recurrent(d))
-        call("observe_backward", beliefs.dtype, arguments)
-
-        before = torch.cat([belief.unsqueeze(1), beliefs[:, :-1]], 1) * kept  # [B, T, D], each step's masked start
-        before_state = torch.cat([state.unsqueeze(1), states[:, :-1]], 1) * kept  # [B, T, S*K]
-        d_belief_in, d_state_in = d.inner.split(sizes.hidden, -1)  # [B, T, hidden]
+        scales = d_logits.new_zeros(len(x.belief), 3 * sizes.hidden + sizes.belief)
+        d_belief, d_state = torch.zeros_like(x.belief), torch.zeros_like(x.state)
+        d_inner, d_mixed, d_gates, d_posterior = map(torch.empty_like, (x.inner, x.mixed, x.gates, x.posterior_inner))
+        call(
+            "observe_backward",
+            x.kept.dtype,
+            **_observe_arguments(sizes, ctx.unimix, x, w),
+            d_beliefs=d_beliefs.contiguous(),
+            d_states=d_states.contiguous(),
+            d_logits=d_logits,
+            d_inner=d_inner,
+            d_mixed=d_mixed,
+            d_gates=d_gates,
+            d_posterior_inner=d_posterior,
+            d_belief=d_belief,
+            d_state=d_state,
+            d_scales=scales,
+        )
+        before = (
+            torch.cat([x.belief.unsqueeze(1), x.beliefs[:, :-1]], 1) * x.kept
+        )  # [B, T, D], each step's masked start
+        before_state = torch.cat([x.state.unsqueeze(1), x.states[:, :-1]], 1) * x.kept  # [B, T, S*K]
+        d_belief_in, d_state_in = d_inner.split(sizes.hidden, -1)  # [B, T, hidden]
         widths = [sizes.hidden, sizes.hidden, sizes.belief, sizes.hidden]
         belief_scale, state_scale, mix_scale, posterior_scale = scales.sum(0).split(widths)
         gradients = StepWeights(
@@ -120,30 +123,28 @@ class NativeObserve(torch.autograd.Function):
             state_in=product_of(d_state_in, before_state),
             state_bias=d_state_in.sum((0, 1)),
             state_scale=state_scale,
-            mix_own=product_of(before, d.mixed, sizes.blocks),
-            mix_recurrent=product_of(trace.recurrent, d.mixed),
+            mix_own=product_of(before, d_mixed, sizes.blocks),
+            mix_recurrent=product_of(x.recurrent, d_mixed),
             mix_scale=mix_scale,
-            gates=product_of(trace.hidden, d.gates, sizes.blocks),
-            gates_bias=d.gates.sum((0, 1)),
-            posterior_own=product_of(d.posterior_inner, beliefs),
+            gates=product_of(x.hidden, d_gates, sizes.blocks),
+            gates_bias=d_gates.sum((0, 1)),
+            posterior_own=product_of(d_posterior, x.beliefs),
             posterior_scale=posterior_scale,
-            posterior_logits=product_of(d_logits, trace.posterior_hidden),
+            posterior_logits=product_of(d_logits, x.posterior_hidden),
             posterior_logits_bias=d_logits.sum((0, 1)),
         )
-        return None, None, None, d.mixed, d.posterior_inner, None, d_belief, d_state, *gradients
+        return None, None, None, d_mixed, d_posterior, None, d_belief, d_state, *gradients
 
 
 def native_observe(
     rssm: RSSM, encoded: Tensor, previous_action: Tensor, is_init: Tensor, belief: Tensor, state: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `observe` gives, on tensors that `fits` says yes to."""
-    split = SplitRSSM(rssm, encoded.dtype)
-    kept = (~is_init).to(encoded.dtype)  # [B, T, 1]
+    split, dtype = SplitRSSM(rssm, encoded.dtype), encoded.dtype
+    kept = (~is_init).to(dtype)  # [B, T, 1]
     shares = split.action_share(previous_action * kept), split.encoded_share(encoded)
-    start = belief.to(encoded.dtype), state.to(encoded.dtype).flatten(1)
-    beliefs, states, logits = NativeObserve.apply(
-        sizes_of(rssm), rssm.unimix, kept, *shares, noise.to(encoded.dtype), *start, *observe_weights(split)
-    )
+    inputs = kept, *shares, noise.to(dtype), belief.to(dtype), state.to(dtype).flatten(1)
+    beliefs, states, logits = NativeObserve.apply(sizes_of(rssm), rssm.unimix, *inputs, *observe_weights(split))
     return beliefs, rssm.latent.as_state(states), rssm.latent.as_state(logits)
 
 
@@ -161,64 +162,36 @@ def native_imagine(
     features = belief.new_empty(rows, time + 1, rssm.feature_size)
     features[:, 0, : rssm.belief_size], features[:, 0, rssm.belief_size :] = belief, state.flatten(1)
     actions = belief.new_zeros(rows, time + 1, actor.space.size)
-    layers = [cast_scale(layer) for layer in (split.action_in, *split.prior)]
-    actor_in_c, kept_alive = actor_weights(actor, dtype)
-    arguments = c.ImagineArguments(
+    call(
+        "imagine",
+        dtype,
         size=sizes_of(rssm),
         rows=rows,
         time=time,
-        threads=torch.get_num_threads(),
-        prior_layers=len(split.prior),
         unimix=rssm.unimix,
-        core=core_of(weights),
-        actor=actor_in_c,
-        action_in=layer_of(layers[0]),
-        mix_action=c.Source.of(split.mix_action, dtype),
-        prior_logits=c.Source.of(split.prior_logits[0].t(), dtype),
+        core=core_of(weights[:3], weights[3:6], *weights[6:11]),
+        actor=actor_of(actor, dtype),
+        action_in=network_of(split.action_in),
+        prior=network_of(*split.prior),
+        mix_action=layer_of(split.mix_action.t(), split.mix_bias),
+        prior_logits=layer_of(*split.prior_logits),
+        noise=noise.to(dtype).contiguous(),
+        action_noise=action_noise.to(dtype).contiguous(),
+        features=features,
+        actions=actions,
     )
-    for index, layer in enumerate(layers[1:]):
-        arguments.prior[index] = layer_of(layer)
-    tensors = {
-        "mix_bias": split.mix_bias,
-        "prior_logits_bias": split.prior_logits[1],
-        "noise": noise.to(dtype).contiguous(),
-        "action_noise": action_noise.to(dtype).contiguous(),
-        "features": features,
-        "actions": actions,
-    }
-    c.fill(arguments, dtype, tensors)
-    call("imagine", dtype, arguments)
-    del kept_alive  # until here
     return features, actions
 
 
-def _recurrent(trace: Kept) -> dict[str, Tensor]:
-    return {name: getattr(trace, name) for name in ("inner", "recurrent", "mixed", "hidden", "gates")}
-
-
-def _observe_arguments(
-    sizes: c.Sizes,
-    unimix: float,
-    inputs: tuple[Tensor, ...],
-    w: StepWeights,
-    outputs: tuple[Tensor, ...],
-    trace: Kept,
-) -> c.ObserveArguments:
-    dtype = w.gates.dtype
-    arguments = c.ObserveArguments(
-        size=sizes,
-        batch=len(inputs[0]),
-        time=inputs[0].shape[1],
-        threads=torch.get_num_threads(),
-        unimix=unimix,
-        core=core_of(w),
-        posterior_own=c.Source.of(w.posterior_own.t(), dtype),
-        posterior_logits=c.Source.of(w.posterior_logits.t(), dtype),
-    )
-    names = ("kept", "action_share", "encoded_share", "noise", "belief", "state")
-    tensors = dict(zip(names, inputs, strict=True)) | dict(zip(("beliefs", "states", "logits"), outputs, strict=True))
-    tensors |= {name: getattr(w, name) for name in ("posterior_scale", "posterior_logits_bias")}
-    tensors |= {name: getattr(trace, name) for name in ("posterior_inner", "posterior_hidden", "probs")}
-    c.fill(arguments, dtype, tensors)
-    c.fill(arguments.trace, dtype, _recurrent(trace))
-    return arguments
+def _observe_arguments(sizes: ctypes.Structure, unimix: float, x: LoopTensors, w: StepWeights) -> dict[str, Any]:
+    return x._asdict() | {
+        "size": sizes,
+        "batch": len(x.kept),
+        "time": x.kept.shape[1],
+        "unimix": unimix,
+        "core": core_of(w[:3], w[3:6], *w[6:11]),
+        "posterior_own": w.posterior_own.t(),
+        "posterior_scale": w.posterior_scale,
+        "posterior_logits": w.posterior_logits.t(),
+        "posterior_logits_bias": w.posterior_logits_bias,
+    }

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dreamer_torchrl.kernels import structures as c
 from dreamer_torchrl.kernels.sequence import NativeObserve, native_imagine, native_observe, observe_weights
+from dreamer_torchrl.kernels.weights import sizes_of
 from dreamer_torchrl.modules import RSSM, observe
 from dreamer_torchrl.modules.split import SplitRSSM
 from tests.kernels.compilers import needs_compiler
 from tests.kernels.sequence_examples import (
-    SIZES,
     A,
     E,
     Inputs,
@@ -123,12 +122,12 @@ def loop_inputs(rssm: RSSM, batch: int, length: int) -> tuple[Tensor, ...]:
     return kept, *shares, inputs["noise"], inputs["belief"], inputs["state"].flatten(1)
 
 
-def loop(rssm: RSSM, size: str, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def loop(rssm: RSSM, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Outputs of a kernel, and the gradients that it computes itself."""
     leaves = [x.clone().requires_grad_() for x in (*inputs[1:3], *inputs[4:])]
     given = inputs[0], *leaves[:2], inputs[3], *leaves[2:]
     weights = observe_weights(SplitRSSM(rssm, inputs[0].dtype))
-    outputs = NativeObserve.apply(c.Sizes(*SIZES[size]), 0.01, *given, *weights)
+    outputs = NativeObserve.apply(sizes_of(rssm), 0.01, *given, *weights)
     return [*outputs, *torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)]
 
 
@@ -140,7 +139,7 @@ def test_threads_change_no_bit(dtype: torch.dtype, threads: Callable[[int], None
     results = []
     for count in (1, 3):
         threads(count)
-        results.append([*loop(rssm, "wide", inputs), *native_imagine(rssm, actor, **dream)])
+        results.append([*loop(rssm, inputs), *native_imagine(rssm, actor, **dream)])
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert torch.equal(one, other)
@@ -150,9 +149,9 @@ def test_a_sequence_does_not_depend_on_its_neighbours() -> None:
     """Which rows are computed together is a matter of speed."""
     rssm = model("odd", torch.float32)
     inputs = loop_inputs(rssm, 37, 3)
-    together = loop(rssm, "odd", inputs)
+    together = loop(rssm, inputs)
     for row in (0, 17, 36):
-        alone = loop(rssm, "odd", tuple(x[row : row + 1] for x in inputs))
+        alone = loop(rssm, tuple(x[row : row + 1] for x in inputs))
         for one, other in zip(alone, together, strict=True):
             assert torch.equal(one[0], other[row])
 

@@ -17,10 +17,8 @@ PROGRAM = """
 #include <stdio.h>
 #define VECTOR_BYTES 16
 #define LANES 4
-#define REAL float
-#define NAME(f) f##_float
-typedef float vector __attribute__((vector_size(VECTOR_BYTES)));
-#define VECTOR vector
+typedef float real;
+typedef float Vector __attribute__((vector_size(VECTOR_BYTES)));
 #include "math_float.h"
 
 /* Difference in units of the last place of the exact number. */
@@ -31,17 +29,17 @@ static double places(float found, double exact) {
 }
 
 int main(void) {
-    double exponential = 0, tangent = 0;
+    double first = 0, second = 0;
     for (double at = -86.9; at < 87.9; at += 1e-3) {
-        const vector x = {at, at + 1.1e-4, at + 4.7e-4, at / 700}, y = exponential_float(x);
-        for (int i = 0; i < LANES; i++) exponential = fmax(exponential, places(y[i], exp(x[i])));
+        const Vector x = {at, at + 1.1e-4, at + 4.7e-4, at / 700}, y = exponential(x);
+        for (int i = 0; i < LANES; i++) first = fmax(first, places(y[i], exp(x[i])));
     }
     for (double at = 1e-30; at < 100; at *= 1.0003) {
-        const vector x = {at, -at, at * 1.0001, -at * 1.0002}, y = hyperbolic_tangent_float(x);
-        for (int i = 0; i < LANES; i++) tangent = fmax(tangent, places(y[i], tanh(x[i])));
+        const Vector x = {at, -at, at * 1.0001, -at * 1.0002}, y = hyperbolic_tangent(x);
+        for (int i = 0; i < LANES; i++) second = fmax(second, places(y[i], tanh(x[i])));
     }
-    printf("%f %f\\n", exponential, tangent);
-    const vector x = {NAN, INFINITY, -INFINITY, 0}, y = exponential_float(x), z = hyperbolic_tangent_float(x);
+    printf("%f %f\\n", first, second);
+    const Vector x = {NAN, INFINITY, -INFINITY, 0}, y = exponential(x), z = hyperbolic_tangent(x);
     for (int i = 0; i < LANES; i++) printf("%g %g\\n", y[i], z[i]);
 }
 """
@@ -52,7 +50,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
     """What the program found, line by line."""
     place = tmp_path_factory.mktemp("vectors")
     (place / "program.c").write_text(PROGRAM)
-    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
+    flags = [flag for flag in build.COMMON if flag not in ("-shared", "-fPIC")]
     command = [a_compiler(), *flags, f"-I{Path(build.__file__).parent / 'csrc'}", "program.c", "-o", "program", "-lm"]
     subprocess.run(command, cwd=place, check=True, timeout=100)
     lines = subprocess.run([place / "program"], capture_output=True, text=True, check=True, timeout=100).stdout

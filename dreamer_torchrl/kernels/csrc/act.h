@@ -1,40 +1,36 @@
 /* One step of acting: what `RSSM.act` says, states and actions drawn. Rows are few, so that every matrix
  * is read where it is. */
 
-static void NAME(act_tile)(const void *given, long row, int n, arena *memory) {
-    const act_arguments *a = given;
+static void act_tile(const void *given, long row, int n, Arena *memory) {
+    const ActArguments *a = given;
     const int d = a->size.belief, s = a->size.variables * a->size.classes, h = a->size.hidden, actions = a->actor.action;
-    const NAME(core) core = NAME(unpacked_core)(&a->size, &a->core);
-    const NAME(actor) actor = NAME(actor_of)(memory, &a->actor, 0);
-    const NAME(layer) action_in = NAME(layer_of)(memory, &a->action_in, 0);
-    const NAME(layer) posterior = NAME(layer_of)(memory, &a->posterior, 0);
-    const MATRIX mix_action = NAME(unpacked)(a->mix_action), posterior_logits = NAME(unpacked)(a->posterior_logits);
-    const NAME(trace) trace = NAME(trace_room)(memory, n, &a->size);
-    const NAME(actor_room) actor_room = NAME(room_for_actor)(memory, n, &actor);
-    const ROWS belief = NAME(room)(memory, n, d), state = NAME(room)(memory, n, s);
-    const ROWS previous = NAME(room)(memory, n, actions), hidden = NAME(room)(memory, n, h);
-    const ROWS seen = NAME(room)(memory, n, d + a->encoded_size), logits = NAME(room)(memory, n, s);
-    const ROWS features = NAME(room)(memory, n, d + s);
-    REAL *probs = take(memory, s * sizeof(REAL));
+    const Core core = unpacked_core(&a->size, &a->core);
+    const Network action_in = network_of(memory, &a->action_in, 0), posterior = network_of(memory, &a->posterior, 0);
+    const Layer mix_action = layer_of(memory, &a->mix_action, 0);
+    const Layer posterior_logits = layer_of(memory, &a->posterior_logits, 0);
+    const Trace trace = trace_room(memory, n, &a->size);
+    Actor actor = actor_of(memory, &a->actor, 0);
+    make_room(memory, n, &actor);
+    const Rows belief = room(memory, n, d), state = room(memory, n, s), previous = room(memory, n, actions);
+    const Rows hidden = room(memory, n, h), seen = room(memory, n, d + a->encoded_size), logits = room(memory, n, s);
+    const Rows features = room(memory, n, d + s), probs = {take(memory, s * sizeof(real)), 0};
 
-    const ROWS kept = NAME(step_of)(a->kept, row, 1, 0, 1);
-    NAME(masked)(n, d, NAME(step_of)(a->belief, row, 1, 0, d), kept, belief);
-    NAME(masked)(n, s, NAME(step_of)(a->state, row, 1, 0, s), kept, state);
-    NAME(masked)(n, actions, NAME(step_of)(a->previous_action, row, 1, 0, actions), kept, previous);
-    NAME(bound)(n, actions, previous, previous);
-    NAME(perceptron)(n, &action_in, 1, previous, hidden, hidden);
-    NAME(multiply)(n, hidden, &mix_action, trace.mixed, a->mix_bias, 0);
-    NAME(next_belief)(&core, n, belief, state, &trace, seen);
-    NAME(copy)(n, a->encoded_size, NAME(step_of)(a->encoded, row, 1, 0, a->encoded_size), NAME(columns)(seen, d));
-    NAME(perceptron)(n, &posterior, 1, seen, hidden, hidden);
-    NAME(multiply)(n, hidden, &posterior_logits, logits, a->posterior_logits_bias, 0);
-    NAME(copy)(n, d, seen, features);
-    NAME(sample_state)(&a->size, a->unimix, n, logits, NAME(step_of)(a->noise, row, 1, 0, a->size.variables), probs,
-                       NAME(columns)(features, d));
-    NAME(act_on)(n, &actor, &actor_room, features, NAME(step_of)(a->action_noise, row, 1, 0, a->actor.noise),
-                 NAME(step_of)(a->action, row, 1, 0, actions));
-    NAME(copy)(n, d, features, NAME(step_of)(a->next_belief, row, 1, 0, d));
-    NAME(copy)(n, s, NAME(columns)(features, d), NAME(step_of)(a->next_state, row, 1, 0, s));
+    const Rows kept = rows_of(a->kept, row, 1);
+    masked(n, d, rows_of(a->belief, row, d), kept, belief);
+    masked(n, s, rows_of(a->state, row, s), kept, state);
+    masked(n, actions, rows_of(a->previous_action, row, actions), kept, previous);
+    bound(n, actions, previous, previous);
+    perceptron(n, &action_in, previous, hidden, hidden);
+    linear(n, hidden, &mix_action, trace.mixed);
+    next_belief(&core, n, belief, state, &trace, seen);
+    copy(n, a->encoded_size, rows_of(a->encoded, row, a->encoded_size), columns(seen, d));
+    perceptron(n, &posterior, seen, hidden, hidden);
+    linear(n, hidden, &posterior_logits, logits);
+    copy(n, d, seen, features);
+    sample_state(&a->size, a->unimix, n, logits, rows_of(a->noise, row, a->size.variables), probs, columns(features, d));
+    act_on(n, &actor, features, rows_of(a->action_noise, row, a->actor.noise), rows_of(a->action, row, actions));
+    copy(n, d, features, rows_of(a->next_belief, row, d));
+    copy(n, s, columns(features, d), rows_of(a->next_state, row, s));
 }
 
-int NAME(act)(const act_arguments *a) { return share_tiles(NAME(act_tile), a, a->rows, 16, a->threads); }
+int act(const ActArguments *a) { return share_tiles(act_tile, a, a->rows, 16, a->threads); }

@@ -1,6 +1,6 @@
-/* What the Python files beside this folder call: plain vectors of the compiler, no library, threads of its own.
+/* Kernels of one type of number, float or with DOUBLE double: plain vectors of the compiler, threads of their own.
  *
- * A function takes one structure with addresses of tensors and gives 0, or 1 where there was no memory. */
+ * Those that structures.h declares take one structure with addresses of tensors, and give 0, or 1 for lack of memory. */
 
 #include <math.h>
 #include <pthread.h>
@@ -17,63 +17,68 @@
 #define VECTOR_BYTES 16
 #endif
 
-#include "structures.h" /* the arguments, written by structures.py */
+#ifdef DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
+
+#include "structures.h"
 
 /* Memory that is given back all at once. Where there is none, `take` goes back to where the arena was opened. */
 typedef struct {
     jmp_buf without;
     void *blocks[64];
     int count;
-} arena;
+} Arena;
 
-static void *take(arena *memory, size_t bytes) {
+static void *take(Arena *memory, size_t bytes) {
     void *block = memory->count < 64 ? aligned_alloc(64, (bytes + 63) / 64 * 64 + 64) : 0;
     if (!block) longjmp(memory->without, 1);
     return memory->blocks[memory->count++] = block;
 }
 
-static void release(arena *memory) {
+static void release(Arena *memory) {
     while (memory->count) free(memory->blocks[--memory->count]);
 }
 
 /* Open an arena in a function that gives 1 where there is no memory. */
-#define OPEN(memory)            \
-    arena memory;               \
-    memory.count = 0;           \
+#define OPEN(memory)              \
+    Arena memory;                 \
+    memory.count = 0;             \
     if (setjmp(memory.without)) { \
-        release(&memory);       \
-        return 1;               \
+        release(&memory);         \
+        return 1;                 \
     }
 
 /* Work on rows in tiles, which threads take one after the other. */
-typedef void (*tile_work)(const void *job, long row, int n, arena *memory);
+typedef void (*Work)(const void *job, long row, int n, Arena *memory);
 
 typedef struct {
-    tile_work work;
+    Work work;
     const void *job;
     long rows, tile;
     atomic_long next;
     atomic_int failed;
-} shared_work;
+} Shared;
 
-static int work_on_tiles(shared_work *shared) {
+static int work_on_tiles(Shared *shared) {
     OPEN(memory)
     for (long row; (row = atomic_fetch_add(&shared->next, shared->tile)) < shared->rows;) {
         const long left = shared->rows - row;
-        shared->work(shared->job, row, (int)(left < shared->tile ? left : shared->tile), &memory);
+        shared->work(shared->job, row, left < shared->tile ? left : shared->tile, &memory);
         release(&memory);
     }
     return 0;
 }
 
-static void *work_on(void *given) {
-    shared_work *shared = given;
-    if (work_on_tiles(shared)) shared->failed = 1;
+static void *work_on(void *shared) {
+    if (work_on_tiles(shared)) ((Shared *)shared)->failed = 1;
     return 0;
 }
 
-static int share_tiles(tile_work work, const void *job, long rows, long tile, long threads) {
-    shared_work shared = {work, job, rows, tile, 0, 0};
+static int share_tiles(Work work, const void *job, long rows, long tile, long threads) {
+    Shared shared = {work, job, rows, tile, 0, 0};
     pthread_t others[MOST_THREADS];
     long started = 0;
     while (started < threads - 1 && started < MOST_THREADS && (started + 1) * tile < rows &&
@@ -85,43 +90,22 @@ static int share_tiles(tile_work work, const void *job, long rows, long tile, lo
 }
 
 /* The same with a tile size that aims at one tile per thread, clamped to [least, most]. */
-static int share(tile_work work, const void *job, long rows, long least, long most, long threads) {
+static int share(Work work, const void *job, long rows, long least, long most, long threads) {
     const long even = (rows + threads - 1) / threads, tile = even < most ? even : most;
     return share_tiles(work, job, rows, tile > least ? tile : least, threads);
 }
 
-#define REAL float
-#define NAME(f) f##_float
 #include "vectors.h"
-#include "math_float.h"
-#include "layers.h"
-#include "recurrence.h"
-#include "observe.h"
-#include "actor.h"
-#include "imagine.h"
-#include "act.h"
-#include "layer.h"
-#include "rowwise.h"
-#include "laprop.h"
-#undef REAL
-#undef NAME
-#undef LANES
-#undef VECTOR
-#undef ROWS
-#undef MATRIX
-#undef TOGETHER
-#undef AHEAD
-
-#define REAL double
-#define NAME(f) f##_double
-#include "vectors.h"
+#ifdef DOUBLE
 #include "math_double.h"
+#else
+#include "math_float.h"
+#endif
 #include "layers.h"
 #include "recurrence.h"
 #include "observe.h"
 #include "actor.h"
 #include "imagine.h"
 #include "act.h"
-#include "layer.h"
 #include "rowwise.h"
 #include "laprop.h"

@@ -1,83 +1,82 @@
-/* Layers and distributions of one type of number: what modules/layers.py and modules/distributions.py say. */
+/* Layers and distributions: what modules/layers.py and modules/distributions.py say. */
 
-static inline VECTOR NAME(sigmoid)(VECTOR x) { return 1 / (1 + NAME(exponential)(-x)); }
+static inline Vector sigmoid(Vector x) { return 1 / (1 + exponential(-x)); }
 
 /* One over the root mean square. */
-static inline REAL NAME(inverse_size)(int width, const REAL *x) {
-    VECTOR squares = {0};
+static inline real inverse_size(int width, const real *x) {
+    Vector squares = {0};
     for (int j = 0; j < width; j += LANES) {
-        const VECTOR value = NAME(load)(x + j, width - j);
+        const Vector value = load(x + j, width - j);
         squares += value * value;
     }
-    return 1 / NAME(root)(NAME(sum)(squares) / width + (REAL)1e-4);
+    return 1 / root(sum(squares) / width + (real)1e-4);
 }
 
 /* y = silu(norm(x) * scale): root-mean-square norm over each row of `width`. */
-static void NAME(norm_silu)(int n, int width, ROWS x, const REAL *scale, ROWS y) {
+static void norm_silu(int n, int width, Rows x, const real *scale, Rows y) {
     for (int r = 0; r < n; r++) {
-        const REAL *from = x.at + r * x.stride, inverse = NAME(inverse_size)(width, from);
+        const real *from = row_of(x, r), inverse = inverse_size(width, from);
         for (int j = 0; j < width; j += LANES) {
             const int left = width - j;
-            const VECTOR normed = NAME(load)(from + j, left) * inverse * NAME(load)(scale + j, left);
-            NAME(store)(y.at + r * y.stride + j, normed * NAME(sigmoid)(normed), left);
+            const Vector normed = load(from + j, left) * inverse * load(scale + j, left);
+            store(row_of(y, r) + j, normed * sigmoid(normed), left);
         }
     }
 }
 
 /* The gradient of norm_silu: from d_y to d_x; what scale gets is added to d_scale, [n, width]. */
-static void NAME(norm_silu_backward)(int n, int width, ROWS x, const REAL *scale, ROWS d_y, ROWS d_x, ROWS d_scale) {
+static void norm_silu_backward(int n, int width, Rows x, const real *scale, Rows d_y, Rows d_x, Rows d_scale) {
     for (int r = 0; r < n; r++) {
-        const REAL *from = x.at + r * x.stride, inverse = NAME(inverse_size)(width, from);
-        REAL *to = d_x.at + r * d_x.stride, *gathered = d_scale.at + r * d_scale.stride;
-        VECTOR along = {0};
+        const real *from = row_of(x, r), inverse = inverse_size(width, from);
+        real *to = row_of(d_x, r), *gathered = row_of(d_scale, r);
+        Vector along = {0};
         for (int j = 0; j < width; j += LANES) {
             const int left = width - j;
-            const VECTOR unit = NAME(load)(from + j, left) * inverse, factor = NAME(load)(scale + j, left);
-            const VECTOR normed = unit * factor, gate = NAME(sigmoid)(normed);
-            const VECTOR d_normed = NAME(load)(d_y.at + r * d_y.stride + j, left) * gate * (1 + normed * (1 - gate));
-            NAME(store)(gathered + j, NAME(load)(gathered + j, left) + d_normed * unit, left);
-            NAME(store)(to + j, d_normed * factor, left);
+            const Vector unit = load(from + j, left) * inverse, factor = load(scale + j, left);
+            const Vector normed = unit * factor, gate = sigmoid(normed);
+            const Vector d_normed = load(row_of(d_y, r) + j, left) * gate * (1 + normed * (1 - gate));
+            store(gathered + j, load(gathered + j, left) + d_normed * unit, left);
+            store(to + j, d_normed * factor, left);
             along += d_normed * factor * unit;
         }
-        const REAL share = NAME(sum)(along) / width;
+        const real share = sum(along) / width;
         for (int j = 0; j < width; j += LANES) {
             const int left = width - j;
-            const VECTOR unit = NAME(load)(from + j, left) * inverse;
-            NAME(store)(to + j, inverse * (NAME(load)(to + j, left) - unit * share), left);
+            const Vector unit = load(from + j, left) * inverse;
+            store(to + j, inverse * (load(to + j, left) - unit * share), left);
         }
     }
 }
 
 /* Softmax of each variable's logits. */
-static void NAME(softmax)(int variables, int classes, const REAL *logits, REAL *probs) {
+static void softmax(int variables, int classes, const real *logits, real *probs) {
     for (int s = 0; s < variables; s++) {
-        REAL largest = logits[s * classes];
+        real largest = logits[s * classes];
         for (int k = 1; k < classes; k++)
             if (logits[s * classes + k] > largest) largest = logits[s * classes + k];
         for (int k = 0; k < classes; k++) probs[s * classes + k] = logits[s * classes + k] - largest;
     }
     const int size = variables * classes; /* few classes fill no vector, those of all variables do */
-    for (int j = 0; j < size; j += LANES)
-        NAME(store)(probs + j, NAME(exponential)(NAME(load)(probs + j, size - j)), size - j);
+    for (int j = 0; j < size; j += LANES) store(probs + j, exponential(load(probs + j, size - j)), size - j);
     for (int s = 0; s < variables; s++) {
-        REAL total = 0;
+        real total = 0;
         for (int k = 0; k < classes; k++) total += probs[s * classes + k];
         for (int k = 0; k < classes; k++) probs[s * classes + k] /= total;
     }
 }
 
 /* Choose a class of each variable by inverting its cumulative distribution, which is mixed with the uniform one. */
-static void NAME(choose)(int variables, int classes, const REAL *probs, REAL unimix, const REAL *noise, REAL *one_hot) {
-    const REAL share = 1 - unimix, floor = unimix / classes;
+static void choose(int variables, int classes, const real *probs, real unimix, const real *noise, real *one_hot) {
+    const real share = 1 - unimix, floor = unimix / classes;
     for (int s = 0; s < variables; s++, probs += classes, one_hot += classes) {
-        REAL total = 0, passed = 0;
+        real total = 0, passed = 0;
         for (int k = 0; k < classes; k++) total += share * probs[k] + floor;
         int chosen = 0;
         for (int k = 0; k < classes - 1; k++) {
             passed += share * probs[k] + floor;
             chosen += passed <= noise[s] * total;
         }
-        const REAL nothing = total - total; /* but no number where the probabilities are none */
+        const real nothing = total - total; /* but no number where the probabilities are none */
         for (int k = 0; k < classes; k++) one_hot[k] = (k == chosen) + nothing;
     }
 }

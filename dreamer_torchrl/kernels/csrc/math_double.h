@@ -1,18 +1,18 @@
 /* Elementwise functions of double vectors, by the C library: for checking gradients, not for speed. */
 
-static inline VECTOR NAME(exponential)(VECTOR x) {
+static inline Vector exponential(Vector x) {
     for (int i = 0; i < LANES; i++) x[i] = exp(x[i]);
     return x;
 }
 
-static inline VECTOR NAME(hyperbolic_tangent)(VECTOR x) {
+static inline Vector hyperbolic_tangent(Vector x) {
     for (int i = 0; i < LANES; i++) x[i] = tanh(x[i]);
     return x;
 }
 
-static inline REAL NAME(root)(REAL x) { return sqrt(x); }
+static inline real root(real x) { return sqrt(x); }
 
-static inline VECTOR NAME(larger)(VECTOR a, VECTOR b) {
+static inline Vector larger(Vector a, Vector b) {
     for (int i = 0; i < LANES; i++) a[i] = a[i] > b[i] ? a[i] : b[i];
     return a;
 }
