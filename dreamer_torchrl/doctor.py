@@ -12,13 +12,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
+from torchrl import logger
+from torchrl.data import PrioritizedSampler
+from torchrl.envs import EnvBase
+from torchrl.envs.utils import check_env_specs
+
+from dreamer_torchrl.agents import backend
+from dreamer_torchrl.agents.agent import build_agent
+from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import load
-
-if TYPE_CHECKING:
-    from torchrl.envs import EnvBase
+from dreamer_torchrl.data.replay import bytes_per_step
+from dreamer_torchrl.envs import frame, make_env
+from dreamer_torchrl.modules.spaces import key_name
+from dreamer_torchrl.record.video import ENCODER, can_encode
+from dreamer_torchrl.training.startup import float_images
 
 PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "ale_py", "pillow", "wandb", "dreamer_torchrl")
 EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
@@ -39,11 +50,6 @@ class Finding(NamedTuple):
 
 def machine() -> Iterator[Finding]:
     """Look at versions, devices, kernels, compilation, samplers, rendering and videos."""
-    import torch
-    from torchrl.data import PrioritizedSampler
-
-    from dreamer_torchrl.agents import backend
-
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     for package in (*PACKAGES, *EXTRAS):
         try:
@@ -78,8 +84,6 @@ def machine() -> Iterator[Finding]:
 
 
 def _gymnasium_draws() -> str:
-    from dreamer_torchrl.envs import frame, make_env
-
     env = make_env("gym", {"id": "CartPole-v1", "render": True})
     env.reset()
     height, width, _ = frame(env).shape
@@ -100,8 +104,6 @@ def _mujoco_draws() -> str:
 def _av_encodes() -> str:
     import av
 
-    from dreamer_torchrl.record.video import ENCODER, can_encode
-
     if not can_encode():
         raise RuntimeError(f"av {av.__version__} has no {ENCODER}")
     return f"av {av.__version__} has {ENCODER}"
@@ -114,9 +116,6 @@ def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Iterat
         >>> {finding.level for finding in examine("gym", {"id": "CartPole-v1"}, steps=50)}
         {'ok'}
     """
-    from dreamer_torchrl.envs import make_env
-    from dreamer_torchrl.modules.spaces import key_name
-
     try:
         env = make_env(family, options)
     except Exception as error:  # whatever the environment's own code raises
@@ -140,8 +139,6 @@ def _first_line(error: Exception) -> str:
 
 
 def _check_specs(env: EnvBase, _: int) -> Iterator[Finding]:
-    from torchrl.envs.utils import check_env_specs
-
     try:
         check_env_specs(env)
         yield Finding("ok", "specs", "check_env_specs passes")
@@ -151,12 +148,6 @@ def _check_specs(env: EnvBase, _: int) -> Iterator[Finding]:
 
 
 def _check_agent(env: EnvBase, _: int) -> Iterator[Finding]:
-    from dreamer_torchrl.agents.agent import build_agent
-    from dreamer_torchrl.collectors.stream_env import StreamEnv
-    from dreamer_torchrl.data.replay import bytes_per_step
-    from dreamer_torchrl.modules.spaces import key_name
-    from dreamer_torchrl.training.startup import float_images
-
     stream = StreamEnv(env)
     agent = build_agent(stream.observation_spec, stream.full_action_spec, "nano")
     per_step = bytes_per_step(agent)
@@ -171,10 +162,6 @@ def _check_agent(env: EnvBase, _: int) -> Iterator[Finding]:
 
 
 def _check_episodes(env: EnvBase, steps: int) -> Iterator[Finding]:
-    import torch
-
-    from dreamer_torchrl.modules.spaces import key_name
-
     start = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -204,8 +191,6 @@ def _check_episodes(env: EnvBase, steps: int) -> Iterator[Finding]:
 
 
 def _check_seed(env: EnvBase, _: int) -> Iterator[Finding]:
-    import torch
-
     runs = []
     for _ in range(2):
         env.set_seed(1)
@@ -234,8 +219,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-
-    from torchrl import logger  # takes seconds
 
     logger.setLevel("WARNING")  # its lines would stand between what is found
     problems = 0

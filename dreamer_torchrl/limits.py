@@ -10,13 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Within:
-    """Limits of a number, for ``Annotated``: pydantic checks them, and nothing imports it before.
-
-    Strings and booleans, which pydantic would convert, are refused.
-
-    Args:
-        ge, gt, le, lt: the value is at least, greater than, at most, less than this.
-        allow_inf_nan: whether infinity is a value.
+    """Limits of a number for pydantic, under its names; strings and booleans, which it would convert, are refused.
 
     Example:
         >>> from typing import Annotated

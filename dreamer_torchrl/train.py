@@ -28,8 +28,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from dreamer_torchrl.config import sweep
 from dreamer_torchrl.config.checks import ConfigError, remarks
 from dreamer_torchrl.config.compose import Configuration, load
@@ -64,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if SEVERAL & set(arguments):
             return train_several(overrides, only_show)
         configuration = load(overrides)
-        return show(dumped(configuration)) if only_show else start(configuration)
+        return show(configuration.text) if only_show else start(configuration)
     except (ConfigError, RunLocked, RunNotWritable) as error:
         print(error, file=sys.stderr)
         return BAD_OVERRIDES if isinstance(error, ConfigError) else NOT_TRAINED
@@ -92,11 +90,6 @@ def show(text: str) -> int:
     return 0
 
 
-def dumped(configuration: Configuration) -> str:
-    """The whole configuration as YAML."""
-    return yaml.safe_dump(configuration.values, sort_keys=False).rstrip()
-
-
 def listing() -> str:
     """All choices of all groups, with a line about each."""
     lines = []
@@ -112,7 +105,7 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
     folder, members = sweep.check(overrides)
     configurations = [load(one) for one in members] if only_show or folder is None else []
     if only_show:
-        return show("\n".join(f"--- # {' '.join(one.overrides)}\n{dumped(one)}" for one in configurations))
+        return show("".join(f"--- # {' '.join(one.overrides)}\n{one.text}" for one in configurations))
     names = {environment_name(one.settings) for one in configurations}
     folder = folder or new_folder(names.pop() if len(names) == 1 else "sweep")
     print(f"Sweep of {len(members)} run{'s' * (len(members) > 1)} in run_dir={folder}", flush=True)

@@ -83,9 +83,8 @@ def test_what_it_writes_and_says(cartpole: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_the_table() -> None:
-    error = PredictionError(
-        (1, 15), {"reward": [0.5, 0.25], "x/y": [1.0, 2.0]}, {"reward": [2.0, 3.0], "x/y": [0, 4.0]}
-    )
+    model, unchanged = {"reward": [0.5, 0.25], "x/y": [1.0, 2.0]}, {"reward": [2.0, 3.0], "x/y": [0, 4.0]}
+    error = PredictionError((1, 15), model, unchanged)
     assert table(error).splitlines()[1:] == [
         "              1 step ahead      15 steps ahead",
         "reward     0.5000 (2.0000)     0.2500 (3.0000)",

@@ -217,9 +217,8 @@ def test_mistakes_are_named_with_their_remedy(runs: Path, tmp_path: Path, capsys
 def test_csv_files_that_cannot_be_drawn(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, good = runs / "first", csv_file(tmp_path / "good.csv", "step,return", "5,1")
     nameless = csv_file(tmp_path / "nameless.csv", "step,gain", "5,1")
-    assert "no column of returns; its columns are: step, gain. Rename one to return" in refused(
-        capsys, [first, nameless]
-    )
+    told = refused(capsys, [first, nameless])
+    assert "no column of returns; its columns are: step, gain. Rename one to return" in told
     broken = csv_file(tmp_path / "broken.csv", "step,return", "5,1", "6,high")
     assert "row 2 below the header is not made of numbers" in refused(capsys, [first, broken])
     assert "alone cannot be drawn" in refused(capsys, [good])

@@ -6,8 +6,6 @@ import importlib
 import re
 import runpy
 import shlex
-import signal
-import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -63,22 +61,6 @@ def test_command(line: str, run: Path, tmp_path: Path, monkeypatch: pytest.Monke
         short = words(tmp_path / "run", "total_steps=24", "train_ratio=1", "replay.capacity=1000", "eval.every=0")
         typed += [word for word in short if not (named and "experiment=" in word)]
     assert call(" ".join(typed)) == 0
-
-
-@pytest.mark.slow
-def test_the_first_command_trains(tmp_path: Path) -> None:
-    """It updates within a minute, and SIGTERM ends it with exit code 0 and the command that resumes."""
-    assert SHELL[0] == "python -m dreamer_torchrl.train"
-    command = [sys.executable, "-u", *SHELL[0].split()[1:]]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        lines = []
-        for line in process.stdout:
-            if "losses" in line and not any("losses" in earlier for earlier in lines):
-                process.send_signal(signal.SIGTERM)
-            lines.append(line)
-    assert process.wait(60) == 0, "".join(lines)
-    assert "CartPole-v1" in lines[0]
-    assert "python -m dreamer_torchrl.train run_dir=" in lines[-1]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -150,10 +151,7 @@ def test_the_resume_command_works_as_it_is_printed(tmp_path: Path, capsys: pytes
     assert train.main([*TINY, "eval.every=0", f"run_dir={run_dir}"]) == 0
     output = capsys.readouterr().out
     (evaluate,) = re.findall(r"Finished and saved at step 40\. Evaluate with: python -m (.*)", output)
-    printed = subprocess.run(
-        ["sh", "-c", f"printf %s {evaluate.removeprefix('dreamer_torchrl.evaluate ')}"], capture_output=True
-    )
-    assert printed.stdout.decode() == str(run_dir)
+    assert shlex.split(evaluate) == ["dreamer_torchrl.evaluate", str(run_dir)]
     command = f"{train.resume_command(run_dir)} total_steps=50".replace("python", sys.executable, 1)
     again = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (again.returncode, again.stderr) == (0, "")

@@ -1,8 +1,7 @@
 """From overrides to checked settings, before torch is imported, and from the folder of a run back to them.
 
-Hydra's compose API is used for a run, and ``hydra.main`` for sweeps only (`config.sweep`): ``hydra.main`` answers a
-mistyped name with "Key 'sede' is not in struct" and no near name, makes a folder before anything is checked, cannot
-start from the saved settings of a run that goes on, and shortens the traceback of an error in a user's environment.
+Why ``hydra.main`` is for sweeps only (`config.sweep`): it knows no near name for a mistyped one, makes a folder before
+anything is checked, cannot go on with a run's saved settings, and shortens tracebacks of a user's environment.
 """
 
 from __future__ import annotations
@@ -60,12 +59,16 @@ class Configuration:
         learner = plain.pop("learner_part") | plain["learner"]
         return plain | {"learner": learner, "run_dir": self.settings.run_dir or None}
 
+    @property
+    def text(self) -> str:
+        """The values as YAML."""
+        return yaml.safe_dump(self.values, sort_keys=False, explicit_end=True)
+
     def save(self, folder: Path) -> None:
         """Keep values and overrides with a run; config.yaml comes last: with it the folder is a run."""
         folder.mkdir(parents=True, exist_ok=True)
         record = {"overrides": self.overrides, "saved": leaves(self.values)}
-        whole = yaml.safe_dump(self.values, sort_keys=False, explicit_end=True)
-        for name, text in ((OVERRIDES, json.dumps(record, indent=1) + "\n"), (VALUES, whole)):
+        for name, text in ((OVERRIDES, json.dumps(record, indent=1) + "\n"), (VALUES, self.text)):
             partial = folder / f".{name}.partial"
             with partial.open("w", encoding="utf-8") as file:
                 file.write(text)

@@ -1,8 +1,7 @@
 """Sweeps: `hydra.main` with any sweeper and launcher; each run is a process and has a folder of its own.
 
-Launchers use a process for several runs, and what one leaves behind (threads and memory of torch, CUDA graphs, worker
-processes) would change or end the next. So a job starts ``python -m dreamer_torchrl.train``, which continues the run
-that is in its folder.
+A job starts ``python -m dreamer_torchrl.train``, which continues the run in its folder: launchers use a process for
+several runs, and what one leaves behind (threads and memory of torch, CUDA graphs, workers) would change the next.
 """
 
 from __future__ import annotations

@@ -27,11 +27,6 @@ class Console(RunLogger):
         total_steps: the whole run.
         stream: where to print; the standard output if left out.
         seconds: from one line to the next in a pipe; a terminal is redrawn up to five times a second.
-
-    Example:
-        >>> console = Console(total_steps=10_000)
-        >>> console.log_metrics({"episode/return": 21.0, "best/return": 30.0}, step=500)
-           500/10,000 5%  return 21.0  best 30.0
     """
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, seconds: float = 10.0):

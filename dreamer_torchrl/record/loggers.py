@@ -26,14 +26,6 @@ class JsonLinesLogger(RunLogger, Logger):
 
     Why not TorchRL's `CSVLogger`: this file is whole after a kill, goes on at a checkpoint without duplicates, and
     survives a full disk: lines that find no room are kept and written, in order, as soon as there is room again.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
-        >>> logger = JsonLinesLogger(path)
-        >>> values = logger.log_metrics({"episode/return": 21.0, "episode/length": 200}, step=200)
-        >>> print(path.read_text(), end="")
-        {"step": 200, "episode/return": 21.0, "episode/length": 200}
     """
 
     def __init__(self, path: Path):

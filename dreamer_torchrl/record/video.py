@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+from PIL import Image
 
 SMALLEST_SIDE = 256
-ENCODER = "libx264"
-"""As FFmpeg calls it."""
+ENCODER = "libx264"  # as FFmpeg calls it
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> Path:
@@ -20,13 +18,6 @@ def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int)
 
     Where no encoder is installed, it is a GIF of the same name. Small images are enlarged by whole factors, odd sizes
     padded. The file is there whole or not at all.
-
-    Example:
-        >>> import tempfile
-        >>> import numpy as np
-        >>> frames = np.zeros((8, 64, 64, 3), np.uint8)
-        >>> write_video(Path(tempfile.mkdtemp()) / "episode.mp4", frames, fps=30).stem
-        'episode'
     """
     check(path, frames)
     write, path = (write_mp4, path) if can_encode() else (write_gif, path.with_suffix(".gif"))
@@ -75,8 +66,6 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -
 
 def write_gif(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> None:
     """Repeated for ever; frames that show the same become one that lasts longer, players want at least 20 ms each."""
-    from PIL import Image
-
     pictures = [Image.fromarray(ready(frame)) for frame in frames]
     duration = max(20, round(100 / fps) * 10)  # GIFs count hundredths of a second
     pictures[0].save(path, format="gif", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
@@ -96,8 +85,6 @@ def check(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> None:
 
 def ready(frame: np.ndarray) -> np.ndarray:
     """A frame in three colours, of even sides, and large enough to see something."""
-    import numpy as np
-
     height, width, channels = frame.shape
     factor = -(-SMALLEST_SIDE // min(height, width, SMALLEST_SIDE))
     for axis, times in enumerate((factor, factor, 3 // channels)):

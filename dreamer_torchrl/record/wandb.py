@@ -14,13 +14,13 @@ from pathlib import Path
 from queue import Empty, Full, Queue
 from statistics import fmean
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+from torchrl.record.loggers import WandbLogger
 
 from dreamer_torchrl.record.metrics import RunLogger
-
-if TYPE_CHECKING:
-    from torch import nn
-    from torchrl.record.loggers import WandbLogger
 
 QUEUE_LENGTH = 10_000
 START_SECONDS, FINISH_SECONDS = 15, 20
@@ -135,23 +135,26 @@ class WandbThread(RunLogger):
 
     def _open(self) -> WandbLogger:
         import wandb
-        from torchrl.record.loggers import WandbLogger
 
         wanted = {"silent": True, "console": "off", "init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS}
         wanted |= {"save_code": False, "disable_code": True, "disable_git": True, "finish_timeout_raises": True}
         wanted |= {"x_save_requirements": False, "x_disable_stats": True, "x_disable_machine_info": True}
         known = wandb.Settings.model_fields  # of another version, others
+        id_file = self.folder / "run_id"
+        if not id_file.exists():
+            id_file.parent.mkdir(parents=True, exist_ok=True)
+            id_file.write_text(uuid.uuid4().hex[:12] + "\n")
+        place = {"name": None, "project": None} | self.place
         return WandbLogger(
-            self.place.get("name"),
+            place.pop("name"),
             log_dir=str(self.folder.parent),
-            id=kept_id(self.folder / "run_id"),
-            project=self.place.get("project"),
+            id=id_file.read_text().strip(),
             log_env_packages=False,
             mode="offline" if self.offline else "online",
-            **{key: self.place.get(key) or None for key in ("entity", "group", "tags")},
             job_type="train",
             config=self.config,
             settings=wandb.Settings(**{key: value for key, value in wanted.items() if key in known}),
+            **place,
         )
 
     def _rows(self, first: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -175,7 +178,6 @@ class WandbThread(RunLogger):
 
     def _send_best(self, logger: WandbLogger) -> None:
         """Hand over the newest agent; its file is deleted when it was uploaded, and stays for ``wandb sync``."""
-        import numpy as np
         import wandb
 
         best, self._best = self._best, None
@@ -198,14 +200,6 @@ class WandbThread(RunLogger):
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:  # no room for it: the curves go on
             self.note(f"warning: W&B has no agent of step {step:,} ({error})")
-
-
-def kept_id(path: Path) -> str:
-    """The id of the run, made when it is first asked for."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:12] + "\n")
-    return path.read_text().strip()
 
 
 def one_line(error: Exception) -> str:

@@ -117,9 +117,7 @@ def test_a_sweep_is_stopped_and_the_same_command_continues_it(tmp_path: Path) ->
     assert process.returncode == 130
     assert "SIGINT" in text and "seed=1" not in text.partition("SIGINT")[2].partition("Continue with")[0]
     assert f"\n{folder}/seed=0: not finished, step " in text
-    (command,) = re.findall(r"^Continue with: python -m dreamer_torchrl.train --multirun (.*)$", text, re.MULTILINE)[
-        -1:
-    ]
+    command = text.rpartition("\nContinue with: python -m dreamer_torchrl.train --multirun ")[2].splitlines()[0]
     assert shlex.split(command) == [*endless, f"run_dir={folder}"]
 
     done = int(re.findall(r"not finished, step ([\d,]+)", text)[0].replace(",", ""))

@@ -12,6 +12,7 @@ import sys
 import termios
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,9 @@ import pytest
 from dreamer_torchrl.record.console import Console
 
 ROOT = Path(__file__).parents[2]
-VALUES = {
-    "count/updates": 1_550.0,
-    "count/frames": 24_800.0,
-    "rate/steps_per_second": 118.24,
-    "rate/updates_per_second": 22.5,
-    "time/left": 754.0,
-    "memory/process_bytes": 1.25e9,
-    "best/return": 340.1,
-    "train/loss_reconstruction": 1.234,
-    "train/loss_anything": -0.0123,
-    "train/entropy": 0.5,
-}
+VALUES = {"count/updates": 1_550.0, "count/frames": 24_800.0, "rate/steps_per_second": 118.24}
+VALUES |= {"rate/updates_per_second": 22.5, "time/left": 754.0, "memory/process_bytes": 1.25e9, "best/return": 340.1}
+VALUES |= {"train/loss_reconstruction": 1.234, "train/loss_anything": -0.0123, "train/entropy": 0.5}
 
 
 class Terminal:
@@ -40,28 +32,20 @@ class Terminal:
         self._main, side = pty.openpty()
         self.stream = os.fdopen(side, "w")
         self.resize(columns)
-        self._data = bytearray()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     def resize(self, columns: int) -> None:
         """What a user does with the mouse."""
         fcntl.ioctl(self._main, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
-    def _read(self) -> None:
-        while True:
-            try:
-                data = os.read(self._main, 65_536)
-            except OSError:
-                return
-            self._data += data
-
     def finish(self) -> str:
-        """All that was written."""
+        """All that was written; the system keeps it."""
         self.stream.close()
-        self._reader.join(5)
+        data = b""
+        with suppress(OSError):  # at the end
+            while True:
+                data += os.read(self._main, 65_536)
         os.close(self._main)
-        return self._data.decode()
+        return data.decode()
 
 
 def screen(written: str) -> list[str]:

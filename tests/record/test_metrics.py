@@ -142,10 +142,10 @@ def test_half_a_line_at_the_end_is_found(tmp_path: Path, content: bytes) -> None
 
 
 @contextmanager
-def limited_file_size() -> Iterator[Callable[[], None]]:
-    """No file of this process may grow over 2,000 bytes until the limit is lifted."""
+def limited_file_size(most: int) -> Iterator[Callable[[], None]]:
+    """No file of this process may grow over so many bytes until the limit is lifted."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
     try:
         yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
     finally:
@@ -155,7 +155,7 @@ def limited_file_size() -> Iterator[Callable[[], None]]:
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path) -> None:
     """One warning; only whole lines on the disk; all of them, in order, once there is room."""
     warnings: list[str] = []
-    with limited_file_size() as make_room:
+    with limited_file_size(2_000) as make_room:
         logger = JsonLinesLogger(tmp_path / "metrics.jsonl")
         metrics = Metrics([logger], warnings.append)
         for step in range(100):
@@ -177,15 +177,11 @@ def test_a_full_disk_delays_lines_and_loses_none(tmp_path: Path) -> None:
 
 def test_lines_that_wait_are_bounded(tmp_path: Path) -> None:
     """A disk that stays full must not fill the memory; the oldest lines go."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     logger = JsonLinesLogger(tmp_path / "metrics.jsonl")
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
+    with limited_file_size(0):
         for step in range(MAX_KEPT_LINES + 5):
             with pytest.raises(OSError):
                 logger.log_metrics({}, step)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     logger.close()
     assert [record["step"] for record in records(logger.path)] == list(range(5, MAX_KEPT_LINES + 5))
 

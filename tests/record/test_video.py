@@ -91,10 +91,7 @@ def test_a_run_keeps_its_newest_videos(tmp_path: Path) -> None:
     (tmp_path / "run/videos/mine.mp4").touch()
     options = ("total_steps=40", "eval.every=10", "eval.episodes=1", "eval.num_envs=1")
     run = trained(tmp_path / "run", *options, "eval.video=true", "eval.keep_videos=2")
-    assert sorted(path.name for path in (run / "videos").iterdir()) == [
-        "000000000030.mp4",
-        "000000000040.mp4",
-        "mine.mp4",
-    ]
+    names = sorted(path.name for path in (run / "videos").iterdir())
+    assert names == ["000000000030.mp4", "000000000040.mp4", "mine.mp4"]
     keep_newest(run / "videos", 5)
     assert len(list((run / "videos").iterdir())) == 3
