@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from torch import Tensor
 
 from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, STREAM
 from dreamer_torchrl.modules.spaces import key_name
 from dreamer_torchrl.objectives.batch import check_keys
 
-TRAJECTORY_KEYS = (("collector", "traj_ids"), "traj_ids", "episode")
-"""Where TorchRL's collectors and its data sets write which trajectory a transition belongs to."""
-
-MASK_KEYS = (("collector", "mask"), "mask")
-"""False where TorchRL's ``split_trajectories`` only filled up."""
+TRAJECTORY_KEYS = (("collector", "traj_ids"), "traj_ids", "episode")  # of TorchRL's collectors and data sets
+MASK_KEYS = (("collector", "mask"), "mask")  # False where TorchRL's ``split_trajectories`` only filled up
 
 
 def steps_from_transitions(
@@ -56,7 +53,8 @@ def steps_from_transitions(
     if transitions.ndim == 0:
         raise ValueError("Transitions must be [time] or [..., time], these have no time axis: stack them in order.")
     keys = _shared_keys(transitions) if observations is None else list(observations)
-    check_keys(transitions, [*keys, *actions, *(_after(key) for key in (*keys, "reward"))], "The adapter")
+    needed = [*keys, *actions, *(unravel_key(("next", key)) for key in (*keys, "reward"))]
+    check_keys(transitions, needed, "The adapter")
     rows, last_in_row = _rows(transitions)
     arrival = rows["next"]
     terminated, done = _ends(arrival)  # [N] each
@@ -74,20 +72,16 @@ def steps_from_transitions(
         return steps
 
     steps = {key: woven(rows[key], arrival[key][last].to(rows[key].dtype)) for key in keys}
-    present = rows.keys()
-    carried = [*actions, *(key for key in (*LATENTS, STREAM) if key in present)]
+    carried = [*actions, *(key for key in (*LATENTS, STREAM) if key in set(rows.keys()))]
     steps |= {key: woven(rows[key], rows[key][last]) for key in carried}
     steps.setdefault(STREAM, torch.zeros(len(begin) + len(end), 1, dtype=torch.long))
     received = arrival["reward"].reshape(len(last), 1).float()  # [N, 1]
     earlier = torch.where(first.unsqueeze(1), 0.0, received.roll(1, 0))
     steps["reward"] = woven(earlier, received[last])
     never = torch.zeros_like(first)
-    for name, now, final in (
-        ("is_init", first, never[last]),
-        ("terminated", never, terminated[last]),
-        ("done", never, last[last]),
-    ):
-        steps[name] = woven(now, final).unsqueeze(1)
+    steps["is_init"] = woven(first, never[last]).unsqueeze(1)
+    steps["terminated"] = woven(never, terminated[last]).unsqueeze(1)
+    steps["done"] = woven(never, last[last]).unsqueeze(1)
     return TensorDict(steps, batch_size=[len(begin) + len(end)])
 
 
@@ -123,11 +117,9 @@ def _ends(arrival: TensorDictBase) -> tuple[Tensor, Tensor]:
             "Without ('next', 'terminated') nobody knows whether an episode ended or ran out of time: add it, or give "
             "('next', 'done') together with ('next', 'truncated')."
         )
-    terminated = flags.get("terminated")
-    if terminated is None:
-        terminated = flags["done"] & ~flags["truncated"]
-    ended = [flags[key] for key in ("done", "truncated") if key in flags]
-    return terminated, torch.stack([terminated, *ended]).any(0)
+    if "terminated" not in flags:
+        flags["terminated"] = flags["done"] & ~flags["truncated"]
+    return flags["terminated"], torch.stack([*flags.values()]).any(0)
 
 
 def _other_trajectory_follows(rows: TensorDictBase, trajectory: NestedKey | None) -> Tensor:
@@ -156,7 +148,3 @@ def _check_order(rows: TensorDictBase, keys: Sequence[NestedKey], last: Tensor) 
                 "begins, and nothing says that a trajectory ends between them: give them in the order of time (not "
                 "shuffled samples), and name the trajectories' key if there is one."
             )
-
-
-def _after(key: NestedKey) -> tuple[str, ...]:
-    return ("next", key) if isinstance(key, str) else ("next", *key)

@@ -46,9 +46,8 @@ class PrioritizedSampler(StreamSampler):
         super().__init__(slice_len, streams, stream_key)
         self.exponent, self.initial, self.maxfrac = exponent, initial, maxfrac
         self.zero_on_sample, self.branching = zero_on_sample, branching
-        self._shift = (
-            0  # from slots to leaves: after a restart, records have other slots, and their slices the old leaves
-        )
+        # From slots to leaves: after a restart, records have other slots, and their slices the old leaves.
+        self._shift = 0
 
     def attach(self, index: StreamIndex) -> None:
         super().attach(index)
@@ -62,18 +61,14 @@ class PrioritizedSampler(StreamSampler):
         self._weigh(index.stream[slots].long(), index.number[slots] - self.slice_len + 1)
 
     def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        if not self.zero_on_sample:
-            return self._draw(count, generator)
-        drawn = []
-        for _ in range(count):  # what one draw sets to zero counts in the next
-            drawn.append(self._draw(1, generator))
-            self.update_priority(self.index.slots(*drawn[-1]), 0.0)
-        stream, start = zip(*drawn, strict=True)
-        return torch.cat(stream), torch.cat(start)
-
-    def _draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        if self.zero_on_sample and count > 1:  # what one draw sets to zero counts in the next
+            stream, start = zip(*(self.draw(1, generator) for _ in range(count)), strict=True)
+            return torch.cat(stream), torch.cat(start)
         slot = (self.tree.sample(count, generator) - self._shift) % self.index.capacity
-        return self.index.stream[slot].long(), self.index.number[slot]
+        stream, start = self.index.stream[slot].long(), self.index.number[slot]
+        if self.zero_on_sample:
+            self.update_priority(self.index.slots(stream, start), 0.0)
+        return stream, start
 
     def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
         """Set the priorities of the records in the slots ``index``, and the weights of all slices that hold them."""

@@ -93,15 +93,20 @@ class StreamSampler(Sampler):
 
     def __init__(self, slice_len: int, streams: int, stream_key: NestedKey = "stream"):
         self.slice_len, self.streams, self.stream_key = slice_len, streams, stream_key
+        self.parts: Mapping[str, StreamSampler] = {}  # samplers of the same records that this one draws by
         self.index: StreamIndex | None = None
         self._first = torch.zeros(streams, dtype=torch.long)
 
     def attach(self, index: StreamIndex) -> None:
         """Draw from the records of this index, of which there is none yet."""
         self.index = index
+        for part in self.parts.values():
+            part.attach(index)
 
     def note_written(self, slots: Tensor) -> None:
         """Take notice of new records, which the index knows already."""
+        for part in self.parts.values():
+            part.note_written(slots)
 
     def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Streams ``[count]`` and starts ``[count]`` of slices that are there."""
@@ -140,11 +145,14 @@ class StreamSampler(Sampler):
         return self.index is not None and bool(self.index.slices.any())
 
     def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
-        """Nothing here depends on priorities."""
+        """Take notice of priorities."""
+        for part in self.parts.values():
+            part.update_priority(index, priority, storage=storage)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next draw depends on, but for the records and the buffer's generator."""
-        return {"first": self._first if self.index is None else self.index.first.clone()}
+        first = self._first if self.index is None else self.index.first.clone()
+        return {"first": first} | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
@@ -152,9 +160,13 @@ class StreamSampler(Sampler):
         Call it on an empty buffer, write the records that were there, the oldest first, and call it again.
         """
         self._first = state_dict["first"]
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
 
     def _empty(self) -> None:
         self.index, self._first = None, torch.zeros_like(self._first)
+        for part in self.parts.values():
+            part._empty()
 
     def dumps(self, path: str | Path) -> None:
         """Write `state_dict` into a folder."""
@@ -179,19 +191,16 @@ class OnlineSampler(StreamSampler):
     ):
         super().__init__(slice_len, streams, stream_key)
         self.then = then or StreamSampler(slice_len, streams, stream_key)
+        self.parts = {"then": self.then}
         self.fresh: deque[tuple[int, int]] = deque()  # (stream, start) of stretches not drawn yet
 
-    def attach(self, index: StreamIndex) -> None:
-        super().attach(index)
-        self.then.attach(index)
-
     def note_written(self, slots: Tensor) -> None:
+        super().note_written(slots)
         for stream, number in zip(self.index.stream[slots].tolist(), self.index.number[slots].tolist(), strict=True):
             if (number + 1) % self.slice_len == 0:
                 self.fresh.append((stream, number + 1 - self.slice_len))
         while self.fresh and not self._is_there(*self.fresh[0]):
             self.fresh.popleft()
-        self.then.note_written(slots)
 
     def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         new: list[tuple[int, int]] = []
@@ -208,21 +217,16 @@ class OnlineSampler(StreamSampler):
     def _is_there(self, stream: int, start: int) -> bool:
         return start >= int(self.index.first[stream])
 
-    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
-        self.then.update_priority(index, priority, storage=storage)
-
     def state_dict(self) -> dict[str, Any]:
         fresh = torch.tensor(self.fresh, dtype=torch.long).reshape(-1, 2)  # [stretches, (stream, start)]
-        return super().state_dict() | {"fresh": fresh, "then": self.then.state_dict()}
+        return super().state_dict() | {"fresh": fresh}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.then.load_state_dict(state_dict["then"])
         self.fresh = deque((stream, start) for stream, start in state_dict["fresh"].tolist())
 
     def _empty(self) -> None:
         super()._empty()
-        self.then._empty()
         self.fresh.clear()
 
 
@@ -281,43 +285,17 @@ class MixedSampler(StreamSampler):
         super().__init__(one.slice_len, one.streams, one.stream_key)
         if samplers.keys() != fractions.keys() or abs(sum(fractions.values()) - 1) > 1e-6:
             raise ValueError(f"Fractions of {', '.join(samplers)} must be 1 in sum, these are {dict(fractions)}.")
-        self.samplers = samplers
+        self.parts = samplers
         self._fractions = torch.tensor([fractions[name] for name in samplers])
-
-    def attach(self, index: StreamIndex) -> None:
-        super().attach(index)
-        for sampler in self.samplers.values():
-            sampler.attach(index)
-
-    def note_written(self, slots: Tensor) -> None:
-        for sampler in self.samplers.values():
-            sampler.note_written(slots)
 
     def draw(self, count: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         chosen = torch.multinomial(self._fractions, count, replacement=True, generator=generator)
         drawn = torch.zeros(2, count, dtype=torch.long)
-        for number, sampler in enumerate(self.samplers.values()):
+        for number, sampler in enumerate(self.parts.values()):
             rows = (chosen == number).nonzero().flatten()
             if len(rows):
                 drawn[:, rows] = torch.stack(sampler.draw(len(rows), generator))
         return drawn[0], drawn[1]
-
-    def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
-        for sampler in self.samplers.values():
-            sampler.update_priority(index, priority, storage=storage)
-
-    def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {name: sampler.state_dict() for name, sampler in self.samplers.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        for name, sampler in self.samplers.items():
-            sampler.load_state_dict(state_dict[name])
-
-    def _empty(self) -> None:
-        super()._empty()
-        for sampler in self.samplers.values():
-            sampler._empty()
 
 
 def last_of_each(values: Tensor) -> Tensor:

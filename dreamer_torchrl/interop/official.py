@@ -55,7 +55,7 @@ def load_official(
     arrays = _read(source)
     size = size_from(arrays, stochastic)
     observation_spec = observation_spec or _observation_spec(arrays)
-    action_spec = action_spec or _action_spec(arrays)
+    action_spec = action_spec or Composite(_leaves(arrays, "pol/head/"))
     learner = Learner(Agent(observation_spec, action_spec, size), hyperparameters or Hyperparameters.official())
     load_into(learner, arrays)
     return learner
@@ -132,19 +132,14 @@ def _read(source: str | Path | Arrays) -> Arrays:
             return dict(file)
     path = find_checkpoint(path)
     content = load_arrays(path)
-    if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
+    params = content.get("params") if isinstance(content, dict) else None
+    if not isinstance(params, dict) or not all(isinstance(name, str) for name in params):
         raise ValueError(f"{path} holds no 'params': give the agent.pkl of an official checkpoint.")
-    return content["params"]
+    return params
 
 
 def _observation_spec(arrays: Arrays) -> Composite:
-    leaves: dict[str, TensorSpec] = {}
-    for name in arrays:
-        match name.split("/"):
-            case ["dec", "vec", *key, "pred", "bias"]:
-                leaves["/".join(key)] = Unbounded(arrays[name].shape)
-            case ["dec", "vec", *key, "logits", "bias"]:
-                leaves["/".join(key)] = Categorical(arrays[name].shape[0], shape=())
+    leaves = _leaves(arrays, "dec/vec/")
     if "dec/imgout/bias" in arrays:
         smallest = _get(arrays, "dec/sp0/bias").shape[0] // _get(arrays, "dec/spnorm/scale").shape[0]
         if isqrt(smallest) ** 2 != smallest:
@@ -154,15 +149,18 @@ def _observation_spec(arrays: Arrays) -> Composite:
     return Composite({key: leaves[name] for name, key in keys_of(leaves).items()})
 
 
-def _action_spec(arrays: Arrays) -> Composite:
+def _leaves(arrays: Arrays, prefix: str) -> dict[str, TensorSpec]:
+    """What the heads below a name are for."""
     leaves: dict[str, TensorSpec] = {}
-    for name in arrays:
-        match name.split("/"):
-            case ["pol", "head", *key, "mean", "bias"]:
-                leaves["/".join(key)] = Bounded(-1.0, 1.0, arrays[name].shape)
-            case ["pol", "head", *key, "logits", "bias"]:
-                leaves["/".join(key)] = Categorical(arrays[name].shape[0], shape=())
-    return Composite(leaves)
+    for name, array in arrays.items():
+        match name.removeprefix(prefix).split("/"):
+            case [*key, "pred", "bias"] if name.startswith(prefix):
+                leaves["/".join(key)] = Unbounded(array.shape)
+            case [*key, "mean", "bias"] if name.startswith(prefix):
+                leaves["/".join(key)] = Bounded(-1.0, 1.0, array.shape)
+            case [*key, "logits", "bias"] if name.startswith(prefix):
+                leaves["/".join(key)] = Categorical(array.shape[0], shape=())
+    return leaves
 
 
 def _slow_links(learner: Learner) -> list[Link]:

@@ -61,18 +61,26 @@ def links(agent: Agent) -> list[Link]:
         >>> links(agent)[0].name, len(links(agent)) == len(list(agent.parameters()))
         ('enc/mlp0/kernel', True)
     """
+    belief, features = agent.rssm.belief_size, agent.rssm.feature_size
+    rows = {"dec/mlp/linear0": (*range(belief, features), *range(belief))}
+    channels = {"dec/imgout": _channels(agent)}
     found = []
     for name, layer in _layers(agent):
         if isinstance(layer, NormSilu):
             found.append(Link(f"{name}/scale", layer.norm.weight, (0,)))
             continue
-        rows = _state_first(agent) if name == "dec/mlp/linear0" else ()
-        channels = _channels(agent) if name == "dec/imgout" else ()
-        kernel = Link(
-            f"{name}/kernel", layer.weight, _TO_OFFICIAL[layer.weight.ndim], rows or channels, 0 if rows else -1
-        )
-        found += [kernel, Link(f"{name}/bias", layer.bias, (0,), channels)]
+        order, along = rows.get(name, channels.get(name, ())), 0 if name in rows else -1
+        found.append(Link(f"{name}/kernel", layer.weight, _TO_OFFICIAL[layer.weight.ndim], order, along))
+        found.append(Link(f"{name}/bias", layer.bias, (0,), channels.get(name, ())))
     return found
+
+
+def _channels(agent: Agent) -> tuple[int, ...]:
+    """Of all images in the order of the environment, where ours have them."""
+    places, start = {}, 0
+    for key in agent.decoder.image_keys:
+        places[key] = range(start, start := start + agent.spaces[key].channels)
+    return tuple(channel for key in agent.image_order for channel in places[key])
 
 
 def keys_of(names: Iterable[str]) -> dict[str, NestedKey]:
@@ -95,46 +103,14 @@ def official_name(key: NestedKey) -> str:
     return key_name(key).removeprefix("observation/")
 
 
-def _state_first(agent: Agent) -> tuple[int, ...]:
-    belief, features = agent.rssm.belief_size, agent.rssm.feature_size
-    return (*range(belief, features), *range(belief))
-
-
-def _channels(agent: Agent) -> tuple[int, ...]:
-    places, start = {}, 0
-    for key in agent.decoder.image_keys:
-        places[key] = range(start, start := start + agent.spaces[key].channels)
-    return tuple(channel for key in agent.image_order for channel in places[key])
-
-
 def _layers(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
-    yield from _encoder(agent)
-    yield from _dynamics(agent)
-    yield from _decoder(agent)
-    yield from _hidden("rew/mlp/", agent.reward.mlp, "linear", "norm{}")
-    yield "rew/head/logits", agent.reward.logits
-    yield from _hidden("con/mlp/", agent.continuation.mlp, "linear", "norm{}")
-    yield "con/head/logit", agent.continuation.logits
-    yield from _hidden("pol/mlp/", agent.actor.mlp, "linear", "norm{}")
-    for key, heads in zip(agent.action_space.keys, agent.actor.heads, strict=True):
-        for kind, head in heads.items():
-            yield f"pol/head/{key_name(key)}/{kind}", head
-    yield from _hidden("val/mlp/", agent.value.mlp, "linear", "norm{}")
-    yield "val/head/logits", agent.value.logits
-
-
-def _encoder(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
-    encoder = agent.encoder
+    encoder, rssm, core, decoder = agent.encoder, agent.rssm, agent.rssm.core, agent.decoder
     if encoder.vector_keys:
         yield from _hidden("enc/", encoder.vector, "mlp", "mlp{}norm")
-    if encoder.image_keys:
-        for i, stage in enumerate(encoder.image):
-            yield f"enc/cnn{i}", stage.conv
-            yield f"enc/cnn{i}norm", stage.norm
+    for i, stage in enumerate(encoder.image if encoder.image_keys else ()):
+        yield f"enc/cnn{i}", stage.conv
+        yield f"enc/cnn{i}norm", stage.norm
 
-
-def _dynamics(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
-    rssm, core = agent.rssm, agent.rssm.core
     yield from _hidden("dyn/", (core.belief_in, core.state_in, core.action_in), "dynin", "dynin{}norm")
     yield "dyn/dynhid0", core.mix
     yield "dyn/dynhid0norm", core.mix_norm
@@ -144,11 +120,8 @@ def _dynamics(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
     yield from _hidden("dyn/", rssm.prior, "prior", "prior{}norm")
     yield "dyn/priorlogit", rssm.prior_logits
 
-
-def _decoder(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
-    decoder = agent.decoder
     if decoder.vector_keys:
-        yield from _hidden("dec/mlp/", decoder.vector, "linear", "norm{}")
+        yield from _hidden("dec/mlp/", decoder.vector)
         for key, head in zip(decoder.vector_keys, decoder.vector_heads, strict=True):
             kind = "pred" if isinstance(decoder.spaces[key], Continuous) else "logits"
             yield f"dec/vec/{official_name(key)}/{kind}", head
@@ -164,8 +137,20 @@ def _decoder(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
             yield f"dec/conv{i}norm", stage.norm
         yield "dec/imgout", image.out
 
+    yield from _hidden("rew/mlp/", agent.reward.mlp)
+    yield "rew/head/logits", agent.reward.logits
+    yield from _hidden("con/mlp/", agent.continuation.mlp)
+    yield "con/head/logit", agent.continuation.logits
+    yield from _hidden("pol/mlp/", agent.actor.mlp)
+    for key, heads in zip(agent.action_space.keys, agent.actor.heads, strict=True):
+        yield from ((f"pol/head/{key_name(key)}/{kind}", head) for kind, head in heads.items())
+    yield from _hidden("val/mlp/", agent.value.mlp)
+    yield "val/head/logits", agent.value.logits
 
-def _hidden(prefix: str, layers: Iterable[HiddenLayer], linear: str, norm: str) -> Iterator[tuple[str, nn.Module]]:
+
+def _hidden(
+    prefix: str, layers: Iterable[HiddenLayer], linear: str = "linear", norm: str = "norm{}"
+) -> Iterator[tuple[str, nn.Module]]:
     for i, layer in enumerate(layers):
         yield f"{prefix}{linear}{i}", layer.linear
         yield prefix + norm.format(i), layer.after
