@@ -15,6 +15,7 @@ from torchrl.objectives import DreamerV3ActorLoss, DreamerV3ModelLoss, DreamerV3
 from torchrl.objectives.utils import ValueEstimators
 
 from dreamer_torchrl import ActorLoss, Agent, Size, ValueLoss, build_agent
+from dreamer_torchrl.data.offline import steps_from_transitions
 from dreamer_torchrl.modules import ImagineRollout, ObserveSequence, PriorStep, symexp
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
 from tests.objectives.examples import world_model_loss
@@ -215,9 +216,7 @@ def test_torchrls_model_loss_trains_our_modules(name: str) -> None:
     action = agent.action_space.flatten({"action": pairs["action"]})
     noise = TensorDict({"posterior": torch.rand(3, 6, TINY.stochastic)}, batch_size=(3, 6))
 
-    first = torch.zeros_like(pairs["next"][:, :1])  # context: its observation, reward and flags do not matter
-    steps = torch.cat([first, pairs["next"]], 1).select("observation", "reward", "terminated", "is_init")
-    steps["action"] = torch.cat([pairs["action"], torch.zeros_like(pairs["action"][:, :1])], 1)
+    steps = steps_from_transitions(pairs).reshape(3, 7)  # the first step is context
     steps["belief"] = torch.zeros(3, 7, TINY.belief)
     steps["state"] = torch.zeros(3, 7, TINY.stochastic, TINY.classes)
     steps["noise"] = torch.cat([noise[:, :1], noise], 1)
@@ -240,6 +239,3 @@ def test_torchrls_model_loss_trains_our_modules(name: str) -> None:
     weights = [parameter.detach().clone() for parameter in agent.encoder.parameters()]
     optimizer.step()
     assert all((a != b).any() for a, b in zip(weights, agent.encoder.parameters(), strict=True))
-
-
-# Our losses in a plain TorchRL loop

@@ -70,7 +70,7 @@ class Saved:
     replay_files: ReplayFiles
 
     def restore_replay(self, replay: Replay) -> None:
-        """Put the steps and their latents back, and everything that the next draw depends on: `ReplayFiles.restore`."""
+        """Put back the steps with their latents, and what the next draw depends on: `ReplayFiles.restore`."""
         self.replay_files.restore(replay, self.replay_state, self.pieces)
 
     def last_steps(self, count: int) -> TensorDictBase:

@@ -40,7 +40,6 @@ class Specs:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Specs:
-        """Undo `to_tree`."""
         bounds = {key: (low, high) for key, low, high in tree["bounds"]}
         return cls(_from_tree(tree["observation"]), _from_tree(tree["action"]), bounds)
 

@@ -112,7 +112,6 @@ class Episodes:
         return StreamState(self._number[stream], kept.stacked() if whole else None, step.clone())
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
 
         def plain(values: TensorDictBase | None) -> dict[str, Any] | None:
             return None if values is None else values.to_dict(retain_none=False)
@@ -146,7 +145,6 @@ class Rows:
         return self._count
 
     def append(self, values: Mapping[NestedKey, np.ndarray], row: int) -> None:
-        """Add one row of these arrays."""
         for key, value in values.items():
             self._bytes[key] += value[row].tobytes()
         self._count += 1

@@ -152,7 +152,6 @@ class StreamEnv(EnvBase):
         self.seed(() if seed is None else (seed,))
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close the inner environment."""
         super().close(raise_if_closed=raise_if_closed)
         if not self.env.is_closed:
             self.env.close()

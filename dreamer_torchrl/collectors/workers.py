@@ -55,7 +55,6 @@ class LocalWorker:
         self.env.end_episode(following)
 
     def seed(self, entropy: Iterable[int]) -> None:
-        """See `StreamEnv.seed`."""
         self.env.seed(entropy)
 
     def release(self) -> None:

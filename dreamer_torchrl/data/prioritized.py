@@ -153,7 +153,6 @@ class SumTree:
             above[:, node] = below.unflatten(1, (-1, self.branching))[:, node].sum(-1)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw ``count`` leaves."""
         node = torch.zeros(count, dtype=torch.long)
         for level in reversed(self.levels):
             weight, leaves = level.unflatten(1, (-1, self.branching))[:, node]  # [count, branching]

@@ -48,8 +48,8 @@ class Replay:
         batch: sequences per batch.
         length: trained steps per sequence.
         context: leading steps that only lend their latents.
-        directory: where to keep the steps on disk; in memory if left out. What an earlier process left there is
-            removed: such files are scratch, and only a checkpoint brings steps back.
+        directory: where to keep the steps on disk, not in memory. What an earlier process left there is removed: only a
+            checkpoint brings steps back.
         seed: of the draws.
         block: steps that are saved together.
         most: steps that will ever be written; no memory is taken for more of them.
@@ -59,7 +59,7 @@ class Replay:
         writer: another round-robin writer that tracks generations.
         prefetch: batches drawn ahead in threads; with any, runs do not repeat to the last bit.
         pin_memory: of the batches, for a GPU.
-        latents: what floating-point latents are stored in; as they come if left out.
+        latents: dtype of stored floating-point latents; as they come if left out.
 
     Example:
         >>> from tensordict import TensorDict

@@ -24,7 +24,7 @@ class StreamIndex:
     Args:
         slice_len: records per slice.
         capacity: slots of the ring.
-        first: number, within its stream, of the first record that will be written.  ``[streams]``
+        first: number of the first record that each stream will write, ``[streams]``.
     """
 
     def __init__(self, slice_len: int, capacity: int, first: Tensor):
@@ -104,7 +104,7 @@ class StreamSampler(Sampler):
             part.attach(index)
 
     def note_written(self, slots: Tensor) -> None:
-        """Take notice of new records, which the index knows already."""
+        """The index has got these records."""
         for part in self.parts.values():
             part.note_written(slots)
 
@@ -117,7 +117,6 @@ class StreamSampler(Sampler):
         return stream, self.index.first[stream] + number - before[stream]
 
     def mark_update(self, index: int | Tensor, *, storage: Storage | None = None) -> None:
-        """The buffer has written these slots."""
         slots = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
         if self.index is None:
             self.attach(StreamIndex(self.slice_len, storage.max_size, self._first))
@@ -141,11 +140,9 @@ class StreamSampler(Sampler):
         return slots.flatten(), {}
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
-        """Whether any stream holds a slice."""
         return self.index is not None and bool(self.index.slices.any())
 
     def update_priority(self, index: int | Tensor, priority: float | Tensor, *, storage: Storage | None = None) -> None:
-        """Take notice of priorities."""
         for part in self.parts.values():
             part.update_priority(index, priority, storage=storage)
 
@@ -169,12 +166,10 @@ class StreamSampler(Sampler):
             part._empty()
 
     def dumps(self, path: str | Path) -> None:
-        """Write `state_dict` into a folder."""
         Path(path).mkdir(parents=True, exist_ok=True)
         torch.save(self.state_dict(), Path(path) / "sampler.pt")
 
     def loads(self, path: str | Path) -> None:
-        """Read what `dumps` wrote."""
         self.load_state_dict(torch.load(Path(path) / "sampler.pt"))
 
 

@@ -55,7 +55,6 @@ def check_env(family: str, options: Mapping[str, Any]) -> None:
 
 
 def check_family(family: str) -> None:
-    """Raise unless there is a family of this name."""
     if family not in FAMILIES:
         raise UnknownEnvironment(f"Unknown family of environments {family!r}{nearest(family, FAMILIES)}")
 

@@ -164,7 +164,6 @@ def _leaves(arrays: Arrays, prefix: str) -> dict[str, TensorSpec]:
 
 
 def _slow_links(learner: Learner) -> list[Link]:
-    """Links of the target critic under the names of the critic."""
     loss = learner.value_loss
     fast = {id(parameter): key for key, parameter in loss.value_params.items(True, True)}
     return [

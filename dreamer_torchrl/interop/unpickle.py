@@ -77,7 +77,6 @@ for core in ("numpy.core", "numpy._core"):
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
-        """Instead of an import."""
         if f"{module}.{name}" not in NAMES:
             raise UnsafePickleError(f"asks for {f'{module}.{name}'[:80]!r}")
         return NAMES[f"{module}.{name}"]

@@ -120,16 +120,6 @@ def test_stale_latents_are_written_once_with_their_steps(tmp_path: Path) -> None
         assert_equal(content(kept.replay), then)
 
 
-def test_files_of_overwritten_steps_disappear(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
-    for first in range(0, 50, 5):
-        kept.replay.extend(steps(first, 5))
-        kept.save()
-    assert of(STEPS, kept.pieces)[0][1] > 60
-    assert of(LATENTS, kept.pieces)[0][1] > 60
-    assert {path.name for path in (tmp_path / "replay").iterdir()} == {piece.file.name for piece in kept.pieces}
-
-
 def test_files_of_others_stay(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     grow(kept.replay, 6)

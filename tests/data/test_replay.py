@@ -250,13 +250,6 @@ def test_disk_is_reserved_without_posix_fallocate(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == bytes(100) + b"first" + bytes(size - 105)
 
 
-def test_states_are_kept_as_bytes(replay: Replay) -> None:
-    replay.extend(steps(0, 20))
-    batch, _ = replay.sample()
-    assert batch["state"].dtype is torch.uint8
-    assert torch.equal(batch["state"], ((batch["time"] + batch["stream"].unsqueeze(-1)) % CLASSES).to(torch.uint8))
-
-
 def test_same_seed_gives_the_same_draws() -> None:
     draws = []
     for seed in (0, 0, 1):
@@ -265,15 +258,6 @@ def test_same_seed_gives_the_same_draws() -> None:
         draws.append([replay.sample()[0]["time"] for _ in range(5)][-1])
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
-
-
-def test_a_learner_takes_the_batch_as_it_is() -> None:
-    agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
-    replay = Replay(capacity=64, streams=2, batch=2, length=5)
-    replay.extend(example_steps(agent))
-    batch, where = replay.sample()
-    _, latents = Learner(agent).update(batch)
-    assert replay.refresh(where, latents) == len(where.index.unique())
 
 
 def test_bytes_per_step_is_what_is_stored() -> None:
