@@ -120,7 +120,7 @@ class Player:
         if state is None:
             action = torch.zeros(count, self.policy.actor.space.size, device=self.device)
             return Latents(*self.policy.rssm.initial(count), action)
-        remedy = "give what act returned for these environments, or None to start."
+        remedy = "give what act returned before, or None to start."
         if not isinstance(state, Latents):
             raise TypeError(f"The state is a {type(state).__name__}: {remedy}")
         if len(state.belief) != count:

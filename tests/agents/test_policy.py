@@ -46,19 +46,6 @@ def assert_aligned(agent: Agent, steps: TensorDictBase, first: int = 0, modes: b
 # In TorchRL's loops
 
 
-@every_exploration
-@with_and_without_primer
-@pytest.mark.parametrize("name", ["Pendulum-v1", "Crane"])
-def test_rollout_keeps_latents_with_their_observation(name: str, primed: bool, exploration: ExplorationType) -> None:
-    agent = agent_for(environment(name))
-    env = environment(name, agent if primed else None)
-    env.set_seed(0)
-    with set_exploration_type(exploration):
-        steps = env.rollout(40, agent.policy, break_when_any_done=False)
-    assert steps["is_init"].sum() > 1 or name == "Pendulum-v1"
-    assert_aligned(agent, steps, modes=exploration is DETERMINISTIC)
-
-
 @with_and_without_primer
 def test_collector_over_three_environments_keeps_latents_with_their_observation(primed: bool) -> None:
     """Over several batches: latents go on where the last batch ended, and each environment resets alone."""

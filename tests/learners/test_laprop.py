@@ -201,21 +201,6 @@ def test_loading_what_does_not_fit() -> None:
 
 
 @every_mode
-def test_parameter_without_gradient_is_left_alone(mode: dict[str, bool]) -> None:
-    params = [parameter(1.0), parameter(1.0)]
-    optimizer = LaProp(params, lr=0.1, warmup=0, **mode)
-    optimizer.step()
-    params[0].grad = torch.ones(1)
-    optimizer.step()
-    assert params[0].item() == pytest.approx(0.9)
-    assert params[1].item() == 1.0
-    assert [int(optimizer.state[param]["step"]) for param in params] == [1, 0]
-    params[1].grad = torch.ones(1)  # its own first update, corrected as such
-    optimizer.step()
-    assert params[1].item() == pytest.approx(0.9)
-
-
-@every_mode
 def test_gradients_of_any_size(mode: dict[str, bool]) -> None:
     """Zero stays zero, and what is so small that its square is lost in float32 does not blow up."""
     sizes = [0.0, 1e-45, 1e-30, 1e-20, 1e-15, 1.0, 1e15]

@@ -74,9 +74,3 @@ def test_a_learner_in_bfloat16_falls_back() -> None:
         assert value.isfinite().all(), name
     found = update(native)
     assert all(value.isfinite().all() for value in found.values())
-
-
-def test_a_learner_repeats_itself_bit_for_bit() -> None:
-    results = [update(learners(SEEN, TINY)[1]) for _ in range(2)]
-    for name, value in results[0].items():
-        assert torch.equal(results[1][name], value), name

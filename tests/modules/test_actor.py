@@ -22,7 +22,6 @@ from torchrl.data import (
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.modules import ActionDistribution, ActionSpace, Actor
-from dreamer_torchrl.modules.spaces import Continuous
 
 SPECS: dict[str, TensorSpec] = {
     "continuous": Bounded(-1, 1, (3,)),
@@ -122,12 +121,6 @@ def test_an_action_survives_flatten_and_restore(name: str) -> None:
     for key, value in values.items():
         assert_close(back[key], value, rtol=0, atol=0)  # dtype and shape included
     assert SPECS[name].is_in(as_action(name, back))
-
-
-def continuous_part(space: ActionSpace) -> Tensor:
-    """Where the flat action holds floats."""
-    parts = [torch.full((part.size,), isinstance(part, Continuous)) for part in space.spaces.values()]
-    return torch.cat(parts)
 
 
 def test_keys_are_nested_and_sorted() -> None:

@@ -9,13 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch import distributions as td
 from torch.testing import assert_close
 
 from dreamer_torchrl.modules.distributions import (
     BernoulliDist,
     BoundedNormal,
-    Draw,
     OneHotDist,
     TwoHotDist,
     sample_one_hot,
@@ -200,37 +198,3 @@ def test_unimix_is_a_floor_under_all_probabilities(logits: Tensor, unimix: float
     assert (probs >= unimix / 3 * (1 - 1e-6)).all()
     assert_close(probs.sum(-1), torch.ones(1, 2))
     assert_close(probs, (1 - unimix) * logits.softmax(-1) + unimix / 3)
-
-
-# The same facts as torch's own distributions.
-
-
-def pairs() -> dict[str, tuple[Draw, td.Distribution, Tensor]]:
-    """Ours, theirs, and a value for both."""
-    torch.manual_seed(1)
-    logits, loc, scale = torch.randn(5, 2, 3).double(), torch.randn(5, 4).double(), torch.randn(5, 4).double()
-    one_hot = sample_one_hot(torch.full((5, 2, 3), 1 / 3).double(), torch.rand(5, 2).double())
-    normal = td.Normal(loc.tanh(), 0.9 * torch.sigmoid(scale + 2) + 0.1)
-    return {
-        "one_hot": (OneHotDist(logits), td.OneHotCategorical(OneHotDist(logits).probs), one_hot),
-        "no_unimix": (OneHotDist(logits, 0.0), td.OneHotCategorical(logits=logits), one_hot),
-        "bounded_normal": (BoundedNormal(loc, scale), normal, torch.randn(5, 4).double()),
-    }
-
-
-@pytest.mark.parametrize("name", pairs())
-def test_log_prob_and_entropy_agree_with_torch(name: str) -> None:
-    ours, theirs, value = pairs()[name]
-    theirs = td.Independent(theirs, 1)
-    assert (ours.batch_shape, ours.event_shape) == (theirs.batch_shape, theirs.event_shape)
-    assert_close(ours.log_prob(value), theirs.log_prob(value))
-    assert_close(ours.entropy(), theirs.entropy())
-
-
-def test_two_hot_agrees_with_a_categorical_over_its_bins() -> None:
-    logits = torch.randn(5, 255).double()
-    ours, theirs = TwoHotDist(logits), td.Categorical(logits=logits)
-    assert (ours.batch_shape, ours.event_shape) == ((5,), (1,))
-    on_bins = torch.tensor([0, 1, 127, 200, 254])
-    assert_close(ours.log_prob(ours.bins[on_bins].unsqueeze(-1)), theirs.log_prob(on_bins))
-    assert_close(ours.mean.squeeze(-1), (theirs.probs * ours.bins).sum(-1))

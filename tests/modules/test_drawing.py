@@ -28,16 +28,6 @@ every_class = pytest.mark.parametrize("name", each())
 
 
 @every_class
-def test_a_sample_is_a_function_of_its_noise(name: str) -> None:
-    kind, parameters, shape = each()[name]
-    noise = torch.rand(shape)
-    first, second = kind(**parameters).sample(noise), kind(**parameters).sample(noise)
-    assert first.equal(second)
-    assert first.shape == kind(**parameters).batch_shape + kind(**parameters).event_shape
-    assert not kind(**parameters).sample(1 - noise).equal(first)
-
-
-@every_class
 def test_without_noise_it_draws_its_own_in_any_number(name: str) -> None:
     kind, parameters, _ = each()[name]
     distribution = kind(**parameters)

@@ -82,19 +82,6 @@ def test_vectors_come_first_in_the_order_of_their_keys_then_the_image() -> None:
     assert_close(encoded[..., 8:], features.reshape(2, 5, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_each_stage_of_an_image_is_conv_then_pool_then_norm_then_silu() -> None:
-    encoder = Encoder({"image": Image(48, 48, 3)}, depth=2).double()
-    expected = torch.rand(2, 48, 48, 3, dtype=torch.float64) - 0.5
-    given = expected.clone()
-    for stage, width in zip(encoder.image, (4, 6, 8, 8), strict=True):
-        assert stage.conv.weight.shape[0] == width
-        maps = torch.nn.functional.conv2d(expected.movedim(-1, 1), stage.conv.weight, stage.conv.bias, padding=2)
-        maps = torch.nn.functional.max_pool2d(maps, 2).movedim(1, -1)
-        maps = maps / (maps.square().mean(-1, keepdim=True) + 1e-4).sqrt()
-        expected = maps * maps.sigmoid()
-    assert_close(encoder.image(given), expected)
-
-
 @every_key
 def test_each_key_works_alone(key: NestedKey) -> None:
     spaces = {key: SPACES[key]}
@@ -182,12 +169,6 @@ def test_a_depth_whose_channels_do_not_split_into_blocks_is_refused(depth: int) 
     # 4 x 3 channels in 8 blocks: the number of pixels happens to fit, and the rows of a batch would mix in silence.
     with pytest.raises(ValueError, match=f"depth.*{depth}"):
         decoder({"image": Image(64, 64, 3)}, depth=depth)
-
-
-@pytest.mark.parametrize("name", ["items", "training", "joint.angle"])
-def test_a_key_may_have_any_name(name: str) -> None:
-    spaces = {name: Continuous((3,))}
-    assert decoder(spaces)(torch.randn(2, BELIEF + STATE)).shape == (2, 3)
 
 
 # Cost of a reconstruction.

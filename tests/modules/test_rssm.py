@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dreamer_torchrl.modules import BlockGRU, Linear, PriorStep, RMSNorm
-from dreamer_torchrl.modules.rssm import bounded, gru_update
+from dreamer_torchrl.modules.rssm import bounded
 from tests.modules.rssm_examples import BLOCKS, D, K, S, few, model, step_inputs
 
 
@@ -59,20 +59,6 @@ def test_the_recurrence_is_the_one_written_in_the_recordings() -> None:
     assert_close(core(belief, state.flatten(1), action), core_by_hand(core, belief, state.flatten(1), action))
 
 
-def test_gates_come_in_the_order_reset_candidate_update_within_each_block() -> None:
-    belief = torch.tensor([[10.0, 20.0]])  # two blocks of one unit
-    gates = torch.tensor([[99.0, 0.5, 99.0, -99.0, 0.5, 99.0]])  # first block: not reset; second: reset; both updated
-    assert_close(gru_update(gates, belief, blocks=2), torch.tensor([[torch.tensor(0.5).tanh().item(), 0.0]]))
-    gates = torch.tensor([[99.0, 0.5, -99.0, -99.0, 0.5, -99.0]])
-    assert_close(gru_update(gates, belief, blocks=2), belief)
-
-
-def test_the_recurrence_starts_by_remembering() -> None:
-    belief = torch.randn(3, 4)
-    update = torch.sigmoid(torch.tensor(-1.0))
-    assert_close(gru_update(torch.zeros(3, 12), belief, blocks=2), (1 - update) * belief)
-
-
 @few
 @given(st.lists(st.floats(-100, 100), min_size=3, max_size=3))
 def test_actions_are_bounded_by_one_and_the_gradient_ignores_the_divisor(numbers: list[float]) -> None:
@@ -108,17 +94,6 @@ def test_one_percent_of_uniform_is_mixed_into_the_samples(unimix: float, chosen:
     logits = torch.tensor([[[100.0, -100.0, -100.0]]], dtype=torch.float64)
     sample = model(unimix=unimix).latent.sample(logits, torch.tensor([[0.998]], dtype=torch.float64))
     assert sample.argmax() == chosen
-
-
-def test_a_sample_is_one_hot_and_has_the_gradient_of_the_probabilities() -> None:
-    logits, weights = torch.randn(7, S, K, requires_grad=True), torch.randn(7, S, K)
-    noise = torch.rand(7, S)
-    sample = model(torch.float32).latent.sample(logits, noise)
-    assert_close(sample.detach().sort(-1).values, torch.tensor([0.0, 0.0, 1.0]).expand(7, S, K), rtol=0, atol=0)
-    (sample * weights).sum().backward()
-    probs = 0.99 * logits.softmax(-1) + 0.01 / K
-    (expected,) = torch.autograd.grad((probs * weights).sum(), logits)
-    assert_close(logits.grad, expected)
 
 
 @few

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
 from torch.testing import assert_close
 from torchrl.data import (
     Binary,
@@ -19,8 +18,6 @@ from torchrl.data import (
 )
 
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, space_from_spec, spaces_from_spec
-
-few = settings(max_examples=25, derandomize=True, deadline=None)
 
 CONTINUOUS = {
     "scalar": (Unbounded(()), 1),

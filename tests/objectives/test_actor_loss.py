@@ -189,8 +189,3 @@ def test_all_keys_may_be_others() -> None:
         assert dream[key[name]].equal(usual_dream[name])
     assert set(moved_data.keys()) == {"noise", "renamed"}
     assert set(dream.keys()) == {"renamed", "reward_logits", "continue_logits", "state_value_logits"}
-
-
-def test_missing_latents_are_named() -> None:
-    with pytest.raises(KeyError, match="ActorLoss needs state, but the data holds belief"):
-        Recorded().loss(TensorDict({"belief": torch.zeros(ROWS, 1)}, [ROWS]))
