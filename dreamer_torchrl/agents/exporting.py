@@ -74,18 +74,6 @@ def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: 
         path: ends in ``.pt2``.
         sample: whether the policy draws, from noise that is given to it, rather than takes modes.
         bounds: those of the environment, for actions that the agent sees as -1 to 1.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> agent = Agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano")
-        >>> with TemporaryDirectory() as folder:
-        ...     policy = torch.export.load(export_policy(agent, f"{folder}/policy.pt2")).module()
-        >>> latents = [torch.zeros(1, *spec.shape) for spec in agent.latent_spec.values()]
-        >>> start = torch.ones(1, 1, dtype=torch.bool)
-        >>> actions, *latents = policy({"observation": torch.ones(1, 4)}, start, *latents)
-        >>> actions["action"].shape
-        torch.Size([1])
     """
     path = Path(path)
     if path.suffix != ".pt2":

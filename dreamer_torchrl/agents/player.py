@@ -130,15 +130,7 @@ class Player:
 
 
 class ActionForm:
-    """Turn flat actions into what the environment takes: class indices, and floats within its bounds.
-
-    Example:
-        >>> from torchrl.data import Bounded, Composite, OneHot
-        >>> space = ActionSpace(Composite(gear=OneHot(3), steer=Bounded(-1, 1, (2,))))
-        >>> form = ActionForm(space, {"steer": (0.0, [1.0, 10.0])})
-        >>> form(torch.tensor([0.0, 0.0, 1.0, 0.5, 7.0]))
-        {'gear': tensor(2), 'steer': tensor([ 0.7500, 10.0000])}
-    """
+    """Turn flat actions into what the environment takes: class indices, and floats within its bounds."""
 
     def __init__(self, space: ActionSpace, bounds: Bounds | None = None, device: torch.device | None = None):
         self.indexed = copy(space)
@@ -173,12 +165,7 @@ class ActionForm:
 
 
 def as_indices(space: Space) -> Space:
-    """The same space with class indices, as Gymnasium has them, where TorchRL has one-hot vectors.
-
-    Example:
-        >>> as_indices(Discrete((2, 3), (5,), one_hot=True)).shape
-        (2,)
-    """
+    """The same space with class indices, as Gymnasium has them, where TorchRL has one-hot vectors."""
     if not isinstance(space, Discrete) or not space.one_hot:
         return space
     rows = space.shape[:-1]

@@ -15,12 +15,7 @@ Units = Annotated[int, Within(ge=1)]
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers that make an agent small or large; named ones lie in ``configs/size``.
-
-    Example:
-        >>> Size.named("size12m").belief
-        2048
-    """
+    """The numbers that make an agent small or large; named ones lie in ``configs/size``."""
 
     belief: Units
     hidden: Units

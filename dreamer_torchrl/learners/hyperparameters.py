@@ -18,10 +18,6 @@ class Hyperparameters:
     """All numbers of an update, described in ``configs/config.yaml``, whose defaults are the same.
 
     Names of the official code stand in brackets where they differ; `official` has its numbers.
-
-    Example:
-        >>> Hyperparameters().learning_rate, Hyperparameters.official().learning_rate
-        (0.001, 4e-05)
     """
 
     learning_rate: Scale = 1e-3  # opt.lr

@@ -18,10 +18,10 @@ from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outc
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.laprop import LaProp
 from dreamer_torchrl.learners.losses import can_compile, make_losses
-from dreamer_torchrl.learners.target import SlowUpdate
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Space
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
 from dreamer_torchrl.objectives.common import DreamerLoss, ExtraLoss
+from dreamer_torchrl.objectives.value import SlowUpdate
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 

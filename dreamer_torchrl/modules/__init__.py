@@ -11,34 +11,7 @@ from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, ima
 from dreamer_torchrl.modules.rssm import RSSM, BlockGRU, PriorStep
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
 
-__all__ = [
-    "MLP",
-    "RSSM",
-    "ActionDistribution",
-    "ActionSpace",
-    "Actor",
-    "BernoulliDist",
-    "BlockGRU",
-    "BlockLinear",
-    "BoundedNormal",
-    "CategoricalLatent",
-    "ContinueHead",
-    "Continuous",
-    "Conv",
-    "Decoder",
-    "Discrete",
-    "Encoder",
-    "Image",
-    "ImagineRollout",
-    "Linear",
-    "ObserveSequence",
-    "OneHotDist",
-    "PriorStep",
-    "RMSNorm",
-    "TwoHotDist",
-    "TwoHotHead",
-    "imagine",
-    "observe",
-    "symexp",
-    "symlog",
-]
+__all__ = ["MLP", "RSSM", "ActionDistribution", "ActionSpace", "Actor", "BernoulliDist", "BlockGRU", "BlockLinear"]
+__all__ += ["BoundedNormal", "CategoricalLatent", "ContinueHead", "Continuous", "Conv", "Decoder", "Discrete"]
+__all__ += ["Encoder", "Image", "ImagineRollout", "Linear", "ObserveSequence", "OneHotDist", "PriorStep", "RMSNorm"]
+__all__ += ["TwoHotDist", "TwoHotHead", "imagine", "observe", "symexp", "symlog"]

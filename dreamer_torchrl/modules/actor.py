@@ -1,7 +1,6 @@
 """The actor: features to a distribution over actions of any spec.
 
 Inside the agent an action is one flat float vector: floats as they are, classes one-hot, keys in sorted order.
-`ActionSpace` translates between that and the environment's own keys.
 """
 
 from __future__ import annotations
@@ -31,13 +30,8 @@ class ActionSpace:
     Example:
         >>> from torchrl.data import Bounded, Categorical, Composite
         >>> space = ActionSpace(Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3)))
-        >>> space.size, space.noise_size, space.parameter_size
-        (5, 3, 7)
-        >>> flat = space.flatten({"gear": torch.tensor(2), "steer": torch.tensor([0.5, -1.0])})
-        >>> flat
+        >>> space.flatten({"gear": torch.tensor(2), "steer": torch.tensor([0.5, -1.0])})
         tensor([ 0.0000,  0.0000,  1.0000,  0.5000, -1.0000])
-        >>> space.restore(flat)["gear"]
-        tensor(2)
     """
 
     def __init__(self, spec: TensorSpec, batch: tuple[int, ...] = ()):
@@ -179,10 +173,8 @@ def _check_action(key: NestedKey, space: Continuous | Discrete | Image) -> None:
         raise ValueError(f"Action {key_name(key)!r} has an image spec: give it a Bounded, OneHot or Categorical one.")
     if isinstance(space, Continuous) and space.bounds not in ((), ((-1.0, 1.0),)):
         listed = ", ".join(f"{low} to {high}" for low, high in space.bounds)
-        raise ValueError(
-            f"Action {key_name(key)!r} has bounds {listed}, but the actor acts in -1 to 1: "
-            "append torchrl.envs.ActionScaling() to the environment."
-        )
+        remedy = "append torchrl.envs.ActionScaling() to the environment."
+        raise ValueError(f"Action {key_name(key)!r} has bounds {listed}, but the actor acts in -1 to 1: {remedy}")
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

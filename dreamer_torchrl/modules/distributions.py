@@ -92,10 +92,6 @@ class OneHotDist(Draw):
     Args:
         logits: ``[..., S, K]``; the event is ``[S, K]``, noise is ``[..., S]``.
         unimix: share of the uniform distribution.
-
-    Example:
-        >>> OneHotDist(torch.tensor([[0.0, 9.0, 0.0]])).sample(torch.tensor([0.5]))
-        tensor([[0., 1., 0.]])
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.01):
@@ -138,10 +134,6 @@ class BoundedNormal(Draw):
     Args:
         loc: raw mean ``[..., A]``, goes through tanh.
         scale: raw deviation ``[..., A]``, goes through a sigmoid; noise is ``[..., A]``.
-
-    Example:
-        >>> BoundedNormal(torch.zeros(1, 2), torch.zeros(1, 2)).stddev.round(decimals=2)
-        tensor([[0.8900, 0.8900]])
     """
 
     mean = stddev = None  # in place of torch's properties
@@ -175,11 +167,6 @@ class TwoHotDist(Distribution):
     Args:
         logits: ``[..., bins]``; the event is ``[1]``.
         bins: the bins' values, those of `two_hot_bins` if left out.
-
-    Example:
-        >>> TwoHotDist(torch.zeros(2, 255)).mean
-        tensor([[0.],
-                [0.]])
     """
 
     def __init__(self, logits: Tensor, bins: Tensor | None = None):
@@ -237,10 +224,6 @@ class BernoulliDist(Independent):
     """Bernoulli of logits ``[..., 1]``, the event is ``[1]``.
 
     ``log_prob`` takes soft targets in [0, 1] too, such as the continue target with gamma in it.
-
-    Example:
-        >>> BernoulliDist(torch.zeros(1)).mean
-        tensor([0.5000])
     """
 
     def __init__(self, logits: Tensor):

@@ -21,12 +21,6 @@ class CategoricalLatent:
 
     Args:
         unimix: share of the uniform distribution in the probabilities.
-
-    Example:
-        >>> latent = CategoricalLatent(variables=4, classes=3)
-        >>> state = latent.sample(torch.zeros(2, 4, 3), noise=torch.full((2, 4), 0.5))
-        >>> latent.pack(state)[0], torch.equal(latent.unpack(latent.pack(state)), state)
-        (tensor([1, 1, 1, 1], dtype=torch.uint8), True)
     """
 
     variables: int

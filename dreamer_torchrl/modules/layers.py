@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPS = 1e-4
-"""What norms add to the mean square."""
+EPS = 1e-4  # what norms add to the mean square
 
 
 def init_truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:

@@ -71,13 +71,6 @@ def observe(
         belief, state: start, ``[B, D]`` and ``[B, S, K]``.
         noise: uniforms ``[B, T, S]``.
         step: `observe_step` or a compiled one.
-
-    Example:
-        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
-        >>> inputs = torch.ones(5, 7, 6), torch.zeros(5, 7, 2), torch.zeros(5, 7, 1).bool()
-        >>> beliefs, states, logits = observe(rssm, *inputs, *rssm.initial(5), torch.rand(5, 7, 4))
-        >>> beliefs.shape, states.shape
-        (torch.Size([5, 7, 16]), torch.Size([5, 7, 4, 3]))
     """
     split = SplitRSSM(rssm, encoded.dtype)
     kept = (~is_init).to(encoded.dtype)  # [B, T, 1]
@@ -113,15 +106,8 @@ def imagine(
         rssm: the model.
         belief, state: starts, ``[N, D]`` and ``[N, S, K]``; the belief's precision is the one computed in.
         action: a policy, or given flat actions ``[N, H, A]``.
-        noise: uniforms for the states, ``[N, H, S]``.
-        action_noise: noise for the policy, ``[N, H, ...]``.
+        noise, action_noise: uniforms for the states, ``[N, H, S]``, and noise for the policy, ``[N, H, ...]``.
         step: `imagine_step` or a compiled one.
-
-    Example:
-        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
-        >>> features, actions = imagine(rssm, *rssm.initial(5), torch.zeros(5, 3, 2), torch.rand(5, 3, 4))
-        >>> features.shape
-        torch.Size([5, 4, 28])
     """
     split = SplitRSSM(rssm, belief.dtype)
     length = noise.shape[1]
@@ -140,10 +126,10 @@ def imagine(
 
 
 class ObserveSequence(nn.Module, AsTensorDictModule):
-    """A whole observed sequence as a module; beside the latents it gives the prior logits and the features.
+    """`observe` as a module; it gives prior logits and features as well.
 
-    Start latents come as ``("previous", "belief")`` and ``("previous", "state")`` of ``[B, T, ...]``: what was known
-    one step before each; only the first is used. Without them the sequence starts from nothing.
+    Start latents are the first step of ``("previous", "belief")`` and ``("previous", "state")``, both ``[B, T, ...]``.
+    Without them the sequence starts from nothing.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -184,7 +170,6 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
         return beliefs, states, logits, self.rssm.prior_from(beliefs), self.rssm.latent.features(beliefs, states)
 
     def loop(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The inputs and outputs of `observe`."""
         return observe(self.rssm, *inputs, self.step)
 
 
@@ -227,7 +212,6 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in outputs)
 
     def loop(self, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor) -> tuple[Tensor, Tensor]:
-        """`imagine` under the actor from ``[N, ...]``, with a zero action after the last."""
         features, actions = imagine(self.rssm, belief, state, self._act, noise, action_noise, self.step)
         return features, F.pad(actions, (0, 0, 0, 1))
 

@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 
-MOST_CLASSES = 1024
-"""Whole numbers with a wider range are counts, not classes."""
+MOST_CLASSES = 1024  # whole numbers with a wider range are counts, not classes
 
 
 @dataclass(frozen=True)
 class Continuous:
-    """Floats of any shape; ``bounds`` are the different pairs (low, high) among them, none if there are no bounds."""
+    """Floats of any shape; ``bounds`` are the different pairs (low, high) among them."""
 
     shape: tuple[int, ...]
     bounds: tuple[tuple[float, float], ...] = ()
@@ -111,11 +110,9 @@ class Image:
         return (self.channels, *sides) if self.channels_first else (*sides, self.channels)
 
     def to_channels_last(self, value: Tensor) -> Tensor:
-        """View a picture of ``[..., *shape]`` as ``[..., height, width, channels]``."""
         return value.movedim(-3, -1) if self.channels_first else value
 
     def from_channels_last(self, value: Tensor) -> Tensor:
-        """Undo `to_channels_last`."""
         return value.movedim(-1, -3) if self.channels_first else value
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -127,15 +124,7 @@ Space = Continuous | Discrete | Image
 
 
 def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int = 0) -> Space:
-    """Read off a leaf spec what its key holds.
-
-    Example:
-        >>> from torchrl.data import Bounded, OneHot
-        >>> space_from_spec(OneHot(4)).classes
-        (4,)
-        >>> space_from_spec(Bounded(0, 255, (64, 48, 3), dtype=torch.uint8)).width
-        48
-    """
+    """Read off a leaf spec what its key holds."""
     spec = spec[(0,) * batch_dims] if batch_dims else spec  # not the shape alone: a MultiCategorical's nvec too
     shape, dtype = tuple(spec.shape), spec.dtype
     if isinstance(spec, MultiOneHot):  # before OneHot and Categorical, of which the Multi specs are subclasses
@@ -176,11 +165,6 @@ def spaces_from_spec(
     """Read off each leaf of a spec, in the order of the keys; a spec that is one leaf gets the key ``name``.
 
     A `Composite` tells its own batch dimensions; a leaf has those of ``batch`` in front, if it has them.
-
-    Example:
-        >>> from torchrl.data import Unbounded
-        >>> list(spaces_from_spec(Composite(b=Unbounded(3), a=Composite(x=Unbounded(2))), "observation"))
-        [('a', 'x'), 'b']
     """
     if not isinstance(spec, Composite):
         # Floats of just the batch's shape are taken for one environment's own: an action [3] beside 3 environments.
@@ -201,10 +185,6 @@ def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Clip to -1 and 1, then stretch to ``low`` and ``high``.
 
     Exact at both ends: the bounds themselves come out, not numbers next to them.
-
-    Example:
-        >>> scale_action(torch.tensor([-1.0, 0.0, 7.0]), torch.tensor(0.0), torch.tensor(4.0))
-        tensor([0., 2., 4.])
     """
     return torch.lerp(low, high, (action.clamp(-1, 1) + 1) / 2)
 

@@ -160,20 +160,7 @@ def deferred_weights(
 
 
 class GradientOfProducts(torch.autograd.Function):
-    """Hand on what each step of a loop adds to its products, and give their matrices the gradients of all steps.
-
-    Example:
-        >>> weight, bias = torch.ones(3, 2, requires_grad=True), torch.zeros(2, requires_grad=True)
-        >>> x, seen = torch.randn(5, 7, 3), []  # [B, T, in]
-        >>> added = GradientOfProducts.apply(bias.expand(5, 7, 2), [seen], weight)
-        >>> outputs = []
-        >>> for now, addend in zip(x.unbind(1), added.unbind(1), strict=True):
-        ...     seen.append(now)
-        ...     outputs.append(torch.addmm(addend, now, weight.detach()))
-        >>> torch.stack(outputs).sum().backward()
-        >>> weight.grad.allclose(x.sum((0, 1)).unsqueeze(1).expand(3, 2), atol=1e-5)
-        True
-    """
+    """Hand on what each step of a loop adds to its products, and give their matrices the gradients of all steps."""
 
     @staticmethod
     def forward(ctx: Any, added: Tensor, seen: Sequence[list[Tensor]], *weights: Tensor) -> Tensor:

@@ -36,11 +36,9 @@ class Networks(NamedTuple):
 class ActorLoss(StepLoss):
     """Imagine from every posterior state, estimate the returns, reinforce the actor.
 
-    Parameters and state are those of the actor and the normalizer; ``to`` moves the other networks as well.
-
     Takes data with ``belief`` and ``state`` ``[...]`` and writes into a copy of it the nested ``imagination``
     ``[..., H + 1]`` (features, action, continuation, value, ...), which `ValueLoss` needs, and ``bootstrap``
-    ``[..., 1]``, the imagined return of each step.
+    ``[..., 1]``, the imagined return of each step. Only the actor is trained; ``to`` moves the other networks as well.
 
     Args:
         imagine: an `ImagineRollout` as module.
@@ -108,7 +106,6 @@ class ActorLoss(StepLoss):
         self.normalizer = ReturnNormalizer() if normalizer is None else normalizer
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> ActorLoss:
-        """What ``to``, ``double`` and the like do to each tensor."""
         for network in self.networks:
             if network is not None:
                 network._apply(fn)
@@ -127,8 +124,14 @@ class ActorLoss(StepLoss):
         keys = self.tensor_keys
         check_keys(tensordict, self.in_keys, "ActorLoss")
 
-        # Imagination
-        imagination = self._imagine(tensordict)
+        # Imagination; the value keeps its graph, so that `ValueLoss` need not repeat it
+        with torch.no_grad():
+            rollout = self.networks.imagine(tensordict.copy())
+            features, action = rollout.get(keys.features), rollout.get(keys.action)
+            imagination = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
+            self.networks.reward(imagination)
+            self.networks.continuation(imagination)
+        self.networks.value(imagination)
         reward = imagination.get(keys.predicted_reward).squeeze(-1)  # [..., H + 1]
         continuation = imagination.get(keys.continuation).squeeze(-1)  # [..., H + 1]
         value = imagination.get(keys.state_value).detach().squeeze(-1)  # [..., H + 1]
@@ -180,14 +183,3 @@ class ActorLoss(StepLoss):
             "return_scale": self.normalizer.scale,
         }
         return TensorDict({"loss_actor": loss, **{key: metric.detach() for key, metric in metrics.items()}}), data
-
-    def _imagine(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Roll out and predict; the value keeps its graph, so that `ValueLoss` need not repeat it."""
-        keys = self.tensor_keys
-        with torch.no_grad():
-            rollout = self.networks.imagine(tensordict.copy())
-            features, action = rollout.get(keys.features), rollout.get(keys.action)
-            imagination = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
-            self.networks.reward(imagination)
-            self.networks.continuation(imagination)
-        return self.networks.value(imagination)

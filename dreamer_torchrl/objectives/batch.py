@@ -30,14 +30,11 @@ def check_keys(data: TensorDictBase, needed: Iterable[NestedKey], reader: str) -
     missing = [key_name(key) for key in needed if unravel_key(key) not in present]
     if missing:
         there = ", ".join(sorted(key_name(key) for key in present))
-        raise KeyError(
-            f"{reader} needs {', '.join(missing)}, but the data holds {there}. "
-            "Add the entry, or name the one that stands for it with set_keys()."
-        )
+        remedy = "Add the entry, or name the one that stands for it with set_keys()."
+        raise KeyError(f"{reader} needs {', '.join(missing)}, but the data holds {there}. {remedy}")
 
 
-FLAG = Discrete((2,), (1,), torch.bool)
-"""The space of a boolean entry."""
+FLAG = Discrete((2,), (1,), torch.bool)  # the space of a boolean entry
 
 
 def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> None:

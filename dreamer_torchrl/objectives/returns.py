@@ -17,11 +17,6 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: Tens
         value: ``[..., T]``, of the state arrived at.
         discount: ``[..., T]``, gamma times the probability that the episode continues from there.
         lambda_: a number, or ``[..., T]`` with 0 where the sequence breaks, so that the return bootstraps there.
-
-    Example:
-        >>> one = torch.ones(3)
-        >>> lambda_return(one, one, one, 1.0)
-        tensor([4., 3., 2.])
     """
     immediate = (reward + discount * (1 - lambda_) * value).unbind(-1)
     onward = (discount * lambda_).unbind(-1)
@@ -32,26 +27,14 @@ def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: Tens
 
 
 def percentiles(values: Tensor, percents: Iterable[float]) -> list[Tensor]:
-    """Percentiles over all values with linear interpolation; sorted positions are fixed, so a GPU can capture it.
-
-    Example:
-        >>> percentiles(torch.tensor([3.0, 1.0, 2.0]), (25, 100))
-        [tensor(1.5000), tensor(3.)]
-    """
+    """Percentiles over all values with linear interpolation, by sorting, which a GPU can capture."""
     ordered = values.flatten().sort().values
     positions = [percent / 100 * (ordered.numel() - 1) for percent in percents]
     return [torch.lerp(ordered[math.floor(p)], ordered[math.ceil(p)], p - math.floor(p)) for p in positions]
 
 
 class ReturnNormalizer(nn.Module):
-    """Running percentiles of the returns; advantages are divided by their distance, but never by less than ``limit``.
-
-    Example:
-        >>> normalizer = ReturnNormalizer(rate=0.5)
-        >>> normalizer.update(torch.linspace(0, 100, 101))
-        >>> normalizer.low, normalizer.high, normalizer.scale
-        (tensor(2.5000), tensor(47.5000), tensor(45.))
-    """
+    """Running percentiles of the returns; advantages are divided by their distance, but not by less than ``limit``."""
 
     def __init__(self, percentiles: tuple[float, float] = (5.0, 95.0), rate: float = 0.01, limit: float = 1.0):
         super().__init__()

@@ -9,6 +9,7 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import Tensor
+from torchrl.objectives import SoftUpdate
 
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
@@ -172,3 +173,25 @@ def replay_return(
     discount = (1 - terminated[:, 1:]) * gamma
     lambda_ = return_lambda * (1 - done[:, 1:])
     return lambda_return(reward[:, 1:], bootstrap[:, 1:], discount, lambda_)
+
+
+class SlowUpdate(SoftUpdate):
+    """TorchRL's `SoftUpdate` of a target critic in one operation, which can be masked without reading the mask back.
+
+    Args:
+        value_loss: on its device, and not moved from there afterwards.
+        tau: share of the way towards the critic in each step.
+    """
+
+    def __init__(self, value_loss: ValueLoss, tau: float):
+        super().__init__(value_loss, tau=tau)
+        slow, fast = value_loss.target_value_params.data, value_loss.value_params
+        self.slow = {".".join(key): value for key, value in slow.items(True, True)}  # looked up once: it takes long
+        self.fast = [fast.get(key) for key in slow.keys(True, True)]  # parameters: their data may be exchanged
+        self.tau = tau
+
+    @torch.no_grad()
+    def step(self, where: Tensor | None = None) -> None:
+        """Move the target critic, unless ``where`` is False."""
+        weight = self.tau if where is None else [where * self.tau] * len(self.fast)
+        torch._foreach_lerp_(list(self.slow.values()), self.fast, weight)

@@ -12,10 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import (
     Binary,
     Bounded,
-    Categorical,
     Composite,
-    MultiCategorical,
-    MultiOneHot,
     OneHot,
     TensorSpec,
     Unbounded,
@@ -34,7 +31,6 @@ from torchrl.envs import (
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import Size, build_agent
-from dreamer_torchrl.modules import Continuous, Discrete, Image
 
 VECTOR = Composite(observation=Unbounded((24,)))
 IMAGE = Composite(pixels=Bounded(0, 255, (64, 64, 3), dtype=torch.uint8))
@@ -93,28 +89,6 @@ def test_named_sizes_are_the_official_ones() -> None:
 
 
 # Specs
-
-
-@pytest.mark.parametrize(
-    ("spec", "kind", "expected"),
-    [
-        (Unbounded((3, 2)), Continuous, {"shape": (3, 2)}),
-        (Unbounded((3,), dtype=torch.float64), Continuous, {"shape": (3,)}),
-        (Bounded(0, 255, (48, 64, 3), dtype=torch.uint8), Image, {"height": 48, "width": 64, "channels": 3}),
-        (Bounded(0, 255, (1, 48, 64), dtype=torch.uint8), Image, {"channels": 1, "channels_first": True}),
-        (OneHot(5), Discrete, {"classes": (5,), "shape": (5,), "one_hot": True}),
-        (Categorical(5), Discrete, {"classes": (5,), "shape": (), "one_hot": False}),
-        (Categorical(5, shape=(1,)), Discrete, {"classes": (5,), "shape": (1,)}),
-        (MultiCategorical([2, 3]), Discrete, {"classes": (2, 3), "shape": (2,), "one_hot": False}),
-        (MultiOneHot([2, 3]), Discrete, {"classes": (2, 3), "shape": (5,), "one_hot": True}),
-        (Binary(4), Discrete, {"classes": (2, 2, 2, 2), "shape": (4,), "one_hot": False}),
-        (Bounded(-1, 2, (2,), dtype=torch.int64), Discrete, {"classes": (4, 4), "shape": (2,), "low": -1}),
-    ],
-)
-def test_an_observation_is_what_its_spec_says(spec: TensorSpec, kind: type, expected: dict[str, Any]) -> None:
-    space = build_agent(Composite(seen=spec), MOVE, TINY).spaces["seen"]
-    assert type(space) is kind
-    assert {name: getattr(space, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("key", ["keys", "observation.image"])

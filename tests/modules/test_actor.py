@@ -17,7 +17,6 @@ from torchrl.data import (
     MultiOneHot,
     OneHot,
     TensorSpec,
-    Unbounded,
 )
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
@@ -136,22 +135,6 @@ def test_keys_are_nested_and_sorted() -> None:
         "gear": 2,
         "steer": [-0.5, 0.5],
     }
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        (Bounded(-2, 2, (3,)), r"'action'.*-2.0 to 2.0.*ActionScaling"),
-        (Composite(arm=Composite(joint=Bounded(0, 1, (3,)))), r"'arm/joint'.*0.0 to 1.0.*ActionScaling"),
-        (Bounded(torch.tensor([-1.0, 0.0]), torch.ones(2)), r"'action'.*-1.0 to 1.0, 0.0 to 1.0.*ActionScaling"),
-        (Bounded(0, 255, (64, 64, 3), dtype=torch.uint8), r"'action'.*image.*Bounded, OneHot or Categorical"),
-        (Unbounded((3,), dtype=torch.int64), r"'action'.*int64.*Categorical or OneHot"),
-    ],
-    ids=["bounds", "nested_bounds", "different_bounds", "image", "integers"],
-)
-def test_a_spec_that_the_actor_cannot_act_in_is_refused_with_a_remedy(spec: TensorSpec, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ActionSpace(spec)
 
 
 # Noise.

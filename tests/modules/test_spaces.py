@@ -148,23 +148,6 @@ def test_batch_axes_of_a_spec_are_left_out() -> None:
     assert spaces_from_spec(batched, "observation") == spaces_from_spec(plain, "observation")
 
 
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        (Bounded(0, 255, (64, 64), dtype=torch.uint8), r"'pixels'.*\[64, 64\].*\[height, width, 1\]"),
-        (Unbounded((3,), dtype=torch.int64), r"'pixels'.*int64.*Categorical or OneHot"),
-        (
-            Bounded(torch.tensor([0, 0]), torch.tensor([3, 5]), dtype=torch.int64),
-            r"'pixels'.*common.*Categorical or OneHot",
-        ),
-    ],
-    ids=["gray_without_channel", "integers_without_bounds", "integers_with_different_bounds"],
-)
-def test_an_unsupported_spec_names_key_and_remedy(spec: TensorSpec, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        space_from_spec(spec, "pixels")
-
-
 def test_a_value_of_another_shape_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\[5, 4\].*\[3\]"):
         Continuous((3,)).flatten(torch.ones(5, 4))

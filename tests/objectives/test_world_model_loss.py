@@ -145,18 +145,6 @@ def test_each_term_teaches_its_head_and_the_latents(term: str, taught: set[str])
     assert taught_by(losses[f"loss_{term}"], agent) == taught
 
 
-def test_data_is_what_the_other_losses_go_on_with() -> None:
-    """Latents and features with their graph, next to the real reward; predictions have names of their own."""
-    agent = tiny_agent()
-    batch = batch_for(agent)
-    _, data = world_model_loss(agent)(batch)
-    assert data.shape == (3, 4)
-    assert all(data[key].requires_grad for key in ("belief", "state", "features"))
-    assert data["features"].shape[-1] == agent.rssm.feature_size
-    assert data["reward"].equal(batch["reward"][:, 1:])
-    assert data["previous_action"].equal(batch["action"][:, :-1].float())
-
-
 NAMES = {field.name: ("renamed", field.name) for field in fields(WorldModelLoss.default_keys)}
 
 
