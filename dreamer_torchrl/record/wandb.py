@@ -36,7 +36,6 @@ class WandbThread(RunLogger):
 
     Args:
         place: project, entity, name, group and tags, as of ``wandb.init``.
-        config: the resolved configuration.
         note: prints a line.
         artifact: whether the best agents are sent.
         hours: how long the run has trained; each record is given it.
