@@ -138,8 +138,7 @@ def make_sampler(settings: Settings) -> StreamSampler:
     return OnlineSampler(slice_len, streams, then=then)
 
 
-LARGE = 2048
-"""The belief of size12m, from which on latents are stored in bfloat16 and saved once unless settings say otherwise."""
+LARGE = 2048  # the belief of size12m: from there on latents are stored in bfloat16 and saved once by default
 
 
 def latent_dtype(settings: Settings) -> torch.dtype:

@@ -24,8 +24,7 @@ from dreamer_torchrl.training.build import dream_title, make_envs, make_policy, 
 from dreamer_torchrl.views.imagination import context_for, open_loop
 from dreamer_torchrl.views.imagination_video import write_open_loop
 
-FILMED = 2_000
-"""Steps that a video shows at most: all its frames are in memory at once, 1.4 GB of them at 400 x 600."""
+FILMED = 2_000  # steps of a video at most: all its frames are in memory at once, 1.4 GB of them at 400 x 600
 
 
 class Cancelled(Exception):
@@ -34,25 +33,20 @@ class Cancelled(Exception):
 
 @dataclass
 class Evaluation:
-    """Returns and lengths of the episodes, in their order; of the first one frames and steps if asked for.
-
-    The ``steps`` ``[T]`` are those of a replay (see `StreamEnv`): what was seen on arrival, and what was done then.
-    """
+    """Returns and lengths of the episodes, in their order; of the first one frames and steps if asked for."""
 
     returns: list[float]
     lengths: list[int]
     frames: list[np.ndarray] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    steps: TensorDictBase | None = None
+    steps: TensorDictBase | None = None  # [T], as in a replay: see `StreamEnv`
 
     @property
     def mean(self) -> float:
-        """Mean return."""
         return fmean(self.returns)
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the returns."""
         return pstdev(self.returns)
 
     def values(self) -> dict[str, float]:
@@ -78,8 +72,7 @@ def evaluate(
     """Play the first ``episodes`` of the streams, dealt out evenly, so that short ones are not preferred.
 
     The outcome depends on the policy's weights, its generator and the seeds of the streams. An episode in which its
-    environment fails does not count, the next one of its stream does. An episode that does not end counts with its
-    ``longest`` first steps. Once ``cancelled()`` is true, `Cancelled` is raised.
+    environment fails does not count, the next one of its stream does.
 
     Args:
         policy: the policy.
@@ -87,15 +80,14 @@ def evaluate(
         episodes: number of episodes.
         deterministic: most likely latents and actions instead of samples.
         film: whether to keep frames of the first 2,000 steps of the first episode.
-        cancelled: called before each step.
+        cancelled: called before each step; once it is true, `Cancelled` is raised.
         record: steps of the first episode that are kept.
-        longest: steps after which an episode is cut off.
+        longest: steps after which an episode is cut off; it counts with these.
     """
     count, device = len(envs.makers), next(policy.parameters()).device
     wanted = [len(range(index, episodes, count)) for index in range(count)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
-    frames: list[np.ndarray] = []
-    recorded: list[TensorDictBase] = []
+    frames, recorded = [], []
     followed = Episodes(count, envs.full_action_spec_unbatched, longest=0)
     envs.restore()
     step = envs.reset()
@@ -107,16 +99,17 @@ def evaluate(
             try:
                 frames += _frames(envs, step, policy)
             except Exception as error:  # a renderer is foreign code, and its errors must not end a run
-                film = False
-                envs.notes.append(
-                    f"The video has {len(frames)} pictures: drawing failed with {type(error).__name__}: {error}."
-                )
+                film, reason = False, f"drawing failed with {type(error).__name__}: {error}"
+                envs.notes.append(f"The video has {len(frames)} pictures: {reason}.")
         with torch.no_grad(), set_exploration_type(exploration):
             acted = policy(step.to(device)).cpu()
         batch, step = envs.step_and_maybe_reset(acted)
         steps = followed(batch)  # [N]
         if record and not played[0]:
-            _remember(recorded, steps[0], record)
+            if steps["is_init"][0]:  # what was recorded before is of an episode that failed
+                recorded.clear()
+            if len(recorded) < record:
+                recorded.append(steps[0].clone())
         for index, total_reward, length in followed.commit():
             if len(played[index]) < wanted[index]:
                 played[index].append((total_reward, length))
@@ -130,14 +123,6 @@ def evaluate(
         notes.append("There is no video: the environment has no renderer and shows no images.")
     kept = torch.stack(recorded) if recorded else None  # [T]
     return Evaluation([r for r, _ in ordered], [n for _, n in ordered], frames, notes, kept)
-
-
-def _remember(recorded: list[TensorDictBase], step: TensorDictBase, most: int) -> None:
-    """Add a step; one that starts an episode takes the place of an episode which failed."""
-    if step["is_init"].item():
-        recorded.clear()
-    if len(recorded) < most:
-        recorded.append(step.clone())
 
 
 def _frames(envs: StreamEnvs, step: TensorDictBase, policy: Policy) -> list[np.ndarray]:
@@ -158,7 +143,6 @@ class Evaluator:
     """Evaluate an agent as its settings say: the same weights, on the same device, give the same episodes.
 
     Its environments are those of training but for ``eval.arguments``, and are made at once, so that errors come early.
-    With ``film``, frames of the first episode are kept, and its first ``record`` steps.
     """
 
     def __init__(self, settings: Settings, agent: Agent, film: bool = False, record: int = 0):
@@ -172,15 +156,10 @@ class Evaluator:
         self.imagined_at = -float("inf")
 
     def run(self, cancelled: Callable[[], bool] = lambda: False) -> Evaluation:
-        """Play the episodes with the present weights; see `evaluate`. A later run has new environments after a fault.
-
-        Raises `Cancelled`, or `TooManyFailures` of environments.
-        """
-        seed = seed_for(self.settings.seed, "evaluation policy")
-        chosen = self.settings.eval
-        policy, sure = make_policy(self.agent, seed), chosen.deterministic
+        """Play the episodes with the present weights; see `evaluate`. After a fault the next has new environments."""
+        chosen, policy = self.settings.eval, make_policy(self.agent, seed_for(self.settings.seed, "evaluation policy"))
         try:
-            return evaluate(policy, self.envs, chosen.episodes, sure, self.film, cancelled, self.record)
+            return evaluate(policy, self.envs, chosen.episodes, chosen.deterministic, self.film, cancelled, self.record)
         except BaseException:
             self.close()  # some of the environments may still owe an answer
             self.envs.notes.clear()
@@ -207,7 +186,6 @@ class Evaluator:
                 yield name, video
 
     def close(self) -> None:
-        """Close the environments."""
         self.envs.close()
 
     def _imagined(self, path: Path, steps: TensorDictBase, step: int) -> Path:

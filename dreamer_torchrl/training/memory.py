@@ -18,14 +18,13 @@ from dreamer_torchrl.training.build import exact_latents, latent_dtype
 
 
 def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: bool = False) -> str:
-    """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit.
-
-    Where checkpoints are exact, a save copies the latents that have changed, all of them at worst: they count twice.
-    """
+    """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit."""
     with torch.device("meta"):  # an agent without memory
         agent = build_agent(envs.observation_spec, envs.full_action_spec, settings.size)
     dtype = latent_dtype(settings)
-    whole, copied = bytes_per_step(agent, dtype), latent_bytes(agent, dtype) if exact_latents(settings) else 0
+    whole, copied = bytes_per_step(agent, dtype), 0
+    if exact_latents(settings):  # a save copies those that have changed, all of them at worst
+        copied = latent_bytes(agent, dtype)
     steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}
     in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step

@@ -10,8 +10,7 @@ from statistics import fmean
 
 from dreamer_torchrl.config.schema import Settings
 
-RECENT = 10
-"""Episodes whose mean return is shown."""
+RECENT = 10  # episodes whose mean return is shown
 
 
 @dataclass
@@ -91,15 +90,7 @@ class Clock:
 
 
 class Stopwatch:
-    """Adds up the seconds spent in each of a few named parts, which do not overlap; what is left is ``other``.
-
-    Example:
-        >>> stopwatch = Stopwatch("sleeping")
-        >>> with stopwatch("sleeping"):
-        ...     time.sleep(0.01)
-        >>> stopwatch.shares()["sleeping"] > 0.5
-        True
-    """
+    """Adds up the seconds spent in each of a few named parts, which do not overlap; what is left is ``other``."""
 
     def __init__(self, *parts: str):
         self.parts = parts
@@ -107,7 +98,6 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count what happens inside."""
         start = time.perf_counter()
         try:
             yield

@@ -26,11 +26,7 @@ class StopSignals:
 
     A thread receives the signals, so both work while the main thread is inside an environment or a long operation.
     Where the loop has not reached `saving` after ``seconds``, the process ends without saving. Outside the main
-    thread, where Python allows no handlers, nothing is installed.
-
-    Args:
-        say: prints a line.
-        seconds: see above.
+    thread, where Python allows no handlers, nothing is installed. ``say`` prints a line.
 
     Example:
         >>> with StopSignals(print) as stop:
@@ -43,9 +39,7 @@ class StopSignals:
     def __init__(self, say: Callable[[str], None], seconds: float = GRACE_SECONDS):
         self.say, self.seconds = say, seconds
         self.requested: signal.Signals | None = None
-        self.saved = False
-        self._saving = False
-        self._interruptible = False
+        self.saved = self._saving = self._interruptible = False
         self._handlers: dict[signal.Signals, object] = {}
         self._timer: Timer | None = None
         self._lock = Lock()  # so that no reminder comes when its handler is gone, which would end the process
@@ -141,10 +135,8 @@ class StopSignals:
         if self.saved:
             self._say(f"{number.name}: saved; not waiting longer for what is still open.")
             os._exit(self.exit_code)
-        self._say(
-            f"{number.name}: no update was finished within {self.seconds:g} s. Ended without saving; the last "
-            "checkpoint is unchanged."
-        )
+        done = "Ended without saving; the last checkpoint is unchanged."
+        self._say(f"{number.name}: no update was finished within {self.seconds:g} s. {done}")
         os._exit(128 + number)
 
     def _say(self, text: str) -> None:

@@ -13,8 +13,7 @@ from dreamer_torchrl.views.curves import EVALUATION, RETURN, Axis, Experiment, R
 
 STEPS = ("step", "steps", "global_step", "timesteps", "total_timesteps", "time/total_timesteps", "env_steps")
 FRAMES = ("frames", "frame", "env_frames")
-LENGTHS = ("l",)
-"""Of episodes, in a Monitor file of Stable-Baselines3: the step is their sum."""
+LENGTHS = ("l",)  # of episodes, in a Monitor file of Stable-Baselines3: the step is their sum
 RETURNS = (
     *("return", RETURN, EVALUATION, "episode_return", "episodic_return", "charts/episodic_return", "mean_return"),
     *("rollout/ep_rew_mean", "eval/mean_reward", "ep_rew_mean", "mean_reward", "score", "value", "r"),
@@ -28,8 +27,7 @@ def read_baselines(
 ) -> list[Experiment]:
     """One experiment for each CSV file, drawn beside the runs; files with the same label are seeds of one.
 
-    There is one label for each file, or one for all, or none: then the files' names. `ConfigError` for a file that
-    cannot be drawn on this axis.
+    There is one label for each file, or one for all, or none: then the files' names.
     """
     if len(labels) not in (0, 1, len(paths)):
         raise ConfigError(f"There are {len(labels)} labels for {len(paths)} CSV files: give --label once, or for each.")
@@ -52,8 +50,7 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
     """One run for each seed of a CSV file.
 
     Columns are found by usual names: steps (or frames, or lengths of episodes), return, and optionally seed, seconds,
-    and ``low`` and ``high`` for a published band. Lines that begin with ``#`` are comments. `ConfigError` names a
-    missing column, or a row that is not made of numbers.
+    and ``low`` and ``high`` for a published band. Lines that begin with ``#`` are comments.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -74,7 +71,6 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
                 f"Rename one to {known[0]} (known names: {', '.join(known)})."
             )
     others = {"time/elapsed": column(*SECONDS), "low": column("low"), "high": column("high")}
-    others = {name: own for name, own in others.items() if own}
     by_seed: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):
         if not row[returns]:  # a logger that writes evaluations and training into one table leaves cells empty
@@ -84,7 +80,7 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
             step = float(row[places]) / (frames_per_step if places == column(*FRAMES) else 1)
             if places == column(*LENGTHS):
                 step += records[-1]["step"] if records else 0
-            numbers = {name: float(row[own]) for name, own in others.items() if row[own]}
+            numbers = {name: float(row[own]) for name, own in others.items() if own and row[own]}
             records.append({"step": step, RETURN: float(row[returns]), **numbers})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}: row {number} below the header is not made of numbers ({error}).") from error

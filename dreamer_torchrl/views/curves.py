@@ -19,17 +19,14 @@ from dreamer_torchrl.config.overrides import choices
 
 Axis = Literal["steps", "frames", "hours"]
 
-RETURN, EVALUATION = "episode/return", "eval/return"
-"""Of a training episode, and the mean over the episodes of an evaluation."""
+RETURN, EVALUATION = "episode/return", "eval/return"  # of a training episode; the mean over those of an evaluation
 
+# Settings that may differ between the seeds of one experiment: they change neither what is learned nor how fast.
 SAME_EXPERIMENT = (
     *("seed", "run_dir", "total_steps", "wandb", "log", "checkpoint", "env.step_timeout"),
     *("eval.every", "eval.episodes", "eval.num_envs", "eval.stop_at", "eval.video", "eval.dream", "eval.keep_videos"),
 )
-"""Settings that may differ between the seeds of one experiment: they change neither what is learned nor how fast."""
-
-MOST_POINTS = 400
-"""Of one line: about as many as a chart has pixels for it."""
+MOST_POINTS = 400  # of one line: about as many as a chart has pixels for it
 
 
 class Curve(NamedTuple):
@@ -155,21 +152,17 @@ def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
     env = values.get("env", {})
     run = Run(folder, values, [], int(env.get("action_repeat", 1)) * int(env.get("frames_per_action", 1)))
     file = folder / "metrics.jsonl"
-    if not file.is_file():
-        return run
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if not line.endswith("\n"):  # being written right now
-                break
-            try:
-                record = json.loads(line)
-                step = int(record["step"])
-            except (ValueError, TypeError, KeyError):
-                run.damaged += 1
-                continue
-            while run.records and run.records[-1]["step"] > step:  # the run was resumed from an earlier step
-                run.records.pop()
-            run.records.append(record)
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for line in text.split("\n")[:-1]:  # after the last newline there is nothing, or what is being written right now
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, TypeError, KeyError):
+            run.damaged += 1
+            continue
+        while run.records and run.records[-1]["step"] > step:  # the run was resumed from an earlier step
+            run.records.pop()
+        run.records.append(record)
     return run
 
 

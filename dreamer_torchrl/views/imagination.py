@@ -5,13 +5,13 @@ It predicts along the recorded actions, or, in a free imagination, along those o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from dreamer_torchrl.agents.agent import Agent
@@ -23,18 +23,14 @@ from dreamer_torchrl.objectives.batch import check_keys, split_context
 STEPS, CONTEXT = 64, 5
 """Length of an open-loop prediction, and how many of these steps the model sees."""
 
-HORIZONS = (1, 5, 15, 45)
-"""Steps ahead at which the prediction error is measured."""
+HORIZONS = (1, 5, 15, 45)  # steps ahead at which the prediction error is measured
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs of decoder, heads and actor for T latents.
+    """Outputs of decoder, heads and actor for T latents."""
 
-    Pixels are in [0, 1] ``[T, h, w, c]``, floats in their own units ``[T, V]``, classes are numbers ``[T, V]``.
-    """
-
-    observation: dict[NestedKey, Tensor]
+    observation: dict[NestedKey, Tensor]  # pixels in [0, 1] [T, h, w, c]; floats, or numbers of classes [T, V]
     reward: Tensor  # [T], received on arrival
     continuation: Tensor  # [T], probability that the episode goes on, the discount included
     value: Tensor  # [T]
@@ -43,11 +39,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Steps of an episode and what the model predicts of them.
-
-    If the policy chose the actions after the context (``imagined``), what was recorded and the reconstruction end with
-    the context.
-    """
+    """Steps of an episode and what the model predicts of them."""
 
     spaces: Mapping[NestedKey, Space]
     start: int  # index of the first step in its episode
@@ -58,7 +50,7 @@ class OpenLoop:
     kl: Tensor  # [T], of the posterior from the prior, in nats
     reconstruction: Predictions  # from the posterior of each step, which has seen it
     prediction: Predictions  # the same during the context, then from the prior
-    imagined: bool = False
+    imagined: bool = False  # by the policy's actions: what was recorded, and the reconstruction, end with the context
 
     def __len__(self) -> int:
         return len(self.prediction.reward)
@@ -91,12 +83,7 @@ class Posterior(NamedTuple):
 
 
 def context_for(steps: int) -> int:
-    """How many steps of an episode are seen: fewer than usual of a very short one.
-
-    Example:
-        >>> context_for(64), context_for(8), context_for(2)
-        (5, 2, 1)
-    """
+    """How many steps of an episode are seen: fewer than usual of a very short one."""
     return max(1, min(CONTEXT, steps // 3))
 
 
@@ -104,10 +91,10 @@ def context_for(steps: int) -> int:
 def open_loop(
     agent: Agent, steps: TensorDictBase, context: int = CONTEXT, start: int = 0, seed: int = 0, imagine: int = 0
 ) -> OpenLoop:
-    """Reconstruct an episode, and predict it from the end of the context on.
+    """Reconstruct an episode, and predict it from the end of the context on; torch's random state does not change.
 
     Args:
-        agent: neither its weights nor torch's random state change.
+        agent: the agent.
         steps: the first ones of one episode, ``[T]``, as `Evaluation` keeps them.
         context: observed steps, at least 1; with all of them the prediction is the reconstruction.
         start: observed steps before the context, which are not part of the result.
@@ -125,8 +112,10 @@ def open_loop(
         >>> len(seen), seen.prediction.observation["observation"].shape, seen.error["observation"].shape
         (12, torch.Size([12, 3]), torch.Size([12, 3]))
     """
-    check_part(len(steps), context, start)
-    generator = torch.Generator().manual_seed(seed)
+    if start < 0 or not 1 <= context <= len(steps) - start:
+        needed = f"at least 1 step of context and {start + context} steps"
+        raise ValueError(f"The episode has {len(steps)} steps: start {start} and context {context} need {needed}.")
+    generator = Generator().manual_seed(seed)
     posterior = observe(agent, steps, generator)
     last = start + context - 1
     part = slice(start, last + 1 if imagine else len(steps))
@@ -139,24 +128,23 @@ def open_loop(
     reward, terminated = (steps[key][part].squeeze(-1).float().cpu() for key in ("reward", "terminated"))
     recorded = {key: readable(space, steps[key][part].cpu()) for key, space in agent.spaces.items()}
     seen, predicted = predictions(agent, features), predictions(agent, torch.cat([features[:context], ahead[1:]]))
-    kl = posterior.kl[part].cpu()
-    return OpenLoop(agent.spaces, start, context, recorded, reward, terminated, kl, seen, predicted, imagine > 0)
+    truth = (recorded, reward, terminated, posterior.kl[part].cpu())
+    return OpenLoop(agent.spaces, start, context, *truth, seen, predicted, imagine > 0)
 
 
 @torch.no_grad()
 def prediction_error(
-    agent: Agent, steps: TensorDictBase, context: int = CONTEXT, horizons: Sequence[int] = HORIZONS, seed: int = 0
+    agent: Agent, steps: TensorDictBase, context: int = CONTEXT, horizons: tuple[int, ...] = HORIZONS, seed: int = 0
 ) -> PredictionError:
     """Predict from each step of an episode at once, and compare with what was recorded so many steps later.
 
     Errors are absolute: of rewards in their own units, of pixels in [0, 1], of floats in standard deviations of each
     number over these steps, of classes the share that is wrong. A horizon that the steps do not reach is left out.
     """
-    check_part(len(steps), context, 0)
     error = PredictionError(tuple(ahead for ahead in horizons if context + ahead <= len(steps)), {}, {})
     if not error.horizons:
         return error
-    generator = torch.Generator().manual_seed(seed)
+    generator = Generator().manual_seed(seed)
     posterior = observe(agent, steps, generator)
     starts, longest = torch.arange(context - 1, len(steps) - 1), max(error.horizons)
     beyond = F.pad(posterior.action, (0, 0, 0, longest))  # predictions beyond the end are not compared
@@ -179,7 +167,7 @@ def prediction_error(
     return error
 
 
-def observe(agent: Agent, steps: TensorDictBase, generator: torch.Generator) -> Posterior:
+def observe(agent: Agent, steps: TensorDictBase, generator: Generator) -> Posterior:
     """The posterior of all steps ``[T]`` of one episode, from its start on."""
     needed = [*agent.spaces, *agent.action_space.keys, "is_init", "reward", "terminated"]
     check_keys(steps, needed, "Open-loop prediction")
@@ -188,11 +176,9 @@ def observe(agent: Agent, steps: TensorDictBase, generator: torch.Generator) -> 
     batch = steps.select(*needed).to(next(agent.parameters()).device).unsqueeze(0)  # [1, T]
     sequence = split_context(batch, 0, agent.action_space, "belief", "state")
     encoded = agent.encoder(*[sequence[key] for key in agent.encoder.in_keys])  # [1, T, E]
+    previous, noise = sequence["previous_action"].to(encoded.dtype), state_noise(agent, 1, len(steps), generator)
     belief, state, posterior, prior, _ = ObserveSequence(agent.rssm)(
-        encoded,
-        sequence["previous_action"].to(encoded.dtype),
-        sequence["is_init"],
-        noise=state_noise(agent, 1, len(steps), generator),
+        encoded, previous, sequence["is_init"], noise=noise
     )
     action = agent.action_space.flatten({key: sequence[key] for key in agent.action_space.keys})
     kl, _ = agent.rssm.latent.kl(posterior, prior)
@@ -207,9 +193,7 @@ def predict(agent: Agent, posterior: Posterior, starts: Tensor, action: Tensor, 
     return imagine(agent.rssm, belief, state, action, noise)[0]
 
 
-def rollout(
-    agent: Agent, belief: Tensor, state: Tensor, length: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def rollout(agent: Agent, belief: Tensor, state: Tensor, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
     """Imagine with the policy from one latent ``[D]``, ``[S, K]`` on.
 
     Features ``[length + 1, F]``, the start first, and flat actions ``[length + 1, A]``, the last of which is zero.
@@ -222,7 +206,7 @@ def rollout(
 def predictions(agent: Agent, features: Tensor) -> Predictions:
     """Outputs of decoder, heads and actor for features ``[T, F]``."""
     decoded = agent.decoder(features)
-    decoded = decoded if isinstance(decoded, tuple) else (decoded,)
+    decoded = decoded if isinstance(decoded, tuple) else (decoded,)  # as tensordict modules return one
     observation = {
         key: readable(space, observation_from(space, prediction)).cpu()
         for (key, space), prediction in zip(agent.spaces.items(), decoded, strict=True)
@@ -232,7 +216,7 @@ def predictions(agent: Agent, features: Tensor) -> Predictions:
     return Predictions(observation, *(number.squeeze(-1).cpu() for number in numbers), entropy.cpu())
 
 
-def state_noise(agent: Agent, count: int, length: int, generator: torch.Generator) -> Tensor:
+def state_noise(agent: Agent, count: int, length: int, generator: Generator) -> Tensor:
     """Uniforms for the states of ``count`` sequences, the same on every device."""
     noise = torch.rand(count, length, agent.rssm.stochastic, generator=generator)
     return noise.to(next(agent.parameters()).device)
@@ -252,12 +236,3 @@ def readable(space: Space, observation: Tensor) -> Tensor:
 def deviation(space: Space, predicted: Tensor, seen: Tensor) -> Tensor:
     """Predicted minus seen; of classes, which have no distance, whether they differ."""
     return predicted - seen if isinstance(space, Image | Continuous) else (predicted != seen).float()
-
-
-def check_part(steps: int, context: int, start: int) -> None:
-    """Refuse a context or start that the steps do not have."""
-    if start < 0 or not 1 <= context <= steps - start:
-        raise ValueError(
-            f"The episode has {steps} steps: start {start} and context {context} need at least 1 step of context and "
-            f"{start + context} steps."
-        )

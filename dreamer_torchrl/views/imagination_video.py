@@ -17,8 +17,7 @@ from dreamer_torchrl.views.plots import PALETTE, QUIET, REFERENCE, fit_y_axis, n
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REAL, SEEN, PREDICTED = "#222222", PALETTE[0], PALETTE[1]
-"""Colours of what was recorded, of the reconstruction, and of the open-loop prediction."""
+REAL, SEEN, PREDICTED = "#222222", PALETTE[0], PALETTE[1]  # what was recorded, its reconstruction, the open loop
 
 DPI = 100
 MOST_IMAGES, MOST_NUMBERS = 2, 8  # of an observation
@@ -27,10 +26,10 @@ MARGIN, GAP, BORDER, HEAD, LABEL, CHART = 16, 14, 3, 66, 24, 95  # pixels
 
 
 class Strip(NamedTuple):
-    """The pictures of one image key: truth, reconstruction, open loop or error."""
+    """The pictures of one image key."""
 
     name: str
-    kind: str
+    kind: str  # truth, reconstruction, open loop or error
     pictures: np.ndarray  # [T, h, w, 3] bytes
 
 
@@ -52,10 +51,7 @@ class Sheet(NamedTuple):
 
 
 def write_open_loop(loop: OpenLoop, path: Path, title: str) -> tuple[Path, Path]:
-    """Write a video to ``path``, an .mp4, and a still picture beside it, a PNG; the two files.
-
-    The video is a GIF where no encoder is there. Raises ``OSError`` where nothing can be written.
-    """
+    """Write a video to ``path``, an .mp4 (a GIF where no encoder is there), and a PNG beside it; the two files."""
     from PIL import Image as Picture
 
     video = write_video(path, list(frames(loop, title)), fps=max(2, min(10, len(loop) // 6)))
@@ -96,8 +92,8 @@ def still(loop: OpenLoop, title: str) -> np.ndarray:
 
 def strips_of(loop: OpenLoop) -> list[Strip]:
     """All kinds of pictures of each image key; of a free imagination there is only the truth of the context."""
-    strips = []
     keys = [key for key, space in loop.spaces.items() if isinstance(space, Image)][:MOST_IMAGES]
+    strips = []
     for key in keys:
         kinds = {
             "truth": loop.observation[key],
@@ -120,14 +116,13 @@ def border(kind: str, loop: OpenLoop, step: int) -> str:
 
 def curves_of(loop: OpenLoop) -> list[Curve]:
     """The observed numbers that vary most, and the outputs of heads and actor."""
-    seen, predicted = loop.reconstruction, loop.prediction
-    numbers = []
-    for key, space in loop.spaces.items():
-        if not isinstance(space, Image):
-            values = (loop.observation[key], seen.observation[key], predicted.observation[key])
-            count = values[0].shape[1]
-            names = [f"{key_name(key)}[{index}]" if count > 1 else key_name(key) for index in range(count)]
-            numbers += [Curve(name, *(value[:, index] for value in values)) for index, name in enumerate(names)]
+    seen, predicted, numbers = loop.reconstruction, loop.prediction, []
+    for key in (key for key, space in loop.spaces.items() if not isinstance(space, Image)):
+        values = (loop.observation[key], seen.observation[key], predicted.observation[key])
+        count = values[0].shape[1]
+        for index in range(count):
+            name = f"{key_name(key)}[{index}]" if count > 1 else key_name(key)
+            numbers.append(Curve(name, *(value[:, index] for value in values)))
     real = [curve.predicted if loop.imagined else curve.real for curve in numbers]
     varied = sorted(range(len(numbers)), key=lambda index: -float(real[index].var(unbiased=False)))
     return [
@@ -143,10 +138,7 @@ def curves_of(loop: OpenLoop) -> list[Curve]:
 def draw_sheet(
     loop: OpenLoop, title: str, width: int, columns: int, labels: Sequence[str], strips: Sequence[Strip]
 ) -> Sheet:
-    """Title, a label for each image, and curves; the images are pasted later, which is faster than drawing them.
-
-    An agent's images are all of one shape, so that one of the ``strips`` is enough to know it.
-    """
+    """Title, a label for each image, and curves; the images, all of one shape, are pasted later, which is faster."""
     wide = (width - 2 * MARGIN + GAP) // columns - GAP  # one image
     high = max(1, round(wide * strips[0].pictures.shape[1] / strips[0].pictures.shape[2])) if strips else 0
     curves = curves_of(loop)
@@ -154,8 +146,7 @@ def draw_sheet(
     top = HEAD + lines * (LABEL + high + GAP)  # of the charts
     height = top + charts * CHART + 36
     height += height % 2  # as videos need it
-    figure = new_figure(width / DPI, height / DPI)
-    figure.set_layout_engine("none")  # places are counted here, and a search for them takes long
+    figure = new_figure(width / DPI, height / DPI, layout=None)
 
     def write(left: int, upper: int, text: str, **style: object) -> None:
         figure.text(left / width, 1 - upper / height, text, va="top", **style)
@@ -167,19 +158,16 @@ def draw_sheet(
         left, upper = MARGIN + number % columns * (wide + GAP), HEAD + number // columns * (LABEL + high + GAP)
         write(left, upper + 4, label, size=9 if columns < MOMENTS else 8)
         tiles.append((slice(upper + LABEL, upper + LABEL + high), slice(left, left + wide)))
-    drawn = []
+    places = []
     for number, curve in enumerate(curves):
         column, row = divmod(number, charts)
         left, lower = 58 + column * width // 2, height - (top + (row + 1) * CHART) + 10
         axes = figure.add_axes((left / width, lower / height, (width // 2 - 76) / width, (CHART - 35) / height))
         draw_curve(axes, curve, loop, last=row == charts - 1 or number == len(curves) - 1)
-        drawn.append(axes)
-    figure.canvas.draw()
-    places = []
-    for axes in drawn:
-        box = axes.get_window_extent()
         at = [round(axes.transData.transform((loop.start + step, 0))[0]) for step in range(len(loop))]
+        box = axes.get_window_extent()
         places.append((slice(height - int(box.y1), height - int(box.y0)), at))
+    figure.canvas.draw()
     return Sheet(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy(), tiles, places)
 
 

@@ -22,19 +22,15 @@ if TYPE_CHECKING:  # matplotlib takes half a second to import, and most commands
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Okabe and Ito's colours, which colour-blind readers can tell apart; further lines begin again with another dash.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-"""Okabe and Ito's colours, which colour-blind readers can tell apart; further lines begin again with another dash."""
 DASHES = ("-", "--", ":", "-.")
 REFERENCE = "#8a8a8a"
 INK, QUIET, GRID = "#22262b", "#5b6470", "#dfe3e8"
-
+# Colours that a page replaces by its own, so that one SVG serves light and dark.
 CSS_NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--edge", PALETTE[0]: "--line-0"}
-"""Colours of a chart that a page replaces by its own, so that one SVG serves light and dark."""
-
 MOST_DOTS, MOST_MARKERS = 1500, 60
-LOG_FROM = 30.0
-"""A loss whose largest value is so many times its smallest has a logarithmic axis."""
-
+LOG_FROM = 30.0  # a loss whose largest value is so many times its smallest has a logarithmic axis
 X_LABELS = {"steps": "environment steps", "frames": "environment frames", "hours": "hours of training"}
 TITLES = {
     RETURN: ("Return of training episodes", "return"),
@@ -58,12 +54,13 @@ class Panel:
 
 def return_panels(experiments: Sequence[Experiment]) -> list[Panel]:
     """The learning curves, one panel for each environment; baselines stand in all of them."""
-    groups: dict[str, tuple[Experiment, ...]] = {}
-    for name in dict.fromkeys(each.environment for each in experiments if not each.baseline):
-        groups[name] = tuple(each for each in experiments if each.baseline or each.environment == name)
-    titles = groups if len(groups) > 1 else ("Return",)
-    panels = zip(titles, groups.values(), strict=True)
-    return [Panel(title, "return of an episode", (RETURN, EVALUATION), own, large=True) for title, own in panels]
+    names = list(dict.fromkeys(each.environment for each in experiments if not each.baseline))
+    panels = []
+    for name in names:
+        own = tuple(each for each in experiments if each.baseline or each.environment == name)
+        title = name if len(names) > 1 else "Return"
+        panels.append(Panel(title, "return of an episode", (RETURN, EVALUATION), own, large=True))
+    return panels
 
 
 def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
@@ -97,7 +94,7 @@ def draw(
 ) -> Figure:
     """All charts of runs in one figure: a panel for each of the ``metrics``, or returns, losses and rates.
 
-    Each value is averaged over ``smoothing`` neighbouring points, by default chosen by their number.
+    Values are means over ``smoothing`` neighbouring points, by default chosen by their number.
     """
     experiments = [*group(runs), *baselines]
     rows = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
@@ -115,8 +112,8 @@ def draw(
             draw_panel(axes, panel, experiments, axis, smoothing)
         for axes in places[len(panels) :]:
             axes.remove()
-    note = "Lines: median of the runs, pale where some have no values. Bands: lower to upper quartile."
     if any(len(each.runs) > 1 for each in experiments):
+        note = "Lines: median of the runs, pale where some have no values. Bands: lower to upper quartile."
         figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=QUIET)
     return figure
 
@@ -188,14 +185,14 @@ def draw_line(
 
 def stack(axes: Axes, panel: Panel, axis: Axis) -> None:
     """Parts of a whole over one axis, the first one at the bottom, with their means in the legend."""
-    curves = [thin(panel.experiments[0].runs[0].curve(metric, axis), 200) for metric in panel.metrics]
-    if len(curves[0]):
-        names = [metric.rpartition("/")[2] for metric in panel.metrics]
-        labels = [f"{name} {curve.y.mean():.0%}" for name, curve in zip(names, curves, strict=True)]
-        axes.stackplot(curves[0].x, [curve.y for curve in curves], colors=PALETTE, labels=labels, alpha=0.85)
-        axes.set(ylim=(0, 1.5), yticks=(0, 0.5, 1))  # the legend has the place above
-        axes.yaxis.set_major_formatter("{x:.0%}")
-        axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)
+    curves = {metric: thin(panel.experiments[0].runs[0].curve(metric, axis), 200) for metric in panel.metrics}
+    labels = [f"{metric.rpartition('/')[2]} {curve.y.mean():.0%}" for metric, curve in curves.items()]
+    axes.stackplot(
+        curves[panel.metrics[0]].x, [y for _, y in curves.values()], colors=PALETTE, labels=labels, alpha=0.85
+    )
+    axes.set(ylim=(0, 1.5), yticks=(0, 0.5, 1))  # the legend has the place above
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)
 
 
 def set_ticks(axes: Axes, panel: Panel, axis: Axis) -> None:

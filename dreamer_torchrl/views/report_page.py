@@ -10,6 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
@@ -24,24 +25,15 @@ from dreamer_torchrl.views.curves import EVALUATION, Run, group, read_run, size_
 from dreamer_torchrl.views.plots import Panel, detail_panels, panel_svg, return_panels
 
 NAME = "report.html"
-MOST_BYTES = 8_000_000
-"""A larger video is linked: the page must open on a phone."""
-
-MOST_TIME = 0.02
-"""Share of the time of training that writing pages may take."""
-
-MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}
-"""What the page can show, the best first."""
-
-IMAGINED = "-imagined"
-"""How the name of an imagination video ends in which the policy acted without an environment."""
+MOST_BYTES = 8_000_000  # a larger video is linked: the page must open on a phone
+MOST_TIME = 0.02  # share of the time of training that writing pages may take
+MEDIA = {".mp4": "video/mp4", ".gif": "image/gif", ".png": "image/png"}  # what the page can show, the best first
+IMAGINED = "-imagined"  # how the name of a video ends in which the policy acts without an environment
+RETURNS = {"wide": (640, 240), "narrow": (300, 230)}  # pixels of the learning curves, for desktop and phone
 
 
 class Reports:
-    """Update the page of a run while it trains; an error never stops training.
-
-    ``note`` receives a line that says where the page is at the end, or what went wrong, once.
-    """
+    """Update the page of a run while it trains; an error never stops training, and is told once to ``note``."""
 
     def __init__(self, run_dir: Path, note: Callable[[str], None]):
         self.run_dir, self.note = run_dir, note
@@ -49,7 +41,7 @@ class Reports:
         self._earliest = 0.0
 
     def refresh(self, at_end: bool = False) -> None:
-        """Write the page, unless that would take more than a small share of the time since the last one."""
+        """Write the page, unless that would take more than a small share of the time; at the end say where it is."""
         started = time.monotonic()
         if started < self._earliest and not at_end:
             return
@@ -66,10 +58,7 @@ class Reports:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Build ``report.html`` from what lies in the folder of a run; its path.
-
-    `ConfigError` if there is no run; after an ``OSError`` the page before it stays.
-    """
+    """Build ``report.html`` from the folder of a run; its path. After an ``OSError`` the page before it stays."""
     from jinja2 import Environment
 
     source = resources.files(__package__).joinpath(f"{NAME}.jinja").read_text(encoding="utf-8")
@@ -89,13 +78,11 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     steps, total, replay = int(run.end()), values["total_steps"], values["replay"]
     wanted, reached = values["eval"]["stop_at"], run.last(EVALUATION)
     solved = wanted is not None and reached is not None and reached >= wanted
-    experiments = group([run])
-    (returns,) = return_panels(experiments)
-    panels = detail_panels(experiments)
+    experiments, size = group([run]), size_name(values["size"])
+    (returns,), panels = return_panels(experiments), detail_panels(experiments)
     shares = tuple(name for name in run.metrics if name.startswith("share/"))
-    if len(shares) > 2:
+    if shares:
         panels.append(Panel("Share of the time", "", shares, tuple(experiments)))
-    size = size_name(values["size"])
     videos, dreams = run.path / "videos", run.path / "dreams"
     return {
         "run": run,
@@ -106,10 +93,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         "finished": solved or steps >= total,
         "updates_per_step": f"{values['train_ratio'] / (replay['batch'] * replay['length']):.3g} per step",
         "evaluations": run.curve(EVALUATION),
-        "returns": {
-            "wide": panel_svg(returns, experiments, 640, 240),
-            "narrow": panel_svg(returns, experiments, 300, 230),
-        },
+        "returns": {name: panel_svg(returns, experiments, *shape) for name, shape in RETURNS.items()},
         "details": [panel_svg(panel, experiments) for panel in panels],
         "name": shlex.quote(str(run.path)),
         "videos": {
@@ -138,8 +122,7 @@ def short(value: float) -> str:
 def newest_files(folder: Path, ending: str = "") -> list[Path]:
     """The newest picture, by its name which begins with the step, and its still; those with this ending of the name."""
     found = [path for path in folder.glob("[!.]*") if path.suffix in MEDIA and path.stat().st_size]
-    found = [path for path in found if path.stem.endswith(IMAGINED) == bool(ending)]
-    newest = max((path.stem for path in found), default=None)
+    newest = max((path.stem for path in found if path.stem.endswith(IMAGINED) == bool(ending)), default=None)
     files = sorted((path for path in found if path.stem == newest), key=lambda path: list(MEDIA).index(path.suffix))
     return files[:1] + [path for path in files[1:] if path.suffix == ".png"]
 
@@ -158,8 +141,6 @@ def disk_size(path: Path) -> str:
     total = 0
     for folder, _, names in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
         for name in names:
-            try:
+            with suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(folder, name)).st_size
-            except FileNotFoundError:
-                continue
     return byte_size(total) if total >= 1e6 else f"{-(-total // 1000)} kB"

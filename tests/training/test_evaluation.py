@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from dreamer_torchrl.envs.tasks import GridReach
 from dreamer_torchrl.training.evaluation import Cancelled, evaluate
 from tests.agents.acting_examples import TINY
 from tests.collectors.troubles import ENTROPY, walks
+
+GRID = {"id": "dreamer_torchrl/GridReach-v0"}
 
 
 def stream(family: str, options: dict[str, Any], place: int) -> StreamEnv:
@@ -91,13 +92,12 @@ def lengths_by_seed(episodes: int, count: int, skip: tuple[int, int] | None = No
     return lengths
 
 
-@pytest.mark.parametrize("episodes", [1, 5, 16])
-def test_short_episodes_are_not_preferred(episodes: int) -> None:
+def test_short_episodes_are_not_preferred() -> None:
     """Each stream plays its share, however long it takes; the first episodes to end would be the short ones."""
     streams = walks({}, {}, {}, {})
-    evaluation = evaluate(seeded(agent_for(streams)), streams, episodes)
-    assert evaluation.lengths == lengths_by_seed(episodes, 4)
-    assert len(evaluation.returns) == episodes
+    for episodes in (1, 5, 16):
+        evaluation = evaluate(seeded(agent_for(streams)), streams, episodes)
+        assert evaluation.lengths == lengths_by_seed(episodes, 4) and len(evaluation.returns) == episodes
 
 
 def test_the_same_numbers_each_time() -> None:
@@ -215,20 +215,16 @@ def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
     assert (steps_of(envs.step(acted))[0] == steps[0]).all()
 
 
-def channels_first() -> StreamEnv:
-    inner = make_env("gym", {"id": "dreamer_torchrl/GridReach-v0"})
-    return StreamEnv(TransformedEnv(inner, PermuteTransform((-1, -3, -2), in_keys=["pixels"])), entropy=(0,))
+@pytest.mark.parametrize("transform", [(PermuteTransform((-1, -3, -2), in_keys=["pixels"]),), ()])
+def test_films_show_what_the_agent_sees_where_nothing_is_rendered(transform: tuple[PermuteTransform, ...]) -> None:
+    """Channels may be first or last."""
 
+    def make() -> StreamEnv:
+        return StreamEnv(TransformedEnv(make_env("gym", GRID), *transform), entropy=(0,))
 
-def channels_last() -> StreamEnv:
-    return stream("gym", {"id": "dreamer_torchrl/GridReach-v0"}, 0)
-
-
-@pytest.mark.parametrize("make", [channels_first, channels_last])
-def test_films_show_what_the_agent_sees_where_nothing_is_rendered(make: Callable[[], StreamEnv]) -> None:
     streams = StreamEnvs([make])
     evaluation = evaluate(seeded(agent_for(streams)), streams, 1, film=True)
-    assert np.array_equal(evaluation.frames[0], channels_last().begin()["pixels"].numpy())
+    assert np.array_equal(evaluation.frames[0], stream("gym", GRID, 0).begin()["pixels"].numpy())
     assert len(evaluation.frames) == evaluation.lengths[0] + 1
 
 

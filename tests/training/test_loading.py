@@ -50,7 +50,7 @@ def ends_with(code: int, main: Main, words: list[str], capsys: pytest.CaptureFix
 def test_every_command_says_the_same(
     main: Main, kept: Path, damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A damaged checkpoint that is named is refused; without a name the one before it is used."""
+    """A damaged checkpoint that is named is refused; without a name the one before it is used, if there is one."""
     assert f"{tmp_path} is no run" in ends_with(2, main, [str(tmp_path)], capsys)
     complaint = ends_with(2, main, [str(kept), "--checkpoint", "000000000030"], capsys)
     assert "has no checkpoint '000000000030'; it has 000000000020, 000000000040" in complaint
@@ -59,6 +59,8 @@ def test_every_command_says_the_same(
     captured = capsys.readouterr()
     assert f"{damaged / 'checkpoints' / '000000000040'} is damaged: learner.pt" in captured.err
     assert "20" in captured.out and "40:" not in captured.out
+    flip_a_bit(damaged / "checkpoints" / "000000000020" / "learner.pt")
+    assert "No checkpoint can be used" in ends_with(3, main, [str(damaged)], capsys)
 
 
 @pytest.mark.usefixtures("threads")

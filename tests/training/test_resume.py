@@ -131,18 +131,21 @@ def test_an_environment_that_does_not_come_back_ends_its_episode(
 
 
 def test_a_signal_gives_up_an_environment_that_hangs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All that came before is saved, and the run goes on as if nothing had been."""
+    """Within ten seconds. All that came before is saved, and the run goes on as if nothing had been."""
     custom = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "total_steps=30")
     custom += ("+env.arguments.fault=hang", "+env.arguments.share=0.15")
     reached, run = tmp_path / "reached", tmp_path / "run"
+    sent: list[float] = []
 
     def terminate() -> None:
         while not reached.exists():
             time.sleep(0.02)
+        sent.append(time.monotonic())
         os.kill(os.getpid(), signal.SIGTERM)
 
     Thread(target=terminate, daemon=True).start()
     assert train.main(words(run, *custom, f"+env.arguments.only_once={reached}")) == 0
+    assert time.monotonic() - sent[0] < 10
     assert re.search(r"Stopped and saved at step [1-9]", capsys.readouterr().out)
     trained(run, *custom, f"+env.arguments.only_once={reached}")
     assert_same_run(run, trained(tmp_path / "twin", *custom, f"+env.arguments.only_once={reached}"))

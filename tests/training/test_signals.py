@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
-from dreamer_torchrl.training.signals import GRACE_SECONDS, StopSignals
-from tests.training.training_examples import TINY
+from dreamer_torchrl.training.signals import StopSignals
 
 ROOT = Path(__file__).parents[2]
 BEGIN = """
@@ -147,44 +145,3 @@ def test_handlers_come_back_and_a_thread_has_none() -> None:
     thread.start()
     thread.join()
     assert said[1:] == ["entered, None"]
-
-
-ENVIRONMENT = """
-import os, time
-import gymnasium
-class Sleeps(gymnasium.Env):
-    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self.observation_space.sample() * 0, {}
-    def step(self, action):
-        if os.path.exists("asleep"):
-            print("asleep", flush=True)
-            time.sleep(60)
-        time.sleep(0.002)
-        return self.observation_space.sample() * 0, 0.0, False, False, {}
-"""
-
-
-def test_a_training_whose_environment_is_busy_ends_within_ten_seconds(tmp_path: Path) -> None:
-    """An environment is busy in the process of the training itself."""
-    (tmp_path / "sleeps.py").write_text(ENVIRONMENT)
-    words = ["env=custom", "env.factory=sleeps:Sleeps", "run_dir=run", "total_steps=1000000", "eval.every=0"]
-    chosen = {word.partition("=")[0]: word for word in (*TINY, "checkpoint.every=0.1", "train_ratio=0", *words)}
-    command = [sys.executable, "-m", "dreamer_torchrl.train", *chosen.values()]
-    variables = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
-    with subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, text=True) as process:
-        checkpoints = Checkpoints(tmp_path / "run/checkpoints")
-        while not checkpoints.names():
-            assert process.poll() is None
-            time.sleep(0.05)
-        (tmp_path / "asleep").touch()
-        while process.stdout.readline() != "asleep\n":
-            assert process.poll() is None
-        before = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        output = process.stdout.read()
-        assert process.wait() == 0, output
-        assert time.monotonic() - before < GRACE_SECONDS + 2
-    assert "Stopped and saved at step" in output  # the step is interrupted; all before it is saved
-    assert checkpoints.load().damaged == []

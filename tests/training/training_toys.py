@@ -1,4 +1,4 @@
-"""Environments for whole trainings: with several actions at once, with faults, and slow ones."""
+"""Environments for whole trainings: with several actions at once, and with faults."""
 
 from __future__ import annotations
 
@@ -31,16 +31,6 @@ class Drive(gymnasium.Env):
 
     def _see(self) -> dict[str, Any]:
         return {"speed": self.np_random.uniform(-1, 1, 2).astype(np.float32), "light": int(self.np_random.integers(3))}
-
-
-class Slow(Drive):
-    """Takes its time for each step, and leaves the processor to others meanwhile."""
-
-    seconds = 0.1
-
-    def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict]:
-        time.sleep(self.seconds)
-        return super().step(action)
 
 
 class Faulty(gymnasium.Env):
