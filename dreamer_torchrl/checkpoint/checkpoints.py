@@ -78,16 +78,6 @@ class Saved:
         return self.replay_files.last_steps(count, self.replay_state, self.pieces)
 
 
-@dataclass
-class _Job:
-    """All that a checkpoint consists of, at one instant."""
-
-    step: int
-    parts: dict[str, Any]
-    replay: Snapshot
-    replay_state: dict[str, Any]
-
-
 class Checkpoints:
     """The checkpoints of a run.
 
@@ -120,7 +110,7 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
         self._replay_files = ReplayFiles(self.folder / REPLAY, exact)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: tuple[_Job, Future[list[Piece]]] | None = None
+        self._writing: tuple[Snapshot, Future[list[Piece]]] | None = None
         self._failure: SaveFailed | None = None
         self._loaded = False
         self._damaged: list[str] = []  # later than the one that was loaded
@@ -191,19 +181,20 @@ class Checkpoints:
         for name in parts:
             if name == REPLAY or not _PART.fullmatch(name):
                 raise ValueError(f"A part cannot be called {name!r}: use lower case letters, and not {REPLAY!r}.")
-        copies = {name: copy_tree(tree, name) for name, tree in parts.items()}
-        job = _Job(step, copies, self._replay_files.snapshot(replay), replay.state_dict())
-        self._writing = job, self._writer.submit(self._write, job)
+        trees = {name: copy_tree(tree, name) for name, tree in parts.items()}
+        snapshot = self._replay_files.snapshot(replay)
+        trees[REPLAY] = replay.state_dict()
+        self._writing = snapshot, self._writer.submit(self._write, step, trees, snapshot)
         self._loaded = True
         return True
 
     def wait(self) -> None:
         """Return when nothing is being written any more."""
         if self._writing:
-            (job, future), self._writing = self._writing, None
+            (snapshot, future), self._writing = self._writing, None
             self._failure = None
             try:
-                self._replay_files.note_saved(job.replay, future.result())
+                self._replay_files.note_saved(snapshot, future.result())
             except SaveFailed as failure:
                 self._failure = failure
 
@@ -214,36 +205,35 @@ class Checkpoints:
             self.wait()
         return self._failure
 
-    def _write(self, job: _Job) -> list[Piece]:
+    def _write(self, step: int, trees: dict[str, Any], replay: Snapshot) -> list[Piece]:
         """Write a checkpoint and let the oldest go; the files of its replay."""
-        needed = sum(piece.data.bytes() for piece in job.replay.unsaved) + tree_bytes(job.parts)
+        needed = sum(piece.data.bytes() for piece in replay.unsaved) + tree_bytes(trees)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder.parent)
             self._clean()
-            pieces = self._replay_files.write(job.replay)
-            self._commit(job, pieces)
+            pieces = self._replay_files.write(replay)
+            self._commit(step, trees, pieces)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._clean()
-            raise SaveFailed(job.step, error, needed, self.folder) from error
+            raise SaveFailed(step, error, needed, self.folder) from error
         with contextlib.suppress(OSError):  # the next save tries again, and tells if it cannot
             self._clean()
         return pieces
 
-    def _commit(self, job: _Job, pieces: list[Piece]) -> None:
+    def _commit(self, step: int, trees: dict[str, Any], pieces: list[Piece]) -> None:
         """Write a folder, and give it its name when all of it is on the disk."""
-        partial = self.folder / f".partial-{job.step:012d}"
+        partial = self.folder / f".partial-{step:012d}"
         partial.mkdir()
-        trees = job.parts | {REPLAY: job.replay_state}
         files = [write_tree(partial / f"{name}.pt", tree) for name, tree in trees.items()]
         with (partial / "manifest.json").open("w") as file:
-            file.write(Manifest(job.step, library_versions(), files, pieces).to_text())
+            file.write(Manifest(step, library_versions(), files, pieces).to_text())
             file.flush()
             os.fsync(file.fileno())
         sync_folder(partial)
-        again = [number + 1 for step, number in map(_age, self.names()) if step == job.step]
-        partial.rename(self.folder / (f"{job.step:012d}-{again[-1]}" if again else f"{job.step:012d}"))
+        same_step = [number for other, number in map(_age, self.names()) if other == step]
+        partial.rename(self.folder / (f"{step:012d}-{same_step[-1] + 1}" if same_step else f"{step:012d}"))
         sync_folder(self.folder)
 
     def _clean(self) -> None:

@@ -116,12 +116,8 @@ class PrioritizedSampler(StreamSampler):
 class SumTree:
     """Draw leaves by their weights, in a time that grows with the logarithm of how many there are.
 
-    Among the children of a node, infinite weights are equally likely and come first; if all are zero, so are those
-    that hold leaves.
-
-    Args:
-        leaves: how many may be set.
-        branching: children of a node.
+    Among the ``branching`` children of a node, infinite weights are equally likely and come first; if all are zero, so
+    are those that hold leaves.
 
     Example:
         >>> tree = SumTree(40)

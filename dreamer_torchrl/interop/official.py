@@ -150,7 +150,7 @@ def _observation_spec(arrays: Arrays) -> Composite:
 
 
 def _leaves(arrays: Arrays, prefix: str) -> dict[str, TensorSpec]:
-    """What the heads below a name are for."""
+    """What heads whose names begin like this are for."""
     leaves: dict[str, TensorSpec] = {}
     for name, array in arrays.items():
         match name.removeprefix(prefix).split("/"):

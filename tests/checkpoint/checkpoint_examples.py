@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,11 @@ def steps(first: int, count: int) -> TensorDict:
         },
         [STREAMS, count],
     )
+
+
+def parts(step: int) -> dict[str, Any]:
+    """What is saved beside the replay."""
+    return {"learner": {"weight": torch.full((1000,), float(step))}, "loop": {"step": step}}
 
 
 def grow(replay: Replay, count: int) -> None:

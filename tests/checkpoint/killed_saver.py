@@ -19,20 +19,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
 from dreamer_torchrl.data.replay import Replay
-from tests.checkpoint.checkpoint_examples import assert_same, grow, small_replay
+from tests.checkpoint.checkpoint_examples import assert_same, grow, parts, small_replay
 
 CHANGES = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
-
-
-def parts(step: int) -> dict[str, Any]:
-    """What is saved beside the replay."""
-    return {"learner": {"weight": torch.full((1000,), float(step))}, "loop": {"step": step}}
 
 
 def resume(checkpoints: Checkpoints) -> tuple[Saved | None, Replay]:

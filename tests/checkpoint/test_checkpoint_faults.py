@@ -150,14 +150,13 @@ def test_another_process_may_load_while_this_one_saves(tmp_path: Path) -> None:
     writer.save(0, {}, replay)
     writer.wait()
     step = 0
-    for _ in range(150):
+    while step < 12:
         step += writer.save(step + 1, {}, replay)
         grow(replay, 1)
         saved = Checkpoints(tmp_path, keep=1).load()
         assert saved.damaged == []
         assert saved.step >= step - 1
     writer.wait()
-    assert step > 10
 
 
 def _replay(pixels: torch.Tensor) -> Replay:

@@ -20,13 +20,9 @@ from dreamer_torchrl import Learner, build_agent
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint
 from dreamer_torchrl.checkpoint.manifest import DamagedFile, Manifest
 from dreamer_torchrl.learners.learner import example_batch
-from tests.checkpoint.checkpoint_examples import assert_same, grow, small_replay
+from tests.checkpoint.checkpoint_examples import assert_same, grow, parts, small_replay
 
 ROOT = Path(__file__).parents[2]
-
-
-def parts(step: int) -> dict[str, Any]:
-    return {"learner": {"weight": torch.full((500,), float(step))}, "loop": {"step": step}}
 
 
 @pytest.fixture

@@ -73,16 +73,12 @@ class Walk(gymnasium.Env):
                 raise RuntimeError("out of order")
             if self._due("python_exit"):
                 sys.exit("enough")
-            if self._due("exit"):
-                os._exit(5)
             if self._due("kill"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._due("hang"):
                 time.sleep(1000)
             if self._due("reward"):
                 reward = float("nan")
-            if self._due("observation"):
-                self.place[0] = np.inf
         over = self.steps == self.limit
         return self._shown(), reward, over and self.limit % 2 == 0, over and self.limit % 2 == 1, {}
 
