@@ -28,18 +28,6 @@ def test_state_as_one_hot_and_as_indices_is_the_same() -> None:
     assert (weights(learner.agent) == weights(same.agent)).all()
 
 
-@pytest.mark.parametrize("key", ["belief", "state"])
-@pytest.mark.parametrize(("step", "matters"), [(0, True), (1, False), (4, False)])
-def test_only_the_contexts_latents_matter(key: str, step: int, matters: bool) -> None:
-    batch = example_batch(learner_for().agent, batch=2, length=4)
-    batch["is_init"][:] = False
-    other = batch.clone()
-    other[key][:, step] = 1 - other[key][:, step]
-    if key == "state":
-        other[key] %= 3
-    assert (losses_of(batch) == losses_of(other)).all() != matters
-
-
 def test_the_contexts_action_matters_and_nothing_else_of_it() -> None:
     batch = example_batch(learner_for().agent, batch=2, length=4)
     batch["is_init"][:] = False
@@ -51,16 +39,6 @@ def test_the_contexts_action_matters_and_nothing_else_of_it() -> None:
     assert (losses_of(batch) == losses_of(other)).all()
     other["action"][:, 0] ^= True
     assert not (losses_of(batch) == losses_of(other)).all()
-
-
-def test_a_start_at_the_first_trained_step_makes_the_context_irrelevant() -> None:
-    batch = example_batch(learner_for().agent, batch=2, length=4)
-    batch["is_init"][:, 1] = True
-    other = batch.clone()
-    other["belief"][:, 0] += 1
-    other["state"][:, 0] = (other["state"][:, 0] + 1) % 3
-    other["action"][:, 0] ^= True
-    assert (losses_of(batch) == losses_of(other)).all()
 
 
 # Bad batches

@@ -203,13 +203,3 @@ def test_the_probabilistic_actor_draws_and_tells_its_distribution(name: str) -> 
         first, second = module(data.clone())["action"], module(data.clone())["action"]
     assert not first.equal(second)
     assert first.requires_grad
-
-
-def test_the_probabilistic_actor_takes_other_keys_and_features_in_parts() -> None:
-    actor = actor_for("one_hot")
-    belief, state = torch.randn(7, 2, dtype=torch.float64), torch.randn(7, 2, 2, dtype=torch.float64)
-    module = actor.probabilistic_module(in_keys=("belief", "state"), action_key=("agent", "move"))
-    result = module(TensorDict(belief=belief, state=state, batch_size=[7]))
-    assert result["agent", "move"].shape == (7, 4)
-    expected = actor(torch.cat([belief, state.flatten(1)], -1))
-    assert_close(result["action_parameters"], expected)

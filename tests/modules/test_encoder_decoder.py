@@ -82,16 +82,6 @@ def test_vectors_come_first_in_the_order_of_their_keys_then_the_image() -> None:
     assert_close(encoded[..., 8:], features.reshape(2, 5, -1), rtol=1e-5, atol=1e-5)
 
 
-@every_key
-def test_each_key_works_alone(key: NestedKey) -> None:
-    spaces = {key: SPACES[key]}
-    encoder = Encoder(spaces, units=8, depth=2)
-    assert encoder(*draw(spaces, 2, 5).values()).shape == (2, 5, encoder.out_features)
-    prediction = decoder(spaces)(torch.randn(2, 5, BELIEF + STATE))
-    loss = reconstruction_loss(spaces[key], prediction, draw(spaces, 2, 5)[key])
-    assert loss.shape == (2, 5)
-
-
 # Images of any layout and size.
 
 

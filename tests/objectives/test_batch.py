@@ -61,17 +61,6 @@ def test_official_replay_context() -> None:
         assert data["previous", ours][stored, 0].equal(table[f"out/carry/{theirs}"][stored])
 
 
-@pytest.mark.parametrize("context", [1, 2, 3])
-def test_previous_is_one_step_before(context: int) -> None:
-    data = split(numbered(), context)
-    now = [float(step) for step in range(context, 5)]
-    before = [step - 1 for step in now]
-    assert first_numbers(data["observation"]) == now
-    assert first_numbers(data["previous_action"]) == before
-    assert first_numbers(data["previous", "belief"]) == before
-    assert first_numbers(data["previous", "state"]) == before
-
-
 def test_without_context_the_first_step_follows_on_nothing() -> None:
     data = split(numbered().exclude("belief", "state"), context=0)
     assert first_numbers(data["observation"]) == [0, 1, 2, 3, 4]
