@@ -38,7 +38,7 @@ DESCRIPTION = "policy.json"  # inside the file
 
 
 class ExportedPolicy(nn.Module):
-    """The acting part of an agent with plain tensors in and out; a copy on the CPU, without gradients."""
+    """A copy of the acting part of an agent, with plain tensors in and out."""
 
     def __init__(self, agent: Agent, bounds: Bounds | None = None):
         super().__init__()
@@ -126,10 +126,7 @@ class Difference:
 
 @torch.no_grad()
 def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bounds | None = None) -> Difference:
-    """Let agent and file act side by side on recorded steps ``[T, N]``, each with what it remembers itself.
-
-    The bounds are those that the file was made with. A file that draws does so from the same noise as the agent.
-    """
+    """Let agent and file, which was made with these bounds, act side by side on recorded steps ``[T, N]``."""
     files = {DESCRIPTION: ""}
     exported = torch.export.load(Path(path), extra_files=files).module()
     sample = json.loads(files[DESCRIPTION])["sample"]

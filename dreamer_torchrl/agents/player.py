@@ -25,7 +25,7 @@ Bounds = Mapping[NestedKey, tuple[ArrayLike, ArrayLike]]
 
 
 class Latents(NamedTuple):
-    """State of a policy in N environments: latents and previous action. Each step returns a new one."""
+    """Latents and previous action of N environments; each step returns new ones."""
 
     belief: Tensor  # [N, D]
     state: Tensor  # [N, S, K]

@@ -26,20 +26,16 @@ class Outcome(NamedTuple):
 
 
 class CudaGraphs:
-    """What a `CapturedUpdate` needs of the current GPU. The tests have one for the CPU, which replays a list.
+    """What a `CapturedUpdate` needs of the current GPU; the tests have one for the CPU, which replays a list.
 
-    All captures of a learner share its stream: autograd runs a node on the stream where it was made, and what is
-    captured may not wait for another one.
+    All captures share one stream: autograd runs a node where it was made, and a capture may not wait for another one.
     """
 
     def __init__(self) -> None:
         self.stream = torch.cuda.Stream()
 
     def record(self, body: Callable[[], Output], generator: torch.Generator) -> tuple[Callable[[], None], Output]:
-        """Warm ``body`` up and capture it; gives what replays it, and the outputs that each replay writes anew.
-
-        The generator counts on with each replay as it does with each plain run.
-        """
+        """Warm ``body`` up and capture it; gives what replays it, and the outputs that each replay writes anew."""
         gc.collect()  # what waits in a cycle may hold nodes of another stream
         stream = self.stream
         stream.wait_stream(torch.cuda.current_stream())

@@ -124,10 +124,7 @@ class Learner:
         return outcome.metrics, outcome.latents
 
     def step(self, batch: TensorDictBase) -> Outcome:
-        """One update from a batch on the device, which is not checked.
-
-        It reads no value back and changes all that is learned in place, so that a CUDA graph can repeat it.
-        """
+        """One update from an unchecked batch on the device, in place and without reading back, as CUDA graphs need."""
         self.zero_grad()
         normalizer = list(self.actor_loss.normalizer.buffers())
         before = [buffer.clone() for buffer in normalizer]

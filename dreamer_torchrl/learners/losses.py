@@ -23,10 +23,7 @@ from dreamer_torchrl.objectives.world_model import SCALES, WorldModelLoss
 
 
 def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorities: bool = False) -> DreamerLoss:
-    """The three losses over an agent's parameters.
-
-    ``compile`` lets ``torch.compile`` fuse the networks and one step each of the two loops, never the unrolled loop.
-    """
+    """The three losses over an agent's networks; with ``compile``, these and one step of each loop are fused."""
     networks = [agent.encoder, agent.decoder, agent.actor, agent.reward, agent.continuation, agent.value]
     observe, imagine = ObserveSequence(agent.rssm), ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
     if compile:

@@ -58,10 +58,7 @@ def two_hot_bins(count: int = 255) -> Tensor:
 
 
 class Draw(Distribution):
-    """A distribution whose draw is a pure function of noise: uniforms in [0, 1) for classes, normals for floats.
-
-    Without noise it draws its own (`_noise`), so that it works in a ``ProbabilisticTensorDictModule``.
-    """
+    """A distribution whose draw is a pure function of noise, which it makes itself (`_noise`) if none is given."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
@@ -211,20 +208,14 @@ def two_hot_neighbours(value: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def two_hot_cross_entropy(logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
-    """Cross entropies to M targets, weighted and summed; no gradient flows to the targets.
-
-    Logits ``[..., bins]``, bins ``[bins]``, targets ``[..., M]`` and M weights to ``[...]``.
-    """
+    """Cross entropies to targets ``[..., M]``, which get no gradient, weighted and summed: ``[...]``."""
     prediction = TwoHotDist(logits, bins)
     terms = (weight * prediction.log_prob(target) for weight, target in zip(weights, targets.split(1, -1), strict=True))
     return -sum(terms)
 
 
 class BernoulliDist(Independent):
-    """Bernoulli of logits ``[..., 1]``, the event is ``[1]``.
-
-    ``log_prob`` takes soft targets in [0, 1] too, such as the continue target with gamma in it.
-    """
+    """Bernoulli of logits ``[..., 1]``; ``log_prob`` takes soft targets in [0, 1] too."""
 
     def __init__(self, logits: Tensor):
         super().__init__(Bernoulli(logits=full_precision(logits), validate_args=False), 1, validate_args=False)

@@ -59,10 +59,7 @@ class CategoricalLatent:
         return OneHotDist(logits, self.unimix).mode.to(logits.dtype)
 
     def kl(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """KL of posterior from prior, summed over variables: logits ``[..., S, K]`` to ``[...]``, twice.
-
-        The gradient of the first teaches the prior (dynamics), that of the second the posterior (representation).
-        """
+        """KL ``[...]`` of posterior from prior, with the gradient of the prior (dynamics) and of the posterior."""
         p, q = unimix_probs(posterior, self.unimix), unimix_probs(prior, self.unimix)
         log_p, log_q = p.log(), q.log()
         dynamics = p.detach() * (log_p.detach() - log_q)

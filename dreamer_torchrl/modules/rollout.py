@@ -26,13 +26,11 @@ Policy = Callable[[Tensor, Tensor | None], Tensor]
 def observe_step(
     latent: CategoricalLatent, weights: StepWeights, belief: Tensor, state: Tensor, *now: Tensor
 ) -> tuple[Tensor, ...]:
-    """What is left of an observed step inside the loop.
+    """Belief ``[N, D]``, state ``[N, S, K]`` and what is known of this step to belief, state and posterior logits.
 
-    Belief ``[N, D]``, state ``[N, S, K]`` and, of this step, what is kept ``[N, 1]``, the shares of action ``[N, D]``
-    and observation ``[N, hidden]`` and noise ``[N, S]`` to belief, state and posterior logits; after them what matrices
-    were multiplied with on the way, in the order of `MatrixInputs`.
+    After them come the inputs of the matrices, in the order of `MatrixInputs`.
     """
-    kept, action_share, encoded_share, noise = now
+    kept, action_share, encoded_share, noise = now  # [N, 1], [N, D], [N, hidden], [N, S]
     old_belief, old_state = belief * kept, state.flatten(1) * kept
     belief, recurrent, mixed = weights.next_belief(old_belief, old_state, action_share)
     hidden = torch.addmm(encoded_share, belief, weights.posterior_own.t())
@@ -197,10 +195,9 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
     def forward(
         self, belief: Tensor, state: Tensor, noise: Tensor | None = None, action_noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Imagine from beliefs ``[..., D]`` and states ``[..., S, K]`` or class indices ``[..., S]``.
+        """Beliefs ``[..., D]``, states or class indices, noise ``[..., H, S]`` and ``[..., H, noise_size]``.
 
-        Noise is ``[..., H, S]`` for the states and ``[..., H, noise_size]`` for the actions. Returns features
-        ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``; nothing follows the last step, so its action is zero.
+        Gives features ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``, of which the last is zero.
         """
         batch = belief.shape[:-1]
         if noise is None:

@@ -41,16 +41,12 @@ class Continuous:
         return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw example values ``[*batch, *shape]`` in -1 to 1."""
         return 2 * torch.rand(*batch, *self.shape, generator=generator, dtype=self.dtype) - 1
 
 
 @dataclass(frozen=True)
 class Discrete:
-    """Variables that each take one of ``classes[i]`` values, written as class indices or as one-hot vectors.
-
-    The flat form is always the concatenated one-hot vectors.
-    """
+    """Variables of ``classes[i]`` values each, as class indices or one-hot vectors; the flat form is always one-hot."""
 
     classes: tuple[int, ...]
     shape: tuple[int, ...]
@@ -84,7 +80,6 @@ class Discrete:
         return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw example values ``[*batch, *shape]``, all classes alike."""
         draws = [torch.randint(n, batch, generator=generator) for n in self.classes]
         return self.restore(self._one_hot(torch.stack(draws, -1)))
 
@@ -116,7 +111,7 @@ class Image:
         return value.movedim(-1, -3) if self.channels_first else value
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw example pictures ``[*batch, *shape]`` of noise."""
+        """Draw example pictures ``[*batch, *shape]``."""
         return torch.randint(256, (*batch, *self.shape), generator=generator, dtype=torch.uint8)
 
 
@@ -162,10 +157,7 @@ def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int
 def spaces_from_spec(
     spec: TensorSpec, name: NestedKey, exclude: tuple[NestedKey, ...] = (), batch: tuple[int, ...] = ()
 ) -> dict[NestedKey, Space]:
-    """Read off each leaf of a spec, in the order of the keys; a spec that is one leaf gets the key ``name``.
-
-    A `Composite` tells its own batch dimensions; a leaf has those of ``batch`` in front, if it has them.
-    """
+    """Read off each leaf of a spec, by sorted key; one leaf, with ``batch`` in front or not, gets the key ``name``."""
     if not isinstance(spec, Composite):
         # Floats of just the batch's shape are taken for one environment's own: an action [3] beside 3 environments.
         own = spec.ndim > len(batch) or isinstance(spec, Categorical)
@@ -182,10 +174,7 @@ def key_name(key: NestedKey) -> str:
 
 
 def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Clip to -1 and 1, then stretch to ``low`` and ``high``.
-
-    Exact at both ends: the bounds themselves come out, not numbers next to them.
-    """
+    """Clip to -1 and 1, then stretch to exactly ``low`` and ``high``."""
     return torch.lerp(low, high, (action.clamp(-1, 1) + 1) / 2)
 
 

@@ -30,10 +30,7 @@ class CastLayer(NamedTuple):
 
 
 class StepWeights(NamedTuple):
-    """What stays inside the loop: the recurrence, and the belief's share of the posterior.
-
-    Biases and scales are vectors, or ``[N, ...]`` with a row for each of N sequences.
-    """
+    """What stays inside the loop; biases and scales are vectors, or have a row for each of N sequences."""
 
     belief_in: Tensor  # [hidden, D]
     belief_bias: Tensor
@@ -52,10 +49,7 @@ class StepWeights(NamedTuple):
     posterior_logits_bias: Tensor
 
     def next_belief(self, belief: Tensor, state: Tensor, action_share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The recurrence from ``[N, D]``, ``[N, S*K]`` and the action's share ``[N, D]``.
-
-        Beside the belief it gives what went into the matrices on the way: ``[N, 2 hidden]`` and ``[N, D]``.
-        """
+        """The recurrence; beside the belief it gives what went into the matrices, ``[N, 2 hidden]`` and ``[N, D]``."""
         belief_input = CastLayer(self.belief_in, self.belief_bias, self.belief_scale)(belief)
         state_input = CastLayer(self.state_in, self.state_bias, self.state_scale)(state)
         recurrent = torch.cat([belief_input, state_input], -1)
@@ -164,10 +158,7 @@ class GradientOfProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, added: Tensor, seen: Sequence[list[Tensor]], *weights: Tensor) -> Tensor:
-        """Take ``[B, T, out]``, and per matrix ``[in, out]``, or ``[g, in / g, out / g]`` of blocks, a list.
-
-        The loop puts its T inputs ``[B, in]`` into the lists, detached.
-        """
+        """``[B, T, out]`` and per matrix a list, into which the loop puts its T inputs ``[B, in]``, detached."""
         ctx.seen, ctx.blocks = seen, [len(weight) if weight.ndim == 3 else 0 for weight in weights]
         return added.view_as(added)
 

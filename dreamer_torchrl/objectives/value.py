@@ -166,10 +166,7 @@ class ValueLoss(StepLoss):
 def replay_return(
     reward: Tensor, bootstrap: Tensor, terminated: Tensor, done: Tensor, gamma: float, return_lambda: float
 ) -> Tensor:
-    """Lambda-return of a recorded sequence: ``[B, T]`` each to ``[B, T - 1]``.
-
-    Each step's value is its imagined return. The return bootstraps from it at the end of an episode.
-    """
+    """Lambda-return ``[B, T - 1]`` of a recorded sequence, which bootstraps from the imagined return of each step."""
     discount = (1 - terminated[:, 1:]) * gamma
     lambda_ = return_lambda * (1 - done[:, 1:])
     return lambda_return(reward[:, 1:], bootstrap[:, 1:], discount, lambda_)

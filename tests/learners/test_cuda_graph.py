@@ -213,19 +213,6 @@ def test_the_callers_batch_and_the_staging_memory_may_be_changed_at_once() -> No
     assert (len(graphs.staged), static.copied.waited) == (len(list(batch.keys(True, True))), 2)
 
 
-def test_a_step_moves_nothing_that_is_learned() -> None:
-    """Parameters, optimizer, slow critic and normalizer stay where they are, in an update and when loaded."""
-    learner = learner_for()
-    before = addresses(learner)
-    assert len(set(before)) == len(before)
-    for batch in batches_for(learner, 2):
-        learner.update(batch)
-        assert addresses(learner) == before
-    learner.load_state_dict(copy.deepcopy(learner_for().state_dict()))
-    assert addresses(learner) == before
-    assert all(parameter.grad is None for parameter in learner.agent.parameters())
-
-
 def test_a_capture_that_fails_changes_nothing() -> None:
     learner = learner_for()
     (batch,) = batches_for(learner, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,6 @@ from torch.testing import assert_close
 from dreamer_torchrl.learners.laprop import LaProp
 from tests.kernels.compilers import needs_compiler
 from tests.learners.laprop_examples import (
-    GOLDEN,
     MODES,
     every_mode,
     golden,
@@ -74,27 +72,6 @@ def test_chain_table(table: dict[str, Tensor], mode: dict[str, bool]) -> None:
             assert_close(state["nu"], table[f"chain/nu{i}/{name}"], rtol=2e-5, atol=0)
             assert_close(state["mu"], table[f"chain/mu{i}/{name}"], rtol=1e-5, atol=2e-6)
             assert_close(param.detach(), table[f"chain/param{i}/{name}"], rtol=0, atol=1e-5 * i * lr)
-
-
-@every_mode
-@pytest.mark.parametrize("case", ["proprio_cont", "vision_disc"])
-def test_two_recorded_updates_of_an_agent(case: str, mode: dict[str, bool]) -> None:
-    opt = json.loads((GOLDEN / f"{case}_config.json").read_text())["agent"]["opt"]
-    grads = [golden(f"{case}_grads{i}.npz") for i in (1, 2)]
-    params = {name: nn.Parameter(value) for name, value in golden(f"{case}_params0.npz").items() if name in grads[0]}
-    betas = (opt["beta1"], opt["beta2"])
-    optimizer = LaProp(params.values(), opt["lr"], betas, opt["eps"], opt["agc"], warmup=opt["warmup"], **mode)
-    for i in (1, 2):
-        recorded = {slot: golden(f"{case}_opt{i}_{slot}.npz") for slot in ("mu", "nu")}
-        expected = golden(f"{case}_params{i}.npz")
-        for name, param in params.items():
-            param.grad = grads[i - 1][name]
-        optimizer.step()
-        for name, param in params.items():
-            state = optimizer.state[param]
-            assert_close(state["nu"], recorded["nu"][name], rtol=1e-5, atol=0)
-            assert_close(state["mu"], recorded["mu"][name], rtol=2e-5, atol=2e-6)
-            assert_close(param.detach(), expected[name], rtol=2e-6, atol=2e-8)
 
 
 # One optimizer, several paths

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import math
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +15,15 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.testing import assert_close
 from torchrl.data import Bounded, Categorical, Composite, OneHot, Unbounded
+from torchrl.trainers.algorithms import DreamerV3Optimizer
 
 from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
-from dreamer_torchrl.learners.learner import example_batch, set_generator_state, total
+from dreamer_torchrl.learners.learner import MakeOptimizer, example_batch, set_generator_state, total
 from dreamer_torchrl.modules import observe
 from dreamer_torchrl.objectives.common import DreamerLoss
 from tests.learners.learner_examples import TINY, learner_for, weights
 from tests.objectives.examples import tiny_learner
+from tests.training.training_examples import differences
 
 SMALL = Size(belief=64, hidden=16, stochastic=8, classes=4, blocks=4, depth=2, units=16)
 SEEN = Composite(
@@ -280,3 +285,52 @@ def test_compiled_networks_and_steps_give_the_same_numbers_and_gradients() -> No
         found.append((losses.to_dict(), dict(zip(trained, gradients, strict=True)), dream.to_dict()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
     assert len(found[0][1]) > 30 and {"features", "action"} <= found[0][2].keys()
+
+
+OPTIMIZERS: dict[str, MakeOptimizer | None] = {
+    "laprop": None,
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=1e-3),
+    "torchrl": lambda parameters: DreamerV3Optimizer(parameters, lr=1e-3, warmup_steps=0),
+}
+
+
+def learned(learner: Learner) -> dict[str, Any]:
+    """A copy of what an update may change, but for the generator, which has been used all the same."""
+    state = copy.deepcopy(learner.state_dict())
+    return {name: part for name, part in state.items() if name != "generator"}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_a_learner_skips_a_loss_that_is_not_finite(optimizer: MakeOptimizer | None) -> None:
+    learner = tiny_learner(reconstruction_scale=math.inf, optimizer=optimizer)
+    before = learned(learner)
+    metrics, _ = learner.update(example_batch(learner.agent, 2, 4))
+    assert not metrics["finite"]
+    assert learner.fault(metrics) == "loss_reconstruction"
+    assert differences(learned(learner), before) == []
+
+
+def test_a_fault_is_named_where_a_parameter_before_it_has_no_gradient() -> None:
+    """Norms are those of parameters with a gradient, and so are the names."""
+    learner = tiny_learner()
+    first, second = learner.agent.encoder.parameters(), learner.agent.actor.parameters()
+    next(first).requires_grad_(False)
+    bad = next(second)
+    bad.register_hook(torch.full_like(bad, math.inf).mul)
+    metrics, _ = learner.update(example_batch(learner.agent, 2, 4))
+    (name,) = (name for name, parameter in learner.agent.named_parameters() if parameter is bad)
+    assert learner.fault(metrics) == f"gradient of {name}"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
+def test_any_optimizer_trains(optimizer: MakeOptimizer | None) -> None:
+    """And goes on from a saved state."""
+    torch.manual_seed(0)
+    learner = tiny_learner(optimizer=optimizer, warmup=0, learning_rate=1e-3)
+    batch = example_batch(learner.agent, 2, 4)
+    metrics = [learner.update(batch)[0] for _ in range(20)]
+    assert metrics[-1]["objective"] < metrics[0]["objective"]
+    other = tiny_learner(optimizer=optimizer, warmup=0, learning_rate=1e-3)
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    learner.update(batch), other.update(batch)
+    assert differences(learned(learner), learned(other)) == []
