@@ -18,10 +18,6 @@ class NoSoundCheckpoint(Exception):
     """There are checkpoints, and none of them can be used; the message names each and its fault."""
 
 
-class OtherFormat(NoSoundCheckpoint):
-    """A checkpoint is of another version of this package."""
-
-
 class DamagedFile(Exception):
     """A file is not what was written; the message names it and its fault."""
 
@@ -72,7 +68,7 @@ class Manifest:
                 raise DamagedFile("manifest.json has another checksum than when it was written")
             if body["format"] != FORMAT:
                 writer = body["versions"].get("dreamer_torchrl", "another version")
-                raise OtherFormat(
+                raise NoSoundCheckpoint(  # not damaged, so nothing is passed over or put aside
                     f"The checkpoint has format {body['format']}, this dreamer_torchrl reads format {FORMAT}: use "
                     f"dreamer_torchrl {writer}, which wrote it, or give another run_dir."
                 )

@@ -36,6 +36,7 @@ class LocalWorker:
 
     def __init__(self, make: Maker):
         self.env = _guarded(make)
+        self.end_episode, self.seed = self.env.end_episode, self.env.seed
         self.action: TensorDictBase | None = None
 
     def send(self, action: TensorDictBase) -> None:
@@ -49,13 +50,6 @@ class LocalWorker:
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase:
         """Start episode number ``episode`` and repeat its actions ``[t]``."""
         return _guarded(self.env.resume, episode, actions.unbind(0))
-
-    def end_episode(self, following: int) -> None:
-        """Let the next action start the episode of number ``following``."""
-        self.env.end_episode(following)
-
-    def seed(self, entropy: Iterable[int]) -> None:
-        self.env.seed(entropy)
 
     def release(self) -> None:
         """Nothing: `close` does it at once."""

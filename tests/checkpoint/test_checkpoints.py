@@ -67,14 +67,9 @@ def only_of(run: Path, step: int, kind: str) -> Path:
     return run / "replay" / next(name for name in sorted(names[0] - names[1]) if name.startswith(kind))
 
 
-def flip(content: bytes) -> bytes:
-    middle = len(content) // 2
-    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-
-
 FILES = ["learner.pt", "loop.pt", "replay.pt", "manifest.json", "steps", "latents"]
 FAULTS: dict[str, Callable[[bytes], bytes | None]] = {
-    "bit_flipped": flip,
+    "bit_flipped": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
     "truncated": lambda content: content[:-2],
     "half": lambda content: content[: len(content) // 2],
     "longer": lambda content: content + b"0",
