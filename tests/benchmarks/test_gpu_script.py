@@ -75,20 +75,6 @@ def test_our_default_against_their_graph_comes_first(gpu: ModuleType, tmp_path: 
     assert seen == 4 * [(True, "graph", False)] + 4 * [(False, "graph", False)] + 4 * [(True, "full", True)]
 
 
-def test_compiled_exactness_has_as_long_as_the_warm_up(
-    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (part,) = gpu.compiled_checks(tmp_path, on_a_gpu())
-    plain = gpu.checks(tmp_path, on_a_gpu())[-1]
-    assert (part.name, part.limit, plain.name, plain.limit) == ("exactness-compiled", 300.0, "exactness", 90)
-    exactness = import_module("exactness")
-    for check in (part, plain):
-        monkeypatch.setattr(sys, "argv", [str(each) for each in check.arguments])
-        asked = exactness._arguments()
-        assert (asked.compile, asked.json, asked.case) == (check is part, check.record, ["proprio_cont"])
-    assert gpu.compiled_checks(tmp_path, on_a_gpu(device="cpu")) == []
-
-
 def run(
     gpu: ModuleType, tmp_path: Path, programs: dict[str, str], limit: float, warm_up: float, compiled: str = ""
 ) -> dict[str, Any]:
@@ -182,16 +168,3 @@ def test_exactness_keeps_finished_cases(gpu: ModuleType, tmp_path: Path, monkeyp
         exactness.main()
     assert there == [[], ["proprio_cont"], ["proprio_cont", "vision_disc"]]
     assert list(json.loads(file.read_text())) == there[-1]
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_exactness_compiles_where_it_is_asked_to(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, compiled: bool
-) -> None:
-    """And not where a learner would by itself, on a GPU; no kernel in C takes the place of what is compiled."""
-    exactness = import_module("exactness")
-    monkeypatch.setattr("dreamer_torchrl.learners.learner.can_compile", lambda device: True)
-    recording = exactness.Recording(ROOT / "tests" / "golden", "proprio_cont")
-    learner = exactness.learner_of(recording.agent(), recording.hyperparameters(), compiled)
-    assert compiled == any(module._compiled_call_impl is not None for module in learner.world_model_loss.modules())
-    assert not (compiled and learner.optimizer.defaults["native"])

@@ -72,13 +72,6 @@ def test_contestants_alternate_and_warmup_does_not_count() -> None:
     assert (theirs.warmup_seconds, theirs.seconds, theirs.median) == ([80], [4, 6, 8], 6)
 
 
-def test_spread_of_a_single_time() -> None:
-    contest = import_module("contest")
-    alone = contest.LocalContestant("a", 1, lambda: None, torch.device("cpu"))
-    (result,) = contest.take_turns([alone], 0, 1)
-    assert result.min == result.lower_quartile == result.median == result.upper_quartile == result.max
-
-
 def test_peak_memory_is_that_of_the_update() -> None:
     """A large tensor held during the update only is noticed, although it is gone afterwards."""
     contest = import_module("contest")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+import torch
 
 from dreamer_torchrl.kernels.compiling import NotBuilt, find_compiler
 
@@ -17,4 +18,5 @@ def a_compiler() -> str | None:
         return None
 
 
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 needs_compiler = pytest.mark.skipif(a_compiler() is None, reason="needs a C compiler")

@@ -18,7 +18,6 @@ SIZES = {  # belief, hidden, stochastic, classes, blocks
     "wide": (72, 33, 5, 7, 2),
     "round": (64, 32, 8, 4, 8),
 }
-every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 every_size = pytest.mark.parametrize("size", SIZES)
 Inputs = dict[str, Tensor]
 SPACES = {

@@ -12,17 +12,8 @@ from dreamer_torchrl.kernels import attach
 from dreamer_torchrl.kernels.sequence import native_imagine
 from dreamer_torchrl.kernels.weights import actor_fits
 from dreamer_torchrl.modules import RSSM, ActionSpace, ImagineRollout
-from tests.kernels.compilers import needs_compiler
-from tests.kernels.sequence_examples import (
-    SIZES,
-    SPACES,
-    E,
-    actor_of,
-    every_dtype,
-    model,
-    plain_dream,
-    starts,
-)
+from tests.kernels.compilers import every_dtype, needs_compiler
+from tests.kernels.sequence_examples import SIZES, SPACES, E, actor_of, model, plain_dream, starts
 
 pytestmark = needs_compiler
 

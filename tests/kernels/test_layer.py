@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,9 +12,9 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dreamer_torchrl.kernels import attach, layer
+from dreamer_torchrl.kernels import attach
 from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear, NormSilu
-from tests.kernels.compilers import needs_compiler
+from tests.kernels.compilers import every_dtype, needs_compiler
 
 pytestmark = needs_compiler
 LAYERS = {"linear": Linear, "hidden": HiddenLayer}
@@ -37,7 +36,7 @@ def with_gradients(module: nn.Module, native: bool, x: Tensor, weight: Tensor) -
     return [y, *torch.autograd.grad((y * weight).sum(), [x, *module.parameters()])]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_dtype
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_numbers_and_gradients(kind: str, rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
@@ -60,14 +59,6 @@ def test_views_and_gradients_that_are_not_contiguous(kind: str) -> None:
         assert_close(here, there, rtol=1e-10, atol=1e-10)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    x, weight = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    bias, scale = torch.randn(5, dtype=torch.float64), torch.rand(5, dtype=torch.float64) + 0.5
-    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias, scale)]
-    assert torch.autograd.gradcheck(layer.LinearFunction.apply, inputs[:3])
-    assert torch.autograd.gradcheck(layer.HiddenLayerFunction.apply, inputs)
-
-
 def test_no_gradient_is_computed_for_what_needs_none() -> None:
     """The critic learns on features that teach nobody: the largest product of all is left out."""
     module = made("hidden", 6, 7, torch.float32)
@@ -80,7 +71,7 @@ def test_no_gradient_is_computed_for_what_needs_none() -> None:
     assert module.linear.weight.grad is not None
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_dtype
 @pytest.mark.parametrize("rows", [5, 17])
 def test_layers_at_once_are_those_one_by_one(rows: int, dtype: torch.dtype) -> None:
     """To the last bit, where no gradient is asked for."""
@@ -140,19 +131,3 @@ def test_no_layers_or_more_than_the_kernel_has_room_for(layers: int) -> None:
     plain = module(x)
     attach(module, True)
     assert_close(module(x), plain, rtol=1e-3, atol=1e-3)
-
-
-@torch.no_grad()
-def test_threads_do_not_mix_up_their_rows() -> None:
-    """Kernels run beside one another, on arguments of their own."""
-    module = MLP(64, 64, layers=3)
-    attach(module, True)
-    inputs = [torch.randn(rows, 64) for rows in (1, 7, 16, 40)]
-    expected = [module(x) for x in inputs]
-
-    def repeat(index: int) -> bool:
-        with torch.no_grad():
-            return all(torch.equal(module(inputs[index]), expected[index]) for _ in range(50))
-
-    with ThreadPoolExecutor(4) as threads:
-        assert all(threads.map(repeat, range(4)))

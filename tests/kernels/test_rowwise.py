@@ -18,8 +18,8 @@ from dreamer_torchrl.modules.distributions import two_hot_bins
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.modules.layers import MLP, rms_norm
 from dreamer_torchrl.modules.layers import NormSilu as Module
-from tests.kernels.compilers import needs_compiler
-from tests.kernels.rowwise_examples import close, every_dtype, gradients, layouts
+from tests.kernels.compilers import every_dtype, needs_compiler
+from tests.kernels.rowwise_examples import close, gradients, layouts
 
 pytestmark = needs_compiler
 SHAPES = [(5, width) for width in (1, 3, 8, 64, 255)]
@@ -41,11 +41,6 @@ def test_norm_and_silu(rows: int, width: int, dtype: torch.dtype) -> None:
     for here, wanted in zip(gradients(rowwise.NormSiluFunction.apply, x, scale), exact, strict=True):
         assert here.dtype is dtype
         close(here, wanted, least=1.0)
-
-
-def test_gradients_of_norm_and_silu_by_differences() -> None:
-    x, scale = torch.randn(2, 3, 5).double().requires_grad_(), torch.randn(5).double().requires_grad_()
-    assert torch.autograd.gradcheck(rowwise.NormSiluFunction.apply, (x, scale))
 
 
 @every_dtype
@@ -100,13 +95,9 @@ def test_threads_do_not_change_a_bit(dtype: torch.dtype, threads: Callable[[int]
     results = []
     for count in (1, 2, 3, 100):
         threads(count)
-        results.append(
-            [
-                *gradients(rowwise.NormSiluFunction.apply, x, scale),
-                rowwise.TwoHotMean.apply(x, bins),
-                *gradients(lambda logits: rowwise.TwoHotLoss.apply(logits, bins, targets, (1.0, 0.5)), x),
-            ]
-        )
+        normed = gradients(rowwise.NormSiluFunction.apply, x, scale)
+        loss = gradients(lambda logits: rowwise.TwoHotLoss.apply(logits, bins, targets, (1.0, 0.5)), x)
+        results.append([*normed, rowwise.TwoHotMean.apply(x, bins), *loss])
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
             assert torch.equal(one, other)
@@ -169,12 +160,5 @@ def test_tensors_without_numbers() -> None:
         loss = rowwise.NativeTwoHotCrossEntropy()(torch.ones(3, 9), torch.arange(9.0), torch.ones(3, 1))
         assert loss.shape == (3,)
         assert not fits(torch.ones(3))
-    head = TwoHotHead(5, 8, layers=1)
-    attach(head.to("meta"), True)
-    assert head(torch.ones(3, 5, device="meta"))[1].shape == (3, 1)
-
-
-def test_which_tensors_fit() -> None:
     assert fits(torch.ones(2)) and fits(torch.nn.Parameter(torch.ones(2).double()))
-    for other in (torch.ones(2).bfloat16(), torch.ones(2).long(), torch.ones(2, device="meta")):
-        assert not fits(other)
+    assert not any(map(fits, (torch.ones(2).bfloat16(), torch.ones(2).long(), torch.ones(2, device="meta"))))

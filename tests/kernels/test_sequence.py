@@ -7,21 +7,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing import assert_close
 
 from dreamer_torchrl.kernels.sequence import NativeObserve, native_imagine, native_observe, observe_weights
 from dreamer_torchrl.kernels.weights import sizes_of
 from dreamer_torchrl.modules import RSSM, observe
 from dreamer_torchrl.modules.split import SplitRSSM
-from tests.kernels.compilers import needs_compiler
+from tests.kernels.compilers import every_dtype, needs_compiler
 from tests.kernels.sequence_examples import (
     A,
     E,
     Inputs,
     actor_of,
     agree,
-    every_dtype,
     every_size,
     model,
     one_hots,
@@ -92,26 +91,6 @@ def test_resets_and_the_uniform_share(resets: str, unimix: float) -> None:
         if resets == "some":
             assert not found[f"gradient of {name}"][::3].any()  # forgotten at the first step
             assert found[f"gradient of {name}"][1::3].flatten(1).any(1).all()
-
-
-def test_gradients_by_differences() -> None:
-    """With nothing but the uniform share, samples depend on the noise alone: no step in a straight line is noticed."""
-    torch.manual_seed(1)
-    rssm = RSSM(1, 2, belief_size=6, hidden=3, stochastic=2, classes=2, blocks=2, unimix=1.0).double()
-    for parameter in rssm.parameters():
-        nn.init.normal_(parameter, std=0.7)
-    encoded, action = torch.randn(2, 3, 2).double(), torch.tensor([0.5, -0.3, 0.9]).double().expand(2, 3)[..., None]
-    is_init = torch.zeros(2, 3, 1, dtype=torch.bool)
-    is_init[1, 1] = True
-    belief, state, noise = torch.randn(2, 6).double(), torch.rand(2, 2, 2).double(), torch.rand(2, 3, 2).double()
-    leaves = [x.clone().requires_grad_() for x in (encoded, action, belief, state)]
-    weights = [p for name, p in rssm.named_parameters() if not name.startswith("prior")]
-
-    def beliefs_and_logits(encoded: Tensor, action: Tensor, belief: Tensor, state: Tensor, *_: Tensor) -> object:
-        beliefs, _, logits = native_observe(rssm, encoded, action, is_init, belief, state, noise)
-        return beliefs, logits
-
-    assert torch.autograd.gradcheck(beliefs_and_logits, (*leaves, *weights))
 
 
 def loop_inputs(rssm: RSSM, batch: int, length: int) -> tuple[Tensor, ...]:

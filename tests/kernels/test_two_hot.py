@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from dreamer_torchrl.kernels import attach, rowwise
 from dreamer_torchrl.modules.distributions import TwoHotDist, two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy, TwoHotHead
-from tests.kernels.compilers import needs_compiler
-from tests.kernels.rowwise_examples import close, every_dtype, gradients, layouts
+from tests.kernels.compilers import every_dtype, needs_compiler
+from tests.kernels.rowwise_examples import close, gradients, layouts
 
 pytestmark = needs_compiler
 
@@ -49,10 +49,9 @@ def test_two_hot_loss(rows: int, count: int, weights: tuple[float, ...], dtype: 
         close(here, wanted, least=1.0)
 
 
-def test_gradients_of_two_hot_loss_by_differences() -> None:
-    logits, bins = torch.randn(3, 9).double().requires_grad_(), two_hot_bins(9).double()
-    targets = torch.tensor([[0.3, -2e9], [bins[3], 1.0], [4.0, 2e9]]).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: rowwise.TwoHotLoss.apply(x, bins, targets, (1.0, 0.4)), (logits,))
+def test_targets_get_no_gradient() -> None:
+    logits, bins = torch.randn(3, 9).requires_grad_(), two_hot_bins(9)
+    targets = torch.randn(3, 2).requires_grad_()
     loss = rowwise.NativeTwoHotCrossEntropy()(logits, bins, targets, (1.0, 0.4))
     assert torch.autograd.grad(loss.sum(), (logits, targets), allow_unused=True)[1] is None
 
