@@ -20,7 +20,7 @@ class NativeLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weight, self.bias
-        return LinearFunction.apply(x, *weights) if fits(x, *weights, width=self.in_features) else super().forward(x)
+        return LayerFunction.apply(x, *weights) if fits(x, *weights, width=self.in_features) else super().forward(x)
 
 
 class NativeHiddenLayer(HiddenLayer):
@@ -29,7 +29,7 @@ class NativeHiddenLayer(HiddenLayer):
     def forward(self, x: Tensor) -> Tensor:
         weights = weights_of(self)
         if fits(x, *weights, width=self.linear.in_features):
-            return HiddenLayerFunction.apply(x, *weights)
+            return LayerFunction.apply(x, *weights)
         return super().forward(x)
 
 
@@ -49,41 +49,27 @@ def weights_of(layer: HiddenLayer) -> tuple[Tensor, Tensor, Tensor]:
     return layer.linear.weight, layer.linear.bias, layer.after.norm.weight
 
 
-class LinearFunction(torch.autograd.Function):
-    """``x W' + b`` of ``[..., in]``, ``[out, in]`` and ``[out]``."""
+class LayerFunction(torch.autograd.Function):
+    """``silu(norm(x W' + b) * scale)`` of ``[..., in]``, ``[out, in]``, ``[out]``, ``[out]``; without scale ``x W' + b``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
         x = x.contiguous()
-        y = x.new_empty(*x.shape[:-1], len(weight))
-        _call(x, before=y, y=y, network=network_of((weight, bias)))
-        ctx.save_for_backward(x, weight)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        return _linear_backward(ctx, d_y, *ctx.saved_tensors)
-
-
-class HiddenLayerFunction(torch.autograd.Function):
-    """``silu(norm(x W' + b) * scale)``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-        x = x.contiguous()
-        before = x.new_empty(*x.shape[:-1], len(weight))
-        y = torch.empty_like(before)
+        y = before = x.new_empty(*x.shape[:-1], len(weight))
+        if scale is not None:
+            y = torch.empty_like(before)
         _call(x, before=before, y=y, network=network_of((weight, bias, scale)))
-        ctx.save_for_backward(x, weight, before, scale)
+        ctx.save_for_backward(x, weight, *(() if scale is None else (before, scale)))
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-        x, weight, before, scale = ctx.saved_tensors
-        d_before, d_scale = norm_silu_backward(d_y, before, scale)
-        return *_linear_backward(ctx, d_before, x, weight), d_scale
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *norm = ctx.saved_tensors
+        d_y, *d_scale = norm_silu_backward(d_y, *norm) if norm else (d_y,)
+        flat, d_flat = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
+        d_x = (d_flat @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        return d_x, d_flat.t() @ flat, d_flat.sum(0), *d_scale
 
 
 class HiddenLayers(Collected):
@@ -104,9 +90,3 @@ class HiddenLayers(Collected):
 
 def _call(x: Tensor, *collected: Any, **values: Any) -> None:
     call("layers_rows", x.dtype, *collected, rows=x.numel() // x.shape[-1], x=x, **values)
-
-
-def _linear_backward(ctx: Any, d_y: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    flat, d_flat = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
-    d_x = (d_flat @ weight).view(x.shape) if ctx.needs_input_grad[0] else None
-    return d_x, d_flat.t() @ flat, d_flat.sum(0)
