@@ -50,7 +50,7 @@ def weights_of(layer: HiddenLayer) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class LayerFunction(torch.autograd.Function):
-    """``silu(norm(x W' + b) * scale)`` of ``[..., in]``, ``[out, in]``, ``[out]``, ``[out]``; without scale ``x W' + b``."""
+    """``silu(norm(x W' + b) * scale)`` of ``[..., in]``, ``[out, in]`` and ``[out]``; ``x W' + b`` without scale."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:

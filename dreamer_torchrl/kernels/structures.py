@@ -60,9 +60,8 @@ def fill(structure: ctypes.Structure, dtype: torch.dtype, values: dict[str, Any]
 
 def source(matrix: Tensor, dtype: torch.dtype, shared: bool = False) -> ctypes.Structure:
     """Describe a view ``[in, out]`` or ``[blocks, in, out]``, however it lies in memory."""
-    view = matrix if matrix.ndim == 3 else matrix.unsqueeze(0)
-    at = address("matrix", matrix, dtype, contiguous=False)
-    return STRUCTURES["Source"](at, *view.shape, *view.stride(), shared)
+    at, one = address("matrix", matrix, dtype, contiguous=False), (1,) * (3 - matrix.ndim)
+    return STRUCTURES["Source"](at, *one, *matrix.shape, *one, *matrix.stride(), shared)
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, contiguous: bool = True) -> int:

@@ -32,9 +32,9 @@ def layer_of(weight: Tensor, bias: Tensor, scale: Tensor | None = None, shared: 
 
 def network_of(*layers: Sequence[Tensor]) -> ctypes.Structure:
     """`NetworkWeights` of weight, bias and scale of each layer."""
-    network = STRUCTURES["NetworkWeights"](len(layers))
-    network.kept_alive = [layer_of(*layer) for layer in layers]
-    network.layer[: len(layers)] = network.kept_alive
+    each = tuple(layer_of(*layer) for layer in layers)
+    network = STRUCTURES["NetworkWeights"](len(layers), each)
+    network.kept_alive = each
     return network
 
 
