@@ -84,12 +84,10 @@ class Player:
         self._follow_agent()
         seen, batch = self._read(observation)
         count = prod(batch)
-        before = self._remembered(state, count)
+        belief, classes, action = self._remembered(state, count)
         never = torch.zeros(count, 1, dtype=torch.bool, device=self.device)  # whatever started has zeros for latents
         with set_exploration_type(self.exploration):
-            belief, classes, flat = self.policy.step(
-                self.policy.encoder(*seen), before.previous_action, never, before.belief, before.state
-            )
+            belief, classes, flat = self.policy.step(self.policy.encoder(*seen), action, never, belief, classes)
         action = _written(self.actions(flat), one=not batch)
         return action, Latents(belief.float(), classes.float(), flat)
 

@@ -34,7 +34,11 @@ class Policy(TensorDictModuleBase):
         """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
         if tensordict.get("is_init", None) is None:
             raise KeyError("The policy needs is_init to know where episodes start: append InitTracker() to the env.")
-        encoded = self.encoder(*[self._observation(tensordict, key) for key in self.encoder.in_keys])
+        seen = {key: rows_of(tensordict, key) for key in self.encoder.in_keys}
+        for key in (key for key, value in seen.items() if value is None):
+            there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
+            raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
+        encoded = self.encoder(*seen.values())
         belief, state, action = (rows_of(tensordict, key) for key in LATENTS)
         zeros, none = self.rssm.initial(len(encoded))
         action = zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action
@@ -71,13 +75,6 @@ class Policy(TensorDictModuleBase):
         state = self.rssm.latent.mode(logits) if noise is None else sampled
         policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)))
         return belief, state, policy.mode if action_noise is None else policy.sample(action_noise)
-
-    def _observation(self, tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-        value = rows_of(tensordict, key)
-        if value is None:
-            there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
-            raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
-        return value
 
 
 def rows_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor | None:

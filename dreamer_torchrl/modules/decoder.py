@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 
@@ -14,7 +14,7 @@ from dreamer_torchrl.modules.distributions import OneHotDist, symexp, symlog
 from dreamer_torchrl.modules.encoder import STAGES, split_keys, stacked_sides
 from dreamer_torchrl.modules.images import PixelStage, UpsampleStage, pixel_error
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu, full_precision
-from dreamer_torchrl.modules.spaces import Continuous, Image, Space
+from dreamer_torchrl.modules.spaces import Continuous, Image, Space, Spaces
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 BLOCKS = 8
@@ -34,13 +34,7 @@ class Decoder(nn.Module, AsTensorDictModule):
     in_keys = ("features",)
 
     def __init__(
-        self,
-        spaces: Mapping[NestedKey, Space],
-        belief_size: int,
-        state_size: int,
-        units: int = 64,
-        depth: int = 4,
-        layers: int = 3,
+        self, spaces: Spaces, belief_size: int, state_size: int, units: int = 64, depth: int = 4, layers: int = 3
     ):
         super().__init__()
         self.spaces = dict(spaces)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from dreamer_torchrl.modules.distributions import symlog
 from dreamer_torchrl.modules.images import ImageStage
 from dreamer_torchrl.modules.layers import MLP
-from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
+from dreamer_torchrl.modules.spaces import Continuous, Image, Spaces, key_name
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 STAGES = (2, 3, 4, 4)  # channels of each image stage, in multiples of `depth`; each stage halves the sides
@@ -37,12 +36,7 @@ class Encoder(nn.Module, AsTensorDictModule):
     out_keys = ("encoded_latents",)
 
     def __init__(
-        self,
-        spaces: Mapping[NestedKey, Space],
-        units: int = 64,
-        depth: int = 4,
-        layers: int = 3,
-        dtype: torch.dtype | None = None,
+        self, spaces: Spaces, units: int = 64, depth: int = 4, layers: int = 3, dtype: torch.dtype | None = None
     ):
         super().__init__()
         if not spaces:
@@ -77,13 +71,13 @@ class Encoder(nn.Module, AsTensorDictModule):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def split_keys(spaces: Mapping[NestedKey, Space]) -> tuple[list[NestedKey], list[NestedKey]]:
+def split_keys(spaces: Spaces) -> tuple[list[NestedKey], list[NestedKey]]:
     """Sort keys into those of vectors and those of images."""
     images = [key for key, space in spaces.items() if isinstance(space, Image)]
     return [key for key in spaces if key not in images], images
 
 
-def stacked_sides(spaces: Mapping[NestedKey, Space], keys: list[NestedKey]) -> tuple[int, int, int]:
+def stacked_sides(spaces: Spaces, keys: list[NestedKey]) -> tuple[int, int, int]:
     """Height, width and total channels of all image keys, after checking that they can be stacked and halved."""
     for key in keys:
         for side, size in (("height", spaces[key].height), ("width", spaces[key].width)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -116,6 +117,7 @@ class Image:
 
 
 Space = Continuous | Discrete | Image
+Spaces = Mapping[NestedKey, Space]
 
 
 def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int = 0) -> Space:
