@@ -31,12 +31,7 @@ from dreamer_torchrl.learners.learner import Learner
 
 
 def seed_for(seed: int, purpose: str) -> int:
-    """A seed for one purpose of a run; different purposes share no random numbers.
-
-    Example:
-        >>> seed_for(0, "replay") == seed_for(0, "replay") != seed_for(0, "policy")
-        True
-    """
+    """A seed for one purpose of a run; different purposes share no random numbers."""
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0] >> 1)
 
 
@@ -47,10 +42,9 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if count else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError(
-            f"device={name}, but torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count > 1)}: leave it at "
-            "auto, or install a torch for the GPU that is there."
-        )
+        remedy = "leave it at auto, or install a torch for the GPU that is there"
+        gpus = f"{count or 'no'} GPU{'s' * (count > 1)}"
+        raise ConfigError(f"device={name}, but torch {torch.__version__} sees {gpus}: {remedy}.")
     return device
 
 
@@ -125,15 +119,12 @@ def make_sampler(settings: Settings) -> StreamSampler:
     """The sampler of sequences that the settings name."""
     replay, streams = settings.replay, settings.env.num_envs
     slice_len = replay.length + settings.learner.context
-    makers = {
-        "uniform": lambda: StreamSampler(slice_len, streams),
-        "prioritized": lambda: PrioritizedSampler(slice_len, streams),
-        "recency": lambda: RecencySampler(slice_len, streams, capacity=replay.capacity),
-    }
-    if replay.sampler in makers:
-        return makers[replay.sampler]()
+    kinds = {"uniform": StreamSampler, "prioritized": PrioritizedSampler}
+    kinds["recency"] = partial(RecencySampler, capacity=replay.capacity)
+    if replay.sampler in kinds:
+        return kinds[replay.sampler](slice_len, streams)
     fractions = {name: fraction for name, fraction in asdict(replay.fracs).items() if fraction}
-    samplers = {name: makers[name]() for name in fractions}
+    samplers = {name: kinds[name](slice_len, streams) for name in fractions}
     then = MixedSampler(samplers, fractions) if len(samplers) > 1 else samplers.popitem()[1]
     return OnlineSampler(slice_len, streams, then=then)
 

@@ -29,9 +29,9 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}
     in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step
     needs = from_disk if on_disk else in_memory
+    least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
     for place, per_step in needs.items():
         if steps * per_step > free[place]:
-            least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
             fitting = min(int(0.8 * free[other]) // part for other, part in needs.items() if part)
             remedy = f"give replay.capacity={max(fitting, least)}"
             if continued:

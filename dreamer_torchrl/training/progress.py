@@ -31,7 +31,6 @@ class Progress:
     recent: list[float] = field(default_factory=list)
 
     def add_episode(self, total_reward: float) -> None:
-        """Count a finished episode."""
         self.episodes += 1
         self.recent = [*self.recent, total_reward][-RECENT:]
         if len(self.recent) == RECENT:
@@ -39,12 +38,10 @@ class Progress:
             self.best = mean if self.best is None else max(mean, self.best)
 
     def solved(self, settings: Settings) -> bool:
-        """Whether the last evaluation reached the return that was asked for."""
         wanted = settings.eval.stop_at
         return wanted is not None and self.evaluation is not None and self.evaluation >= wanted
 
     def finished(self, settings: Settings) -> bool:
-        """Whether there is nothing left to do."""
         return self.steps >= settings.total_steps or self.solved(settings)
 
     def evaluation_is_due(self, settings: Settings) -> bool:
@@ -64,7 +61,6 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training over all processes of this run."""
         return self.progress.seconds + time.monotonic() - self.saved_at
 
     def note_saved(self) -> None:

@@ -129,13 +129,12 @@ class Experiment:
 
     @property
     def count(self) -> str:
-        """How many runs, such as ``3 seeds``."""
+        """Such as ``3 seeds``."""
         number = len(self.runs)
         noun = "seed" if self.baseline or len({run.seed for run in self.runs}) == number else "run"
         return f"{number} {noun}{'s' if number > 1 else ''}"
 
     def curves(self, metric: str, axis: Axis = "steps") -> list[Curve]:
-        """Of all runs that have measured it."""
         return [curve for run in self.runs if (curve := run.curve(metric, axis)).x.size]
 
     def band(self, metric: str, axis: Axis = "steps", smoothing: int = 1) -> Band:

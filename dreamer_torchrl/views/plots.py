@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +50,8 @@ class Panel:
     metrics: tuple[str, ...]
     experiments: tuple[Experiment, ...]
     large: bool = False
+    axis: Axis = "steps"
+    smoothing: int | None = None  # points of a mean; None: by their number
 
 
 def return_panels(experiments: Sequence[Experiment]) -> list[Panel]:
@@ -97,60 +99,51 @@ def draw(
     Values are means over ``smoothing`` neighbouring points, by default chosen by their number.
     """
     experiments = [*group(runs), *baselines]
-    rows = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
+    blocks = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
     if metrics:
-        rows = [([metric_panel(name, experiments, large=True) for name in metrics], 2, 3.2)]
-    shapes = [(-(-len(panels) // columns), min(len(panels), columns)) for panels, columns, _ in rows]
-    heights = [lines * height for (lines, _), (_, _, height) in zip(shapes, rows, strict=True)]
+        blocks = [([metric_panel(name, experiments, large=True) for name in metrics], 2, 3.2)]
+    blocks = [(panels, -(-len(panels) // columns), columns, height) for panels, columns, height in blocks if panels]
+    heights = [rows * height for _, rows, _, height in blocks]  # inches
     figure = new_figure(10.5, sum(heights) + 0.6)
     environments = ", ".join(dict.fromkeys(run.environment for run in runs))
     figure.suptitle(title or environments, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=[max(height, 0.01) for height in heights])
-    for part, (panels, _, _), shape in zip(parts[:, 0], rows, shapes, strict=True):
-        places = part.subplots(*shape, squeeze=False).flatten() if panels else []
-        for axes, panel in zip(places, panels, strict=False):
-            draw_panel(axes, panel, experiments, axis, smoothing)
-        for axes in places[len(panels) :]:
-            axes.remove()
+    parts = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=heights)
+    for part, (panels, rows, columns, _) in zip(parts[:, 0], blocks, strict=True):
+        for place, panel in enumerate(panels, start=1):
+            axes = part.add_subplot(rows, min(len(panels), columns), place)
+            draw_panel(axes, replace(panel, axis=axis, smoothing=smoothing), experiments)
     if any(len(each.runs) > 1 for each in experiments):
         note = "Lines: median of the runs, pale where some have no values. Bands: lower to upper quartile."
         figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=QUIET)
     return figure
 
 
-def draw_panel(
-    axes: Axes, panel: Panel, experiments: Sequence[Experiment], axis: Axis = "steps", smoothing: int | None = None
-) -> None:
+def draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> None:
     """Lines, bands, scales and legend; ``experiments`` are all of the figure, in the order of their colours."""
-    plain(axes, X_LABELS[axis] if panel.large else axis, panel.unit, panel.title)
-    end = max((run.end(axis) for each in panel.experiments if not each.baseline for run in each.runs), default=0) or 1
+    plain(axes, X_LABELS[panel.axis] if panel.large else panel.axis, panel.unit, panel.title)
+    own = [run for each in panel.experiments if not each.baseline for run in each.runs]
+    end = max((run.end(panel.axis) for run in own), default=0) or 1
     if len(panel.metrics) > 2:
-        stack(axes, panel, axis)
+        stack(axes, panel)
     else:
         for each in panel.experiments:
             for metric in (RETURN,) if each.baseline else panel.metrics:
-                draw_line(axes, panel, each, metric, experiments, axis, smoothing, end)
+                draw_line(axes, panel, each, metric, experiments, end)
     if not axes.has_data():
         axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color=QUIET, fontsize=9)
         axes.set(xticks=[], yticks=[])
         return
     axes.set_xlim(0, end * 1.01)
-    set_ticks(axes, panel, axis)
+    set_ticks(axes, panel)
     if panel.large and len(axes.get_legend_handles_labels()[1]) > (len(experiments) == 1):
         axes.legend(fontsize=8.5, frameon=False, labelcolor=INK, ncols=2, loc="best")
 
 
 def draw_line(
-    axes: Axes,
-    panel: Panel,
-    experiment: Experiment,
-    metric: str,
-    experiments: Sequence[Experiment],
-    axis: Axis,
-    smoothing: int | None,
-    end: float,
+    axes: Axes, panel: Panel, experiment: Experiment, metric: str, experiments: Sequence[Experiment], end: float
 ) -> None:
     """Median and band of an experiment; behind them the values of a smoothed run, or an evaluation's spread."""
+    axis = panel.axis
     curves = experiment.curves(metric, axis)
     if not curves:
         return
@@ -158,7 +151,7 @@ def draw_line(
     number = panel.metrics.index(metric) if alone else experiments.index(experiment)
     color, dash = PALETTE[number % len(PALETTE)], DASHES[number // len(PALETTE) % len(DASHES)]
     noisy = metric.startswith(("episode/", "rate/")) and not experiment.baseline
-    points = smoothing or (max(1, min(len(curves[0].x) // 25, 100)) if noisy else 1)
+    points = panel.smoothing or (max(1, min(len(curves[0].x) // 25, 100)) if noisy else 1)
     points = 1 if evaluation and several else points
     band = experiment.band(metric, axis, points).until(end)
     if len(curves) == 1 and points > 1 and len(curves[0].x) <= MOST_DOTS:
@@ -183,9 +176,9 @@ def draw_line(
     axes.plot(band.x, np.where(everywhere, band.median, np.nan), **look)
 
 
-def stack(axes: Axes, panel: Panel, axis: Axis) -> None:
+def stack(axes: Axes, panel: Panel) -> None:
     """Parts of a whole over one axis, the first one at the bottom, with their means in the legend."""
-    curves = {metric: thin(panel.experiments[0].runs[0].curve(metric, axis), 200) for metric in panel.metrics}
+    curves = {metric: thin(panel.experiments[0].runs[0].curve(metric, panel.axis), 200) for metric in panel.metrics}
     labels = [f"{metric.rpartition('/')[2]} {curve.y.mean():.0%}" for metric, curve in curves.items()]
     axes.stackplot(
         curves[panel.metrics[0]].x, [y for _, y in curves.values()], colors=PALETTE, labels=labels, alpha=0.85
@@ -195,12 +188,12 @@ def stack(axes: Axes, panel: Panel, axis: Axis) -> None:
     axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)
 
 
-def set_ticks(axes: Axes, panel: Panel, axis: Axis) -> None:
+def set_ticks(axes: Axes, panel: Panel) -> None:
     """Few round numbers; losses that fall far have a logarithmic axis."""
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(8 if panel.large else 4, steps=[1, 2, 2.5, 5, 10]))
-    if axis != "hours":
+    if panel.axis != "hours":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if panel.unit == "bytes":
         axes.yaxis.set_major_formatter(EngFormatter())

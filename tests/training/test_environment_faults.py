@@ -104,13 +104,10 @@ def broken(**arguments: float) -> None:
 
 
 def test_an_environment_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That of evaluations is told at once, not when the first one is due."""
     factory = "env.factory=tests.training.test_environment_faults:broken"
     assert train.main(words(tmp_path / "run", "env=custom", factory)) == 2
     assert "The environment cannot be made: KeyError: 'the garage is empty'" in capsys.readouterr().out
-
-
-def test_an_evaluation_that_cannot_be_made_is_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not when the first one is due."""
     assert train.main(words(tmp_path / "run", *FAULTY, "+eval.arguments.speed=3", "eval.every=40")) == 2
     assert "unexpected keyword argument 'speed'" in capsys.readouterr().out
 

@@ -228,23 +228,19 @@ def test_films_show_what_the_agent_sees_where_nothing_is_rendered(transform: tup
     assert len(evaluation.frames) == evaluation.lengths[0] + 1
 
 
+class Stack(gymnasium.ObservationWrapper):
+    """Four gray pictures, the last of which is the newest."""
+
+    observation_space = Box(0, 255, (64, 64, 4), np.uint8)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.pad(observation[..., :1], ((0, 0), (0, 0), (3, 0)))
+
+
 def test_of_stacked_frames_a_film_shows_the_newest() -> None:
-    class Stack(gymnasium.ObservationWrapper):
-        """Four gray pictures, the last of which is the newest."""
-
-        observation_space = Box(0, 255, (64, 64, 4), np.uint8)
-
-        def observation(self, observation: np.ndarray) -> np.ndarray:
-            gray = observation[..., :1]
-            return np.concatenate([0 * gray, 0 * gray, 0 * gray, gray], -1)
-
-    def make() -> StreamEnv:
-        return StreamEnv(Gymnasium(Stack(GridReach())), entropy=(0,))
-
-    streams = StreamEnvs([make])
+    streams = StreamEnvs([lambda: StreamEnv(Gymnasium(Stack(GridReach())), entropy=(0,))])
     evaluation = evaluate(seeded(agent_for(streams)), streams, 1, film=True)
-    assert evaluation.frames[0].shape == (64, 64, 1)
-    assert evaluation.frames[0].any()
+    assert evaluation.frames[0].shape == (64, 64, 1) and evaluation.frames[0].any()
 
 
 def test_where_nothing_can_be_filmed_a_note_says_so() -> None:

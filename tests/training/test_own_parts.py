@@ -15,20 +15,14 @@ from dreamer_torchrl.training.build import make_learner
 from dreamer_torchrl.training.loading import load
 from tests.training.training_examples import TINY
 
-PAGE = (
-    (Path(__file__).parents[2] / "docs/parts.md")
-    .read_text()
-    .partition("## Parts of your own in `train`")[2]
-    .partition("\n## ")[0]
-)
+PARTS = (Path(__file__).parents[2] / "docs/parts.md").read_text()
+PAGE = PARTS.partition("## Parts of your own in `train`")[2].partition("\n## ")[0]
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments of all commands, in a folder with the module."""
-    code, commands = (
-        re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.M | re.S)[1] for language in ("python", "text")
-    )
+    code, commands = (re.search(rf"^```{name}\n(.*?)^```$", PAGE, re.M | re.S)[1] for name in ("python", "text"))
     (tmp_path / "my_parts.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -38,9 +32,8 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_own_parts_train_resume_evaluate_and_load(page: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """All of the page at once."""
-    assert (
-        train.main([*TINY, *page, "env=cartpole", "total_steps=40", "eval.every=0", "log.every=0", "run_dir=run"]) == 0
-    )
+    short = ["env=cartpole", "total_steps=40", "eval.every=0", "log.every=0", "run_dir=run"]
+    assert train.main([*TINY, *page, *short]) == 0
     assert train.main(["run_dir=run", "total_steps=48"]) == 0
     assert "Resumed at step 40" in capsys.readouterr().out
     assert evaluate.main(["run", "--episodes", "1"]) == 0

@@ -74,8 +74,7 @@ def test_each_frame_shows_the_images_of_its_step(loop: OpenLoop) -> None:
 
 def test_the_still_picture_shows_moments(loop: OpenLoop) -> None:
     picture, strips = still(loop, "title"), strips_of(loop)
-    labels = [""] * 32
-    tiles = draw_sheet(loop, "title", 1280, 8, labels, strips).tiles
+    tiles = draw_sheet(loop, "title", 1280, 8, [""] * 32, strips).tiles
     for row, strip in enumerate(strips):
         assert picture[tiles[8 * row]][0, 0].tolist() == strip.pictures[0][0, 0].tolist()
         assert picture[tiles[8 * row + 7]][0, 0].tolist() == strip.pictures[STEPS - 1][0, 0].tolist()
@@ -85,10 +84,9 @@ def test_the_still_picture_shows_moments(loop: OpenLoop) -> None:
 def test_images_of_any_size_keep_their_shape(sides: tuple[int, int]) -> None:
     agent = image_agent(sides)
     loop = open_loop(agent, episode(agent, 3), context=1)
-    tile = tiles_of(loop)[0]
-    height, width = tile[0].stop - tile[0].start, tile[1].stop - tile[1].start
-    assert abs(height / width - sides[0] / sides[1]) < 0.01
-    assert next(frames(loop, "title"))[tile][0, 0].tolist() == strips_of(loop)[0].pictures[0][0, 0].tolist()
+    shown = next(frames(loop, "title"))[tiles_of(loop)[0]]
+    assert abs(shown.shape[0] / shown.shape[1] - sides[0] / sides[1]) < 0.01
+    assert shown[0, 0].tolist() == strips_of(loop)[0].pictures[0][0, 0].tolist()
 
 
 def test_numbers_are_curves() -> None:
