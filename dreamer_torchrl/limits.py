@@ -1,4 +1,4 @@
-"""Least and greatest values of numbers, written at the fields that they limit; plain Python."""
+"""What is wrong in settings: the error, and limits of numbers, written at the fields that they limit; plain Python."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting or override is wrong; the message names it, its value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,6 @@ class Within:
     allow_inf_nan: bool | None = None
 
     def __get_pydantic_core_schema__(self, source: type, handler: Callable[[type], dict[str, Any]]) -> dict[str, Any]:
-        """What pydantic asks of an annotation."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def number(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""From plain values to checked settings: errors are one line, with the nearest valid name."""
+"""From plain values to checked settings and parts: errors are one line, with the nearest valid name."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from dataclasses import is_dataclass
 from difflib import get_close_matches
 from glob import glob
 from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from dreamer_torchrl.config.schema import CHECKED, Settings
-from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env
+from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env, check_factory, module_source
+from dreamer_torchrl.limits import ConfigError
 
 GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # on Linux: NVIDIA's, the same under Windows, AMD's
-
-
-class ConfigError(ValueError):
-    """A setting or override is wrong; the message names it, its value and the remedy."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -48,8 +49,6 @@ def _line(error: Mapping[str, Any], path: str) -> str:
     value, kind, reason = error["input"], error["type"], error["msg"].replace("Input should", "it should")
     if kind == "unexpected_keyword_argument":
         return f"There is no setting {name!r}."
-    if kind == "missing":
-        return f"There is no {name!r} in the configuration."
     if kind == "value_error":  # of a whole section
         return ".".join(filter(None, [name, str(error["ctx"]["error"])]))
     if kind == "dataclass_type":
@@ -61,7 +60,7 @@ def _line(error: Mapping[str, Any], path: str) -> str:
 
 
 def check_machine(settings: Settings) -> None:
-    """Refuse what this machine does not have: the environment, a library, a GPU."""
+    """Refuse what this machine does not have: the environment, a library, a GPU, the classes of parts."""
     device, options = settings.device, settings.env.options
     if device == "mps" and sys.platform != "darwin":
         raise ConfigError("device=mps is for Macs, and this machine is none: leave it at auto.")
@@ -69,12 +68,59 @@ def check_machine(settings: Settings) -> None:
         raise ConfigError(f"device={device}, but this machine has no GPU: leave it at auto.")
     if settings.log.tensorboard and not find_spec("tensorboard"):
         raise ConfigError("TensorBoard is not installed: pip install 'dreamer_torchrl[tensorboard]'")
+    check_env(settings.env.family, options)
+    if settings.eval.arguments:
+        check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
+    parts = {"learner": settings.learner_part, "agent.encoder": settings.agent.encoder}
+    parts |= {f"log.loggers.{name}": part for name, part in settings.log.loggers.items()}
+    for name, part in parts.items():
+        if part is not None:
+            check_targets({"_target_": None, **part}, name)
+
+
+def check_targets(value: Any, path: str) -> None:
+    """Raise `ConfigError` unless each ``_target_`` in a value can be found; imports nothing."""
+    if isinstance(value, list | tuple):
+        for inner in value:
+            check_targets(inner, path)
+    if not isinstance(value, Mapping):
+        return
+    for key, inner in value.items():
+        check_targets(inner, f"{path}.{key}")
+    if "_target_" not in value:
+        return
+    if not value["_target_"]:
+        raise ConfigError(f"{path}._target_ is missing: give module.Class.")
+    target = str(value["_target_"])
+    module, _, name = target.rpartition(".")
     try:
-        check_env(settings.env.family, options)
-        if settings.eval.arguments:
-            check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
+        check_factory(f"{module}:{name}")
     except UnknownEnvironment as error:
-        raise ConfigError(str(error)) from None
+        text = str(error).replace(f"The factory {f'{module}:{name}'!r}", f"{path}._target_ {target!r}")
+        raise ConfigError(text.replace("package.module:function", "module.Class")) from None
+
+
+def make_part(part: Mapping[str, Any], *arguments: Any) -> Any:
+    """Call what ``_target_`` names with ``arguments``, and with the other entries by name; parts inside come first.
+
+    Example:
+        >>> make_part({"_target_": "fractions.Fraction", "denominator": 4}, 3)
+        Fraction(3, 4)
+    """
+    target = part["_target_"]
+    module_source(target.partition(".")[0])  # finds modules in the current folder
+    try:
+        return instantiate(dict(part), _partial_=True, _convert_="all")(*arguments)
+    except (InstantiationException, TypeError) as error:
+        raise ConfigError(f"{target} cannot be made: {str(error).splitlines()[0]}") from error
+
+
+def make_logger(name: str, part: Mapping[str, Any], run_dir: Path) -> Any:
+    """A logger; where it takes ``exp_name`` and ``log_dir`` they are the entry's name and the run's folder."""
+    module_source(part["_target_"].partition(".")[0])
+    known = signature(get_object(part["_target_"]).__init__).parameters
+    given = {"exp_name": name, "log_dir": str(run_dir)}
+    return make_part({key: value for key, value in given.items() if key in known} | dict(part))
 
 
 def remarks(settings: Settings) -> list[str]:

@@ -26,9 +26,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dreamer_torchrl.config.checks import ConfigError, as_plain, as_word, check_machine, leaves, validated
-from dreamer_torchrl.config.overrides import chosen, for_hydra, keys, parse, quoted
-from dreamer_torchrl.config.parts import check_targets
+from dreamer_torchrl.config.checks import ConfigError, as_plain, as_word, check_machine, leaves, nearest, validated
+from dreamer_torchrl.config.overrides import GROUPS, chosen, free_section, keys, parse, quoted
 from dreamer_torchrl.config.schema import LEARNER, EnvironmentSettings, Settings
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
@@ -94,13 +93,7 @@ def load(overrides: Sequence[str]) -> Configuration:
         raise ConfigError(f"{folder} has checkpoints but no {VALUES}: put it back, or give another run_dir.")
     else:
         configuration = Configuration(settings_from(composed(overrides)), overrides)
-    settings = configuration.settings
-    check_machine(settings)
-    parts = {"learner": settings.learner_part, "agent.encoder": settings.agent.encoder}
-    parts |= {f"log.loggers.{name}": entry for name, entry in settings.log.loggers.items()}
-    for name, part in parts.items():
-        if part is not None:
-            check_targets({"_target_": None, **part}, name)
+    check_machine(configuration.settings)
     return configuration
 
 
@@ -131,11 +124,18 @@ def read_saved(folder: Path) -> dict[str, Any]:
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:
-    """The whole configuration as plain values, every name in the overrides checked."""
+    """The whole configuration as plain values; a name must be in its files, or in a section that takes any."""
     parsed = parse(overrides)
     groups = chosen(parsed)
     base = _compose(*groups)  # the files alone
-    result = _compose(*groups, *for_hydra(parsed, base))
+    parts = [name.split(".") for name in leaves(base)]
+    names = {*GROUPS, *(".".join(one[:count]) for one in parts for count in range(1, len(one) + 1))}
+    for key in (one.key_or_group for one in parsed):
+        if key not in names and free_section(key, parsed) not in names:
+            hint = " To continue a run give run_dir=FOLDER." if key in ("resume", "checkpoint") else ""
+            raise ConfigError(f"There is no setting {key!r}.{hint or nearest(key, names)}")
+    lines = ["++" + one.input_line.lstrip("+") for one in parsed if one.key_or_group not in GROUPS]
+    result = _compose(*groups, *lines)
     return deepcopy(result | {"env": _typed_options(result["env"], base["env"])})
 
 
@@ -161,9 +161,8 @@ def changeable(key: str) -> bool:
 def _continued(folder: Path, overrides: list[str]) -> Configuration:
     """The configuration of a run that is there, with what may be changed in it."""
     values, (earlier, _) = read_saved(folder), _record(folder)
-    before, named = leaves(values), set(keys(overrides))
-    edited = _edited(folder, values).items()
-    notes = tuple(f"{folder / VALUES} was edited: {key}={as_word(new)}." for key, (_, new) in edited)
+    before, named, edited = leaves(values), set(keys(overrides)), _edited(folder, values)
+    notes = tuple(f"{folder / VALUES} was edited: {key}={as_word(new)}." for key, (_, new) in edited.items())
     overrides = [override for override in earlier if keys([override])[0] not in named] + overrides
     then, now = leaves(composed(earlier)), leaves(composed(overrides))
     for key, value in sorted(now.items(), key=lambda item: item[0] not in named):  # complain of what was asked for
@@ -171,10 +170,8 @@ def _continued(folder: Path, overrides: list[str]) -> Configuration:
         if key not in named and key in then and value == then[key]:
             now[key] = before.get(key, value)  # what nobody asked for stays as it is saved, whatever defaults are now
         elif not changeable(key) and old != value:
-            raise ConfigError(
-                f"{folder} is a run with {key}={as_word(old)}, and now {key}={as_word(value)} is asked for: leave that "
-                "out to continue the run, or give another run_dir."
-            )
+            told = f"{folder} is a run with {key}={as_word(old)}, and now {key}={as_word(value)} is asked for"
+            raise ConfigError(f"{told}: leave that out to continue the run, or give another run_dir.")
     whole = OmegaConf.create()
     for key, value in now.items():
         OmegaConf.update(whole, key, value, force_add=True)
@@ -187,9 +184,8 @@ def _record(folder: Path) -> tuple[list[str], dict[str, Any]]:
         record = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
         return list(record["overrides"]), dict(record["saved"])
     except (FileNotFoundError, ValueError, TypeError, KeyError):
-        raise ConfigError(
-            f"{folder / OVERRIDES} is missing or damaged: put it back from a copy, or give another run_dir."
-        ) from None
+        told = f"{folder / OVERRIDES} is missing or damaged"
+        raise ConfigError(f"{told}: put it back from a copy, or give another run_dir.") from None
 
 
 def _edited(folder: Path, values: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from dreamer_torchrl.config.checks import ConfigError, as_word, leaves, nearest
+from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
 GROUPS = ("env", "size", "experiment", "logger")
@@ -21,10 +20,8 @@ GROUPS = ("env", "size", "experiment", "logger")
 FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")
 """Sections that take entries of any name."""
 
-OTHER_ENVIRONMENTS = (
-    " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
-    "env=custom env.factory=package.module:function."
-)
+OTHER_ENVIRONMENTS = " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
+OTHER_ENVIRONMENTS += "env=custom env.factory=package.module:function."
 
 
 def parse(overrides: Sequence[str], files: ConfigLoader | None = None) -> list[Override]:
@@ -34,11 +31,10 @@ def parse(overrides: Sequence[str], files: ConfigLoader | None = None) -> list[O
         try:
             (one,) = parser.parse_overrides([text])  # with the files, which glob needs
         except HydraException:
-            key, equals, value = text.partition("=")
+            key, equals, value = map(str.strip, text.partition("="))
             told = "is no override: write key=value, as in seed=1 or env=pendulum."
             if equals and not text.startswith("-"):
-                value = f"\"{key.strip()}='{value.strip()}'\""
-                told = f"cannot be read: write key=value, or quote the value: {value}."
+                told = f"cannot be read: write key=value, or quote the value: \"{key}='{value}'\"."
             raise ConfigError(f"{text!r} {told}") from None
         if one.is_delete():
             raise ConfigError(f"{text!r} removes a setting, but all are needed: set it, as in experiment=null.")
@@ -72,22 +68,6 @@ def quoted(override: str) -> str:
         raise ConfigError("run_dir= names no folder (an unset shell variable?): give one, or leave run_dir out.")
     path = str(Path(path).expanduser()).replace("'", "\\'")
     return f"run_dir='{path}'"
-
-
-def for_hydra(overrides: Sequence[Override], base: Mapping[str, Any]) -> list[str]:
-    """Overrides but for those of groups; only names that are in ``base``, and any in sections that are free."""
-    parts = [name.split(".") for name in leaves(base)]
-    names = {".".join(one[:count]) for one in parts for count in range(1, len(one) + 1)}
-    lines = []
-    for one in overrides:
-        key, section = one.key_or_group, free_section(one.key_or_group, overrides)
-        if key in GROUPS:
-            continue
-        if key not in names and section not in names:
-            hint = " To continue a run give run_dir=FOLDER." if key in ("resume", "checkpoint") else ""
-            raise ConfigError(f"There is no setting {key!r}.{hint or nearest(key, {*names, *GROUPS})}")
-        lines.append(("++" if section else "") + one.input_line.lstrip("+"))  # a plus is allowed everywhere
-    return lines
 
 
 def free_section(key: str, overrides: Sequence[Override]) -> str | None:

@@ -14,6 +14,8 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+from dreamer_torchrl.limits import ConfigError
+
 FAMILIES = {"gym": "id", "atari": "game", "dmc": "task", "custom": "factory"}
 """The families, and the option of each that names the environment."""
 
@@ -23,7 +25,7 @@ OWN = {f"dreamer_torchrl/{name}-v0": f"dreamer_torchrl.envs.tasks:{name}" for na
 LEAST = {"size": 1, "noops": 0, "frame_skip": 1, "max_frames": 1}
 
 
-class UnknownEnvironment(ValueError):
+class UnknownEnvironment(ConfigError):
     """An unknown environment, or missing software; the message names the remedy."""
 
 

@@ -19,9 +19,8 @@ from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
-from dreamer_torchrl.config.checks import ConfigError
+from dreamer_torchrl.config.checks import ConfigError, make_part
 from dreamer_torchrl.config.labels import environment_name
-from dreamer_torchrl.config.parts import make_part
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.prioritized import PrioritizedSampler
 from dreamer_torchrl.data.replay import Replay

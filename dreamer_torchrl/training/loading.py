@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import read_saved, saved_settings
-from dreamer_torchrl.envs.registry import UnknownEnvironment
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -102,7 +101,7 @@ def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | No
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     try:
         run = load(folder, checkpoint)
-    except (ConfigError, UnknownEnvironment) as error:
+    except ConfigError as error:
         parser.error(str(error))
     except (NoSoundCheckpoint, DamagedFile) as error:
         print(error, file=sys.stderr)
@@ -121,7 +120,7 @@ def play(settings: Settings, agent: Agent, film: bool = False, record: int = 0) 
 
     try:
         evaluator = Evaluator(settings, agent, film, record)
-    except (ConfigError, UnknownEnvironment) as error:  # the agent does not need its environment, playing does
+    except ConfigError as error:  # the agent does not need its environment, playing does
         print(error, file=sys.stderr)
         sys.exit(BAD_ARGUMENTS)
     with closing(evaluator):

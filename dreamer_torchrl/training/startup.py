@@ -11,10 +11,10 @@ import torch
 from dreamer_torchrl.agents import backend
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.checkpoint.manifest import library_versions
+from dreamer_torchrl.config.checks import make_logger
 from dreamer_torchrl.config.compose import Configuration
 from dreamer_torchrl.config.labels import environment_name, wandb_place
 from dreamer_torchrl.config.overrides import experiment_of
-from dreamer_torchrl.config.parts import make_logger
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.losses import can_compile
 from dreamer_torchrl.modules.spaces import Continuous, key_name

@@ -17,8 +17,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.record.loggers import CSVLogger, Logger
 
-from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.parts import make_logger
+from dreamer_torchrl.config.checks import ConfigError, make_logger
 from dreamer_torchrl.record.loggers import (
     MAX_KEPT_LINES,
     JsonLinesLogger,
