@@ -1,7 +1,7 @@
 """From overrides to checked settings, before torch is imported, and from the folder of a run back to them.
 
-Why ``hydra.main`` is for sweeps only (`config.sweep`): it knows no near name for a mistyped one, makes a folder before
-anything is checked, cannot go on with a run's saved settings, and shortens tracebacks of a user's environment.
+`hydra.main` is for sweeps only: it knows no near name for a mistyped one, makes a folder before anything is checked,
+cannot go on with a run's saved settings, and shortens tracebacks of a user's environment.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ SAME = ("seed", "env", "experiment", "logger")  # in the base of a group's name,
 
 def describe(settings: Settings) -> str:
     """A short title of a run: ``CartPole-v1, size nano, 5,000 steps, seed 0``."""
-    named = ", ".join(names_of(settings))
-    return f"{named}, size {size_name(settings)}, {settings.total_steps:,} steps, seed {settings.seed}"
+    size = size_name(vars(settings.size)) or "own"
+    return f"{', '.join(names_of(settings))}, size {size}, {settings.total_steps:,} steps, seed {settings.seed}"
 
 
 def names_of(settings: Settings) -> list[str]:
@@ -28,9 +28,9 @@ def names_of(settings: Settings) -> list[str]:
     return [str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key)]
 
 
-def size_name(settings: Settings) -> str:
-    """Of the named sizes, the one that this is."""
-    return next((name for name in choices("size") if Size.named(name) == settings.size), "own")
+def size_name(numbers: Any) -> str | None:
+    """Of the named sizes, the one that these are."""
+    return next((name for name in choices("size") if vars(Size.named(name)) == numbers), None)
 
 
 def environment_name(settings: Settings) -> str:
@@ -41,8 +41,9 @@ def environment_name(settings: Settings) -> str:
 def wandb_place(configuration: Configuration, run_dir: Path) -> dict[str, Any]:
     """Project, name and group of a run in W&B: those of the settings, else derived ones."""
     settings, wandb = configuration.settings, configuration.settings.wandb
-    names = (experiment_of(configuration.overrides), environment_name(settings), size_name(settings))
-    tags = tuple(name[:LONGEST_TAG] for name in dict.fromkeys(filter(None, names)))
+    size = size_name(vars(settings.size)) or "own"
+    names = dict.fromkeys((experiment_of(configuration.overrides), environment_name(settings), size))
+    tags = tuple(name[:LONGEST_TAG] for name in names if name)
     folder = run_dir.absolute()
     name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
     if f"seed={settings.seed}" not in folder.name.split(","):

@@ -36,16 +36,13 @@ def members(overrides: Sequence[str]) -> list[list[str]]:
     lists: dict[str, list[str]] = {}
     with own_hydra() as files:
         parsed = parse(overrides, files)
-        other_sweeper = any(one.key_or_group == "hydra/sweeper" for one in parsed)
-        for one in parsed:
+        for one in (one for one in parsed if not is_hydras(one)):
             key = one.key_or_group
-            if is_hydras(one):
-                continue
             if not one.is_sweep_override():
                 lists[key] = [one.input_line]
             elif one.is_discrete_sweep():
                 lists[key] = [f"{key}={value}" for value in one.sweep_string_iterator()]
-            elif not other_sweeper:  # its values are checked by each run
+            elif not any(other.key_or_group == "hydra/sweeper" for other in parsed):  # each run checks its values
                 raise ConfigError(f"{one.input_line!r} is for another hydra/sweeper: list values, or give range(3).")
     return [list(chosen) for chosen in product(*lists.values())]
 
@@ -113,10 +110,9 @@ def job(config: DictConfig) -> float | None:
     overrides = [override.lstrip("+") for override in hydra_config.overrides.task] + [f"run_dir={run_dir}"]
     settings = load(overrides).settings
     finished, value, _ = state_of(run_dir, settings)
+    print(f"{run_dir}: finished already" if finished else run_dir, flush=True)
     if finished:
-        print(f"{run_dir}: finished already", flush=True)
         return value
-    print(f"{run_dir}", flush=True)
     code, stopped = train(overrides)
     _, value, state = state_of(run_dir, settings)
     failed = f"failed (exit code {code}), " if code and not stopped else ""

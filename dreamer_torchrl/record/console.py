@@ -39,7 +39,7 @@ class Console(RunLogger):
         self._news = False  # whether there is something that was not shown
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Take the values of a step; show them if it is time, an evaluation at once and on a line of its own."""
+        """Show the values of a step if it is time, an evaluation at once and on a line of its own."""
         with self._lock:
             self._step, self._news = step, True
             self._values.update(metrics)
@@ -53,7 +53,6 @@ class Console(RunLogger):
             self.note(f"step {step:,}: evaluation return {metrics['eval/return']:,.1f}{spread}{count}")
 
     def log_video_file(self, name: str, path: Path, step: int) -> None:
-        """Say where a video lies."""
         self.note(f"step {step:,}: {name} in {path}")
 
     def note(self, text: str) -> None:
@@ -65,7 +64,6 @@ class Console(RunLogger):
                 self._draw()
 
     def close(self) -> None:
-        """Show how it ended."""
         with self._lock:
             if self._news:
                 self._draw()
@@ -99,15 +97,14 @@ class Console(RunLogger):
             yield f"return {sum(self._returns) / len(self._returns):,.1f}"
         if values.get("count/updates") == 0:
             yield "NO UPDATE YET"
-        for key, form in (
-            ("best/return", "best {:,.1f}"),
-            ("eval/return", "eval {:,.1f}"),
-            ("time/left", "{} left"),
-            ("rate/steps_per_second", "{:,.3g} steps/s"),
-            ("rate/updates_per_second", "{:,.3g} updates/s"),
-        ):
+        for key, form in (("best/return", "best {:,.1f}"), ("eval/return", "eval {:,.1f}")):
             if key in values:
-                yield form.format(duration(values[key]) if key == "time/left" else values[key])
+                yield form.format(values[key])
+        if "time/left" in values:
+            yield f"{duration(values['time/left'])} left"
+        for unit in ("steps", "updates"):
+            if (key := f"rate/{unit}_per_second") in values:
+                yield f"{values[key]:,.3g} {unit}/s"
         if shares := self._listed("share/", ".0%"):
             yield f"time: {shares}"
         if values.get("count/updates"):

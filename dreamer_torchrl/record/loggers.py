@@ -51,16 +51,13 @@ class JsonLinesLogger(RunLogger, Logger):
         return values
 
     def log_scalar(self, name: str, value: float, step: int | None = None) -> None:
-        """Append a line with one value."""
         self.log_metrics({name: value}, step)
 
     def log_video(self, name: str, video: Tensor, step: int | None = None, *, fps: int = 30) -> None:
-        """Write a video ``[..., T, C, H, W]`` of bytes to a file in ``videos``."""
-        frames = video.flatten(0, -4).movedim(1, -1).cpu().numpy()  # [T, H, W, C]
+        frames = video.flatten(0, -4).movedim(1, -1).cpu().numpy()  # [..., T, C, H, W] to [T, H, W, C]
         write_video(self.path.parent / "videos" / f"{name.replace('/', '-')}-{step}.mp4", frames, fps)
 
     def log_hparams(self, cfg: Mapping[str, Any]) -> None:
-        """Write the hyperparameters to a file beside the lines."""
         self.path.with_suffix(".hparams.json").write_text(json.dumps(dict(cfg), indent=1, default=str) + "\n")
 
     def log_histogram(self, name: str, data: Sequence[float], *, step: int | None = None, bins: int = 32) -> None:
@@ -74,7 +71,6 @@ class JsonLinesLogger(RunLogger, Logger):
         return self._size + sum(map(len, self._kept))
 
     def sync(self) -> None:
-        """Wait until all lines are on the disk itself."""
         self._write_kept()
         os.fsync(self.experiment.fileno())
 
@@ -86,7 +82,6 @@ class JsonLinesLogger(RunLogger, Logger):
             self._cut_file(end_of_last_line(self.path))
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Write what waits, and close the file."""
         try:
             self._write_kept()
         finally:

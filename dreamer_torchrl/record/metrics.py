@@ -22,7 +22,7 @@ class RunLogger:
     failed = False  # whether the run ends with an error, known before `close`
 
     def log_video_file(self, name: str, path: Path, step: int) -> None:
-        """Take a video that is encoded already."""
+        """Take a video, which is encoded already."""
 
     def log_best(self, agent: nn.Module, value: float, step: int) -> None:
         """Take the weights as they are now; ``value`` is the mean return that they reached."""
@@ -84,7 +84,6 @@ class Metrics:
         return means
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Hand the values of a step to every logger."""
         self._each(self.loggers, lambda logger: logger.log_metrics(dict(values), step=step))
 
     def video(self, step: int, name: str, path: Path) -> None:
@@ -92,11 +91,9 @@ class Metrics:
         self._each(self._own, lambda logger: logger.log_video_file(name, path, step))
 
     def best(self, step: int, value: float, agent: nn.Module) -> None:
-        """Hand on the agent whose evaluation was the best so far."""
         self._each(self._own, lambda logger: logger.log_best(agent, value, step))
 
     def close(self, failed: bool = False) -> None:
-        """Close every logger; once closed, nothing happens."""
         loggers, self.loggers = self.loggers, ()
         for logger in self._own:
             logger.failed = failed
@@ -125,7 +122,6 @@ class Metrics:
         return {"position": position, "keys": list(self._keys), "sums": self._sums, "count": self._count}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: lines written later are cut off."""
         for logger in self._own:
             logger.cut(state["position"])
         self._keys, self._count = tuple(state["keys"]), state["count"]
@@ -133,7 +129,7 @@ class Metrics:
 
 
 def memory_bytes() -> dict[str, float]:
-    """Memory that this process holds now: its own, and, once it uses a GPU, what it has reserved there."""
+    """Memory that this process holds now, and, once it uses a GPU, what it has reserved there."""
     memory = {"memory/process_bytes": float(resident_bytes())}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

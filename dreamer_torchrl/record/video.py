@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,29 +15,35 @@ ENCODER = "libx264"  # as FFmpeg calls it
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> Path:
-    """Write frames ``[T, H, W, 3]``, or ``[T, H, W, 1]`` for gray ones, bytes, as H.264 in an mp4 file; the file.
+    """Write frames ``[T, H, W, 3 or 1]`` of bytes as H.264 in an mp4 file, or a GIF where no encoder is; the file.
 
-    Where no encoder is installed, it is a GIF of the same name. Small images are enlarged by whole factors, odd sizes
-    padded. The file is there whole or not at all.
+    Small images are enlarged by whole factors, odd sizes padded. The file is there whole or not at all.
     """
     check(path, frames)
     write, path = (write_mp4, path) if can_encode() else (write_gif, path.with_suffix(".gif"))
-    unfinished = path.with_name(f".{path.name}.unfinished")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with whole(path) as unfinished:
         write(unfinished, frames, fps)
+    return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` at the end, and is deleted after an error."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return path
 
 
 def keep_newest(folder: Path, count: int) -> None:
     """Delete the files of a folder that are named after a step, but for those of the ``count`` newest steps."""
     files = [path for path in folder.iterdir() if path.stem.isdecimal()]
-    newest = sorted({int(path.stem) for path in files})[-count:]
+    steps = sorted({int(path.stem) for path in files})
     for path in files:
-        if int(path.stem) not in newest:
+        if int(path.stem) in steps[:-count]:
             path.unlink(missing_ok=True)
 
 

@@ -69,11 +69,10 @@ class WandbThread(RunLogger):
             self._queue.put_nowait((step, metrics | hours))
         except Full:
             if not self._dropped:
-                self._dropped = True
                 self.note("warning: W&B does not keep up; records are left out there (metrics.jsonl has them all)")
+            self._dropped = True
 
     def log_video_file(self, name: str, path: Path, step: int) -> None:
-        """Queue a video."""
         self.log_metrics({name: path}, step)
 
     def log_best(self, agent: nn.Module, value: float, step: int) -> None:
@@ -121,7 +120,7 @@ class WandbThread(RunLogger):
         if self.offline:
             return self._open()
         try:
-            wandb.setup(wandb.Settings(silent=True))  # `login` prints otherwise
+            wandb.setup(wandb.Settings(silent=True))  # else `login` prints
             if wandb.login(prompt=False, verify=False):
                 return self._open()  # an error after START_SECONDS if no server answers
             reason = "there is no API key (set WANDB_API_KEY or run: wandb login)"
@@ -165,15 +164,14 @@ class WandbThread(RunLogger):
             for _, values in records:
                 for key, value in values.items():
                     gathered.setdefault(key, []).append(value)
-            if step >= first:
+            row = {
+                key: wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
+                for key, found in gathered.items()
+                if step >= first
+            }
+            if row:
                 first = step + 1
-                yield (
-                    step,
-                    {
-                        key: wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
-                        for key, found in gathered.items()
-                    },
-                )
+                yield step, row
 
     def _send_best(self, logger: WandbLogger) -> None:
         """Hand over the newest agent; its file is deleted when it was uploaded, and stays for ``wandb sync``."""
@@ -203,5 +201,4 @@ class WandbThread(RunLogger):
 
 def one_line(error: Exception) -> str:
     """An error on one line."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines()]
-    return ": ".join(filter(None, (type(error).__name__, "; ".join(filter(None, lines)))))
+    return " ".join(f"{type(error).__name__}: {error}".split())

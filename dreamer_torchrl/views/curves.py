@@ -13,9 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.config.checks import as_word, leaves
-from dreamer_torchrl.config.overrides import choices
+from dreamer_torchrl.config.labels import size_name
 
 Axis = Literal["steps", "frames", "hours"]
 
@@ -188,7 +187,8 @@ def group(runs: Iterable[Run]) -> list[Experiment]:
 
 def _essence(run: Run) -> dict[str, Any]:
     """All settings that make it the experiment that it is; a size by its name."""
-    values = {**run.values, "size": size_name(run.values.get("size"))}
+    size = run.values.get("size")
+    values = {**run.values, "size": size_name(size) or size}
     return {
         key: value
         for key, value in leaves(values).items()
@@ -196,11 +196,6 @@ def _essence(run: Run) -> dict[str, Any]:
         and value != {}  # as in runs of a version that did not have the setting
         and not any(key == name or key.startswith(name + ".") for name in SAME_EXPERIMENT)
     }
-
-
-def size_name(numbers: Any) -> Any:
-    """The name of a model size, such as ``size12m``; the numbers themselves where none is known."""
-    return next((name for name in choices("size") if vars(Size.named(name)) == numbers), numbers)
 
 
 def smooth(curve: Curve, points: int) -> Curve:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dreamer_torchrl.modules.spaces import Image, key_name
-from dreamer_torchrl.record.video import write_video
+from dreamer_torchrl.record.video import whole, write_video
 from dreamer_torchrl.views.imagination import OpenLoop
 from dreamer_torchrl.views.plots import PALETTE, QUIET, REFERENCE, fit_y_axis, new_figure, plain
 
@@ -55,14 +55,9 @@ def write_open_loop(loop: OpenLoop, path: Path, title: str) -> tuple[Path, Path]
     from PIL import Image as Picture
 
     video = write_video(path, list(frames(loop, title)), fps=max(2, min(10, len(loop) // 6)))
-    picture = path.with_suffix(".png")
-    unfinished = picture.with_name(f".{picture.name}.unfinished")
-    try:
+    with whole(path.with_suffix(".png")) as unfinished:
         Picture.fromarray(still(loop, title)).save(unfinished, format="png")
-        unfinished.replace(picture)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return video, picture
+    return video, path.with_suffix(".png")
 
 
 def frames(loop: OpenLoop, title: str) -> Iterator[np.ndarray]:

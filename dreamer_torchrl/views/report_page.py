@@ -19,9 +19,11 @@ from typing import Any
 import yaml
 
 from dreamer_torchrl.config.compose import read_saved
+from dreamer_torchrl.config.labels import size_name
 from dreamer_torchrl.record.console import duration
 from dreamer_torchrl.record.console import size as byte_size
-from dreamer_torchrl.views.curves import EVALUATION, Run, group, read_run, size_name
+from dreamer_torchrl.record.video import whole
+from dreamer_torchrl.views.curves import EVALUATION, Run, group, read_run
 from dreamer_torchrl.views.plots import Panel, detail_panels, panel_svg, return_panels
 
 NAME = "report.html"
@@ -63,14 +65,10 @@ def write_report(run_dir: Path) -> Path:
 
     source = resources.files(__package__).joinpath(f"{NAME}.jinja").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    path, partial = run_dir / NAME, run_dir / f".{NAME}.partial"
     values = read_saved(run_dir)
-    try:
-        partial.write_text(template.render(context(read_run(run_dir, values), values)), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    with whole(run_dir / NAME) as unfinished:
+        unfinished.write_text(template.render(context(read_run(run_dir, values), values)), encoding="utf-8")
+    return run_dir / NAME
 
 
 def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     steps, total, replay = int(run.end()), values["total_steps"], values["replay"]
     wanted, reached = values["eval"]["stop_at"], run.last(EVALUATION)
     solved = wanted is not None and reached is not None and reached >= wanted
-    experiments, size = group([run]), size_name(values["size"])
+    experiments = group([run])
     (returns,), panels = return_panels(experiments), detail_panels(experiments)
     shares = tuple(name for name in run.metrics if name.startswith("share/"))
     if shares:
@@ -87,7 +85,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "run": run,
         "values": values,
-        "size": size if isinstance(size, str) else "custom",
+        "size": size_name(values["size"]) or "custom",
         "steps": steps,
         "solved": solved,
         "finished": solved or steps >= total,
