@@ -29,11 +29,10 @@ from dreamer_torchrl.data.replay import bytes_per_step
 from dreamer_torchrl.envs import frame, make_env
 from dreamer_torchrl.modules.spaces import key_name
 from dreamer_torchrl.record.video import ENCODER, can_encode
-from dreamer_torchrl.training.startup import float_images
+from dreamer_torchrl.training.build import float_images
 
 PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "ale_py", "pillow", "wandb", "dreamer_torchrl")
-EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}
-"""Packages that an extra of ours brings; the rest works without."""
+EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}  # of ours, which bring these packages
 
 
 class Finding(NamedTuple):
@@ -110,12 +109,7 @@ def _av_encodes() -> str:
 
 
 def examine(family: str, options: Mapping[str, Any], steps: int = 500) -> Iterator[Finding]:
-    """Try an environment with random actions and tell what would break a training.
-
-    Example:
-        >>> {finding.level for finding in examine("gym", {"id": "CartPole-v1"}, steps=50)}
-        {'ok'}
-    """
+    """Try an environment with random actions and tell what would break a training."""
     try:
         env = make_env(family, options)
     except Exception as error:  # whatever the environment's own code raises
@@ -209,7 +203,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command ``python -m dreamer_torchrl.doctor``; its exit code is 1 if there is a problem."""
+    """The exit code is 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.doctor", description=__doc__)
     text = "try an environment instead, such as env=gym env.id=Taxi-v4"
     parser.add_argument("--env", nargs="+", metavar="KEY=VALUE", help=text)

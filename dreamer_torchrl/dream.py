@@ -22,9 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.dream", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--steps", type=at_least(2), default=64, help="how many at most, the context included (64)")
-    parser.add_argument(
-        "--context", type=at_least(1), help="steps that the model sees (5, fewer in a very short episode)"
-    )
+    parser.add_argument("--context", type=at_least(1), help="steps that the model sees (5, fewer of a short episode)")
     parser.add_argument("--start", type=at_least(0), default=0, help="the first of these steps in its episode (0)")
     parser.add_argument("--imagine", type=at_least(1), metavar="N", help="also imagine N steps with the policy")
     parser.add_argument("--checkpoint", help="which one, the newest if left out")
@@ -48,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps, left = episode.steps, len(episode.steps) - options.start
     context = options.context or context_for(max(left, 1))
     if left <= context:
-        parser.error(
-            f"The episode has {episode.lengths[0] + 1} steps: after --start {options.start} and a context of {context} "
-            "nothing is left to predict. Give less, or another --seed."
+        told = (
+            f"The episode has {episode.lengths[0] + 1} steps: after --start {options.start} and a context of {context}"
         )
+        parser.error(f"{told} nothing is left to predict. Give less, or another --seed.")
     own, title = seed_for(seed, "dream"), dream_title(settings, run.saved.step)
     path = options.output or options.run / "dreams" / f"{run.saved.path.name}.mp4"
     print(f"Step {run.saved.step:,}: an episode of {episode.lengths[0]} actions with return {episode.returns[0]:.2f}.")

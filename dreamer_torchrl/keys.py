@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-LATENTS = ("belief", "state", "previous_action")
-"""What the policy carries from step to step."""
+LATENTS = ("belief", "state", "previous_action")  # what the policy carries from step to step
 
 WRITTEN = (
     *("noise", "previous", "encoded_latents", "prior_logits", "posterior_logits", "features", "reconstruction"),
@@ -13,12 +12,8 @@ WRITTEN = (
 """What an update writes beside the observations, and the importance weights of a prioritized sampler."""
 
 STREAM = "stream"  # which endless stream of steps a step belongs to
-ENDLESS = "endless"
-"""What TorchRL asks of an environment and `collectors.episodes.steps_of` drops: a reward and flags that never come, and
-the episode's number."""
+ENDLESS = "endless"  # what TorchRL wants and `steps_of` drops: a reward and flags that never come, the episode's number
 
-NOT_OBSERVED = (
-    *("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS),
-    *(STREAM, ENDLESS, (ENDLESS, "episode")),
-)
+NOT_OBSERVED = ("reward", "is_init", "terminated", "truncated", "done", "action", *LATENTS)
+NOT_OBSERVED += (STREAM, ENDLESS, (ENDLESS, "episode"))
 """Keys of a step that are no observation, wherever a spec lists them."""

@@ -23,7 +23,7 @@ FORMATS = ("png", "svg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw and say where the files are; the exit code."""
+    """Draw and say where the files are."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.plot", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run or a sweep, or a .csv file")
     parser.add_argument("--x", choices=get_args(Axis), default="steps", help="horizontal axis (steps)")

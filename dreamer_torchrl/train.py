@@ -50,7 +50,6 @@ NOT_TRAINED, BAD_OVERRIDES, NO_CHECKPOINT = 1, 2, 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     only_show = bool(SHOW & set(arguments))
     try:
@@ -74,15 +73,14 @@ def overrides_in(arguments: Sequence[str]) -> list[str]:
     """The arguments but for the options; one that is not there is refused."""
     pairs = zip(arguments, ["", *arguments], strict=False)
     kept = [one for one, before in pairs if one not in SHOW | SEVERAL and (one != "job" or before not in SHOW)]
-    for one in kept:
-        if one.startswith("-"):
-            known = "there are --help, --cfg and --multirun; settings have no dashes, as in seed=3 or experiment=NAME"
-            raise ConfigError(f"There is no option {one.partition('=')[0]}: {known}.")
+    if unknown := next((one for one in kept if one.startswith("-")), None):
+        known = "there are --help, --cfg and --multirun; settings have no dashes, as in seed=3 or experiment=NAME"
+        raise ConfigError(f"There is no option {unknown.partition('=')[0]}: {known}.")
     return kept
 
 
 def show(text: str) -> int:
-    """Print to a reader that may leave, as ``head`` does."""
+    """Print to a reader that may leave, as ``head`` does; the exit code."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -137,8 +135,8 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
     from torchrl import logger
 
     from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint
+    from dreamer_torchrl.training.build import make_metrics
     from dreamer_torchrl.training.loop import Training
-    from dreamer_torchrl.training.startup import make_metrics
 
     logger.setLevel("WARNING")  # it tells of each storage that it makes
     settings = configuration.settings
@@ -192,11 +190,11 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
     if stop.requested:
         done = f"Stopped and saved at step {steps:,}." if steps else "Stopped before the first step."
         say(f"{done} Continue with: {resume}")
-    else:
-        learned = "" if training.progress.updates else " There were 0 updates: nothing was learned."
-        evaluate = f"python -m dreamer_torchrl.evaluate {shlex.quote(str(training.run_dir))}"
-        say(f"Finished and saved at step {steps:,}.{learned} Evaluate with: {evaluate}")
-    return stop.exit_code
+        return stop.exit_code
+    learned = "" if training.progress.updates else " There were 0 updates: nothing was learned."
+    evaluate = f"python -m dreamer_torchrl.evaluate {shlex.quote(str(training.run_dir))}"
+    say(f"Finished and saved at step {steps:,}.{learned} Evaluate with: {evaluate}")
+    return 0
 
 
 def new_folder(name: str) -> Path:
@@ -205,16 +203,14 @@ def new_folder(name: str) -> Path:
     for number in count(2):
         try:
             path.mkdir(parents=True)
-            break
+            return path
         except FileExistsError:  # several runs started in the same second
             path = base.with_name(f"{base.name}-{number}")
         except OSError as error:
             raise RunNotWritable.because(path.absolute(), error) from error
-    return path
 
 
 def resume_command(run_dir: Path) -> str:
-    """The shell command that resumes a run."""
     return f"python -m dreamer_torchrl.train {shlex.quote(f'run_dir={run_dir}')}"
 
 

@@ -1,10 +1,10 @@
-"""What a run is made of: from settings to environments, agent, learner and replay."""
+"""What a run is made of: from settings to environments, agent, learner, replay and loggers; and notes about these."""
 
 from __future__ import annotations
 
 import traceback
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,20 +13,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from dreamer_torchrl.agents import backend
 from dreamer_torchrl.agents.agent import Agent, build_agent
-from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.checkpoint.manifest import library_versions
 from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
-from dreamer_torchrl.config.checks import ConfigError, make_part
-from dreamer_torchrl.config.labels import environment_name
+from dreamer_torchrl.config.checks import ConfigError, make_logger, make_part
+from dreamer_torchrl.config.compose import Configuration
+from dreamer_torchrl.config.labels import environment_name, wandb_place
+from dreamer_torchrl.config.overrides import experiment_of
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.prioritized import PrioritizedSampler
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.data.samplers import MixedSampler, OnlineSampler, RecencySampler, StreamSampler
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.learners.learner import Learner
+from dreamer_torchrl.learners.losses import can_compile
+from dreamer_torchrl.modules.spaces import Continuous, key_name
+from dreamer_torchrl.record.console import Console
+from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger
+from dreamer_torchrl.record.metrics import Metrics
+from dreamer_torchrl.record.video import can_encode
+from dreamer_torchrl.record.wandb import WandbThread
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -41,14 +51,13 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if count else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
-        remedy = "leave it at auto, or install a torch for the GPU that is there"
-        gpus = f"{count or 'no'} GPU{'s' * (count > 1)}"
-        raise ConfigError(f"device={name}, but torch {torch.__version__} sees {gpus}: {remedy}.")
+        told = f"device={name}, but torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count > 1)}"
+        raise ConfigError(f"{told}: leave it at auto, or install a torch for the GPU that is there.")
     return device
 
 
 def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: int, index: int) -> StreamEnv:
-    """One environment as a stream; a plain function, so that another process can call it."""
+    """One environment as a stream; another process can call this."""
     return StreamEnv(make_env(family, options), repeat, (entropy, index), index)
 
 
@@ -65,14 +74,8 @@ def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) 
         raise
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(
-            f"The environment cannot be made: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
-        ) from error
-
-
-def specs_of(envs: StreamEnvs) -> Specs:
-    """Of one environment."""
-    return Specs(envs.observation_spec_unbatched, envs.full_action_spec_unbatched, envs.bounds)
+        told = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+        raise ConfigError(f"The environment cannot be made: {told}.") from error
 
 
 def make_agent(settings: Settings, envs: StreamEnvs | Specs, device: str | None = None) -> Agent:
@@ -81,7 +84,7 @@ def make_agent(settings: Settings, envs: StreamEnvs | Specs, device: str | None 
     numbers = (settings.size, getattr(torch, settings.dtype), settings.unimix, settings.actor_unimix)
     encoder = settings.agent.encoder and partial(make_part, settings.agent.encoder)
     agent = build_agent(envs.observation_spec, envs.full_action_spec, *numbers, encoder)
-    attach(agent, decide(settings.native, choose_device(device or settings.device)))
+    backend.attach(agent, backend.decide(settings.native, choose_device(device or settings.device)))
     return agent
 
 
@@ -150,3 +153,42 @@ def make_policy(agent: Agent, seed: int) -> Policy:
 def dream_title(settings: Settings, step: int) -> str:
     """Title of a prediction video."""
     return f"{environment_name(settings)}: open-loop prediction after {step:,} steps of training"
+
+
+def make_metrics(
+    configuration: Configuration, run_dir: Path, console: Console, resumed_at: int | None, hours: Callable[[], float]
+) -> Metrics:
+    """All loggers that the settings ask for."""
+    settings, wandb = configuration.settings, configuration.settings.wandb
+    loggers: list[Any] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
+    if settings.log.tensorboard:
+        loggers.append(ResumedTensorboardLogger("tensorboard", str(run_dir), resumed_at))
+    loggers += [make_logger(name, entry, run_dir) for name, entry in settings.log.loggers.items()]
+    if wandb.mode != "disabled":
+        config = {**configuration.values, "experiment": experiment_of(configuration.overrides)}
+        config |= {"environment": environment_name(settings), "versions": library_versions()}
+        place = wandb_place(configuration, run_dir)
+        loggers.append(WandbThread(run_dir, wandb.mode, place, config, console.note, wandb.artifact, hours))
+    return Metrics(loggers, console.note)
+
+
+def notes_at_start(settings: Settings, agent: Agent, device: torch.device) -> list[str]:
+    """Lines for the console: kernels, compilation and video encoder as far as they matter to this run."""
+    notes = [backend.status(settings.native, device)] if device.type == "cpu" else []
+    if device.type == "cuda" and settings.compile is None and not can_compile(device):
+        notes.append("Networks are not compiled, updates are slower: that takes Triton, a C compiler and Python.h.")
+    if settings.eval.every and (settings.eval.video or settings.eval.dream) and not can_encode():
+        notes.append("There is no H.264 encoder: videos are GIFs. `python -m dreamer_torchrl.doctor` says what to do.")
+    return [*notes, *float_images(agent)]
+
+
+def float_images(agent: Agent) -> list[str]:
+    """A sentence about each observation that has the shape of an image and is a vector of floats to the agent."""
+    found = []
+    for key, space in agent.spaces.items():
+        shape = space.shape
+        if isinstance(space, Continuous) and len(shape) == 3 and sorted(shape)[1] >= 8 and min(shape[0], shape[2]) <= 4:
+            given = f"{key_name(key)!r} {list(shape)} of {str(space.dtype).removeprefix('torch.')}"
+            is_vector = f"is a vector of {space.size:,} numbers here: for an image give uint8, 0 to 255."
+            found.append(f"Observation {given} {is_vector}")
+    return found

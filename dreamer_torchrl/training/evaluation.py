@@ -51,12 +51,8 @@ class Evaluation:
 
     def values(self) -> dict[str, float]:
         """What is logged."""
-        return {
-            "eval/return": self.mean,
-            "eval/return_std": self.deviation,
-            "eval/length": fmean(self.lengths),
-            "eval/episodes": float(len(self.returns)),
-        }
+        values = {"eval/return": self.mean, "eval/return_std": self.deviation}
+        return values | {"eval/length": fmean(self.lengths), "eval/episodes": float(len(self.returns))}
 
 
 def evaluate(
@@ -75,9 +71,7 @@ def evaluate(
     environment fails does not count, the next one of its stream does.
 
     Args:
-        policy: the policy.
         envs: all their streams are restarted. Frames need them in this process.
-        episodes: number of episodes.
         deterministic: most likely latents and actions instead of samples.
         film: whether to keep frames of the first 2,000 steps of the first episode.
         cancelled: called before each step; once it is true, `Cancelled` is raised.
@@ -130,13 +124,8 @@ def _frames(envs: StreamEnvs, step: TensorDictBase, policy: Policy) -> list[np.n
     drawn = frame(envs.workers[0].env.env)
     if drawn is not None:
         return [drawn]
-    frames = []
-    for key in policy.encoder.image_keys[:1]:
-        seen = step[key][0]
-        picture = seen.permute(1, 2, 0) if policy.encoder.spaces[key].channels_first else seen  # [H, W, C]
-        colours = 3 if picture.shape[2] % 3 == 0 else 1
-        frames.append(picture[..., -colours:].numpy())  # of stacked frames the newest
-    return frames
+    pictures = [policy.encoder.spaces[key].to_channels_last(step[key][0]) for key in policy.encoder.image_keys[:1]]
+    return [picture[..., -3 if picture.shape[2] % 3 == 0 else -1 :].numpy() for picture in pictures]  # the newest
 
 
 class Evaluator:

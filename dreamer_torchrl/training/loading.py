@@ -1,6 +1,6 @@
 """Load a trained run from its folder; for a command, what is wrong becomes a message and an exit code.
 
-Commands import this before they know whether torch is needed, which takes seconds: functions import what needs it.
+Importing torch takes seconds: functions import what needs it.
 """
 
 from __future__ import annotations
@@ -123,12 +123,12 @@ def play(settings: Settings, agent: Agent, film: bool = False, record: int = 0) 
     except ConfigError as error:  # the agent does not need its environment, playing does
         print(error, file=sys.stderr)
         sys.exit(BAD_ARGUMENTS)
-    with closing(evaluator):
-        try:
+    try:
+        with closing(evaluator):
             evaluation = evaluator.run()
-        except TooManyFailures as error:
-            print(error, file=sys.stderr)
-            sys.exit(FAILED)
+    except TooManyFailures as error:
+        print(error, file=sys.stderr)
+        sys.exit(FAILED)
     for note in evaluation.notes:
         print(note)
     return evaluation

@@ -27,18 +27,15 @@ class RunNotWritable(OSError):
     def because(cls, run_dir: Path, error: OSError) -> RunNotWritable:
         """With the system's reason."""
         remedy = "Make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
-        return cls(
-            f"The run directory {run_dir} cannot be written: {error.strerror or error}. "
-            f"{remedy}, or give another run_dir."
-        )
+        told = f"The run directory {run_dir} cannot be written: {error.strerror or error}."
+        return cls(f"{told} {remedy}, or give another run_dir.")
 
 
 @contextmanager
 def run_lock(run_dir: str | Path) -> Iterator[None]:
     """Hold a run directory, which is made if it is missing, while training in it.
 
-    The operating system releases the lock when the process ends, however it ends, so a lock is never stale. The text of
-    the file only says who holds it.
+    The operating system releases the lock however the process ends. The text of the file only says who holds it.
     """
     run_dir = Path(run_dir)
     file, lock = run_dir / "lock", FileLock(run_dir / "lock", timeout=0)

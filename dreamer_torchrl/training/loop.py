@@ -15,6 +15,7 @@ from tensordict import TensorDictBase
 from torchrl.collectors import BaseCollector
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint, Saved
+from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
@@ -27,12 +28,10 @@ from dreamer_torchrl.training.evaluation import Cancelled, Evaluator
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.progress import Clock, Progress, Stopwatch
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
-from dreamer_torchrl.training.startup import notes_at_start
 from dreamer_torchrl.views.imagination import STEPS
 from dreamer_torchrl.views.report_page import Reports
 
-MOST_SKIPPED = 5
-"""Consecutive non-finite updates after which training returns to a checkpoint."""
+MOST_SKIPPED = 5  # consecutive non-finite updates after which training returns to a checkpoint
 
 
 class Diverged(RuntimeError):
@@ -50,7 +49,7 @@ class Training:
         console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
         self.replay = build.make_replay(settings, run_dir)
         agent = build.make_agent(settings, self.envs).to(self.device)
-        for note in notes_at_start(settings, agent, self.device):
+        for note in build.notes_at_start(settings, agent, self.device):
             console.note(note)
         self.learner = build.make_learner(settings, agent)
         self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"))
@@ -73,10 +72,10 @@ class Training:
     def run(self, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> None:
         """Train until ``total_steps``, ``eval.stop_at`` or a signal. The last state is saved, after an error too."""
         self.metrics = metrics
-        if saved is None:
-            metrics.load_state_dict(Metrics([]).state_dict())  # of a process killed before its first checkpoint
-        else:
+        if saved:
             self.restore(saved)
+        else:
+            metrics.load_state_dict(Metrics([]).state_dict())  # of a process killed before its first checkpoint
         self.clock = Clock(self.progress)
         before = replace(self.progress)
         gc.freeze()  # half a million objects of libraries, which collections need not visit
@@ -117,9 +116,9 @@ class Training:
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
         """What a new collector yields."""
+        made_of = (self.settings.collector, self.envs, self.learner.agent, self.policy, self.episodes)
         with self.stopwatch("collector"), stop.interruptible():
-            agent = self.learner.agent
-            self.collector = make_collector(self.settings.collector, self.envs, agent, self.policy, self.episodes)
+            self.collector = make_collector(*made_of)
         iterator = iter(self.collector)
         while True:
             try:
@@ -146,10 +145,7 @@ class Training:
             self.record({"episode/return": total_reward, "episode/length": length, "episode/environment": stream})
 
     def update(self, stop: StopSignals) -> int:
-        """Do the updates that were earned; what a signal leaves undone stays earned. How many were done.
-
-        Each samples, updates the agent, and writes its new latents back.
-        """
+        """Do the updates that were earned, and return how many; what a signal leaves undone stays earned."""
         progress, before = self.progress, self.progress.updates
         while progress.credit >= 1 and not self.diverged and not stop.requested:
             with self.changing():
@@ -173,7 +169,7 @@ class Training:
         return progress.updates - before
 
     def evaluate_when_due(self, stop: StopSignals) -> None:
-        """Play the evaluation's episodes with the present weights; after a signal it is left for the next process.
+        """Play the evaluation's episodes with the present weights; after a signal the next process does.
 
         One whose environments fail all the time is left out. The last one is due again when the run goes on.
         """
@@ -205,7 +201,7 @@ class Training:
             self.reports.refresh()
 
     def log(self) -> None:
-        """Write one record of everything that is measured at intervals."""
+        """Write what is measured at intervals."""
         progress = self.progress
         values = {f"train/{key}": value for key, value in self.metrics.means().items()}
         values |= self.clock.rates(self.settings) | {
@@ -235,9 +231,10 @@ class Training:
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, without the replay."""
+        specs = Specs(self.envs.observation_spec_unbatched, self.envs.full_action_spec_unbatched, self.envs.bounds)
         return {
             "learner": self.learner.state_dict(),
-            "specs": build.specs_of(self.envs).to_tree(),
+            "specs": specs.to_tree(),
             "episodes": self.episodes.state_dict(),
             "policy_generator": self.drawn,
             "progress": asdict(self.progress),
@@ -267,11 +264,9 @@ class Training:
             path = self.run_dir / "faults" / f"batch-{self.progress.updates:09d}.pt"
             path.parent.mkdir(exist_ok=True)
             torch.save(batch.to_dict(), path)
-            raise Diverged(
-                f"{MOST_SKIPPED} updates in a row were not finite ({fault}). The last batch is in {path}. A new run "
-                "with a smaller learner.learning_rate may help; `python -m dreamer_torchrl.doctor --env ...` checks "
-                "the environment."
-            )
+            told = f"{MOST_SKIPPED} updates in a row were not finite ({fault}). The last batch is in {path}."
+            remedy = "A new run with a smaller learner.learning_rate may help;"
+            raise Diverged(f"{told} {remedy} `python -m dreamer_torchrl.doctor --env ...` checks the environment.")
         self.console.note(f"{MOST_SKIPPED} updates in a row were not finite: back to {saved.path}, this once.")
         self.went_back, self.skipped_in_a_row = True, 0
         self.close_collector()
@@ -282,14 +277,12 @@ class Training:
         self.replay.generator.manual_seed(build.seed_for(self.settings.seed, "replay, after going back"))
 
     def close(self) -> None:
-        """Close collector and environments."""
         self.close_collector()
         self.envs.close()
         if self.evaluator is not None:
             self.evaluator.close()
 
     def close_collector(self) -> None:
-        """End what the present collector has started."""
         if self.collector is not None:
             self.collector.shutdown(raise_on_error=False)
             self.collector = None

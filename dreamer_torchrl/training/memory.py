@@ -22,9 +22,8 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     with torch.device("meta"):  # an agent without memory
         agent = build_agent(envs.observation_spec, envs.full_action_spec, settings.size)
     dtype = latent_dtype(settings)
-    whole, copied = bytes_per_step(agent, dtype), 0
-    if exact_latents(settings):  # a save copies those that have changed, all of them at worst
-        copied = latent_bytes(agent, dtype)
+    whole = bytes_per_step(agent, dtype)
+    copied = latent_bytes(agent, dtype) if exact_latents(settings) else 0  # in a save, where all have changed
     steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}
     in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step
@@ -39,12 +38,9 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
             if not on_disk and all(steps * part <= free[other] for other, part in from_disk.items()):
                 remedy += " or replay.storage=disk"
             named = f"disk in {run_dir}" if place == "disk" else "memory"
-            if place == "memory" and copied:
-                named += f" (saves copy {copied:,} of each)"
-            raise ConfigError(
-                f"The replay of {steps:,} steps of {whole:,} bytes needs {size(steps * per_step)} of {named}, "
-                f"{size(free[place])} are free: {remedy}."
-            )
+            named += f" (saves copy {copied:,} of each)" if place == "memory" and copied else ""
+            needed = f"The replay of {steps:,} steps of {whole:,} bytes needs {size(steps * per_step)} of {named}"
+            raise ConfigError(f"{needed}, {size(free[place])} are free: {remedy}.")
     where = f"disk in {run_dir}" if on_disk else "memory"
     more = f"up to {size(steps * copied)} of memory more in a save" if copied else "a save copies what is new"
     return f"Replay: {whole:,} bytes a step, {size(steps * whole)} of {where} for {steps:,} steps; {more}."

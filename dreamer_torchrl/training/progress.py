@@ -37,12 +37,10 @@ class Progress:
             mean = fmean(self.recent)
             self.best = mean if self.best is None else max(mean, self.best)
 
-    def solved(self, settings: Settings) -> bool:
-        wanted = settings.eval.stop_at
-        return wanted is not None and self.evaluation is not None and self.evaluation >= wanted
-
     def finished(self, settings: Settings) -> bool:
-        return self.steps >= settings.total_steps or self.solved(settings)
+        """Whether all steps are done, or the last evaluation reached the return that was asked for."""
+        reached, wanted = self.evaluation, settings.eval.stop_at
+        return self.steps >= settings.total_steps or (None not in (reached, wanted) and reached >= wanted)
 
     def evaluation_is_due(self, settings: Settings) -> bool:
         """At the first step at or after each multiple of ``eval.every``, and at the end."""
@@ -89,8 +87,7 @@ class Stopwatch:
     """Adds up the seconds spent in each of a few named parts, which do not overlap; what is left is ``other``."""
 
     def __init__(self, *parts: str):
-        self.parts = parts
-        self._start_anew()
+        self._seconds, self._started = dict.fromkeys(parts, 0.0), time.perf_counter()
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -102,11 +99,7 @@ class Stopwatch:
 
     def shares(self) -> dict[str, float]:
         """The share of each part since this was asked last; together they are 1."""
-        elapsed = max(time.perf_counter() - self._started, 1e-9)
-        shares = {part: seconds / elapsed for part, seconds in self._seconds.items()}
-        self._start_anew()
+        now = time.perf_counter()
+        shares = {part: seconds / max(now - self._started, 1e-9) for part, seconds in self._seconds.items()}
+        self._seconds, self._started = dict.fromkeys(shares, 0.0), now
         return shares | {"other": max(0.0, 1 - sum(shares.values()))}
-
-    def _start_anew(self) -> None:
-        self._seconds = dict.fromkeys(self.parts, 0.0)
-        self._started = time.perf_counter()

@@ -27,13 +27,6 @@ class StopSignals:
     A thread receives the signals, so both work while the main thread is inside an environment or a long operation.
     Where the loop has not reached `saving` after ``seconds``, the process ends without saving. Outside the main
     thread, where Python allows no handlers, nothing is installed. ``say`` prints a line.
-
-    Example:
-        >>> with StopSignals(print) as stop:
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        ...     while not stop.requested:
-        ...         time.sleep(0.01)
-        SIGTERM: finishing this update and saving. A second signal exits at once.
     """
 
     def __init__(self, say: Callable[[str], None], seconds: float = GRACE_SECONDS):

@@ -65,11 +65,9 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
     returns, places, seeds = column(*RETURNS), column(*STEPS, *FRAMES, *LENGTHS), column(*SEEDS)
     for found, what, known in ((returns, "returns", RETURNS), (places, "environment steps", STEPS + FRAMES)):
         if found is None:
+            remedy = f"Rename one to {known[0]} (known names: {', '.join(known)})."
             columns = ", ".join(map(str, header)) or "none"
-            raise ConfigError(
-                f"{path} has no column of {what}; its columns are: {columns}. "
-                f"Rename one to {known[0]} (known names: {', '.join(known)})."
-            )
+            raise ConfigError(f"{path} has no column of {what}; its columns are: {columns}. {remedy}")
     others = {"time/elapsed": column(*SECONDS), "low": column("low"), "high": column("high")}
     by_seed: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for number, row in enumerate(rows, start=1):

@@ -75,7 +75,7 @@ class Run:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of everything that was measured, in the order in which it was first logged."""
+        """Names of everything that was measured, in the order of their first lines."""
         return [name for name in self._columns if name != "step"]
 
     @property
@@ -84,10 +84,6 @@ class Run:
         env = self.values.get("env", {})
         name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
         return str(name).removeprefix("dreamer_torchrl/")
-
-    @property
-    def seed(self) -> int:
-        return int(self.values.get("seed", 0))
 
     def curve(self, metric: str, axis: Axis = "steps") -> Curve:
         """The finite values of a metric over steps, frames or hours of training; empty if it was never measured."""
@@ -130,7 +126,7 @@ class Experiment:
     def count(self) -> str:
         """Such as ``3 seeds``."""
         number = len(self.runs)
-        noun = "seed" if self.baseline or len({run.seed for run in self.runs}) == number else "run"
+        noun = "seed" if self.baseline or len({run.values.get("seed") for run in self.runs}) == number else "run"
         return f"{number} {noun}{'s' if number > 1 else ''}"
 
     def curves(self, metric: str, axis: Axis = "steps") -> list[Curve]:
@@ -146,7 +142,7 @@ class Experiment:
 
 
 def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
-    """Read all that a run has measured so far; ``values`` is its configuration, from `config.read_saved`."""
+    """Read all that a run has measured so far; ``values`` is its configuration."""
     env = values.get("env", {})
     run = Run(folder, values, [], int(env.get("action_repeat", 1)) * int(env.get("frames_per_action", 1)))
     file = folder / "metrics.jsonl"
@@ -199,12 +195,7 @@ def _essence(run: Run) -> dict[str, Any]:
 
 
 def smooth(curve: Curve, points: int) -> Curve:
-    """Each value as the mean of about ``points`` around it, of fewer at the ends.
-
-    Example:
-        >>> smooth(Curve(np.arange(4.0), np.array([0.0, 3.0, 6.0, 9.0])), 3).y.tolist()
-        [1.5, 3.0, 6.0, 7.5]
-    """
+    """Each value as the mean of about ``points`` around it, of fewer at the ends."""
     half, count = points // 2, len(curve.x)
     if half < 1 or count < 2:
         return curve

@@ -20,9 +20,7 @@ from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, ima
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
 from dreamer_torchrl.objectives.batch import check_keys, split_context
 
-STEPS, CONTEXT = 64, 5
-"""Length of an open-loop prediction, and how many of these steps the model sees."""
-
+STEPS, CONTEXT = 64, 5  # length of an open-loop prediction, and how many of these steps the model sees
 HORIZONS = (1, 5, 15, 45)  # steps ahead at which the prediction error is measured
 
 
@@ -74,7 +72,7 @@ class PredictionError:
 
 
 class Posterior(NamedTuple):
-    """The latents of T steps that were all seen."""
+    """Of T steps that were all seen."""
 
     belief: Tensor  # [T, D]
     state: Tensor  # [T, S, K]
@@ -94,23 +92,11 @@ def open_loop(
     """Reconstruct an episode, and predict it from the end of the context on; torch's random state does not change.
 
     Args:
-        agent: the agent.
         steps: the first ones of one episode, ``[T]``, as `Evaluation` keeps them.
         context: observed steps, at least 1; with all of them the prediction is the reconstruction.
         start: observed steps before the context, which are not part of the result.
         seed: of the sampled states.
         imagine: if above 0, the policy acts for so many steps after the context instead of the recorded actions.
-
-    Example:
-        >>> from dreamer_torchrl.agents.agent import build_agent
-        >>> from dreamer_torchrl.learners.learner import example_batch
-        >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> agent = build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano")
-        >>> steps = example_batch(agent, batch=1, length=11)[0].clone()
-        >>> steps["is_init"] = (torch.arange(12) == 0).unsqueeze(-1)
-        >>> seen = open_loop(agent, steps, context=5)
-        >>> len(seen), seen.prediction.observation["observation"].shape, seen.error["observation"].shape
-        (12, torch.Size([12, 3]), torch.Size([12, 3]))
     """
     if start < 0 or not 1 <= context <= len(steps) - start:
         needed = f"at least 1 step of context and {start + context} steps"
@@ -120,7 +106,10 @@ def open_loop(
     last = start + context - 1
     part = slice(start, last + 1 if imagine else len(steps))
     if imagine:
-        ahead, _ = rollout(agent, posterior.belief[last], posterior.state[last], imagine, generator)
+        noise = state_noise(agent, 1, imagine, generator)[0]
+        action_noise = agent.action_space.noise(imagine, generator=generator).to(noise.device)
+        by_policy = ImagineRollout(agent.rssm, agent.actor, imagine)
+        ahead, _ = by_policy(posterior.belief[last], posterior.state[last], noise, action_noise)  # [imagine + 1, F]
     else:
         noise = state_noise(agent, 1, len(steps) - last - 1, generator)
         ahead = predict(agent, posterior, torch.tensor([last]), posterior.action[None, last:-1], noise)[0]
@@ -129,7 +118,7 @@ def open_loop(
     recorded = {key: readable(space, steps[key][part].cpu()) for key, space in agent.spaces.items()}
     seen, predicted = predictions(agent, features), predictions(agent, torch.cat([features[:context], ahead[1:]]))
     truth = (recorded, reward, terminated, posterior.kl[part].cpu())
-    return OpenLoop(agent.spaces, start, context, *truth, seen, predicted, imagine > 0)
+    return OpenLoop(agent.spaces, start, context, *truth, seen, predicted, imagined=imagine > 0)
 
 
 @torch.no_grad()
@@ -191,16 +180,6 @@ def predict(agent: Agent, posterior: Posterior, starts: Tensor, action: Tensor, 
     if not action.shape[1]:
         return agent.rssm.latent.features(belief, state).unsqueeze(1)
     return imagine(agent.rssm, belief, state, action, noise)[0]
-
-
-def rollout(agent: Agent, belief: Tensor, state: Tensor, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Imagine with the policy from one latent ``[D]``, ``[S, K]`` on.
-
-    Features ``[length + 1, F]``, the start first, and flat actions ``[length + 1, A]``, the last of which is zero.
-    """
-    noise = state_noise(agent, 1, length, generator)[0]
-    action_noise = agent.action_space.noise(length, generator=generator).to(belief.device)
-    return ImagineRollout(agent.rssm, agent.actor, length)(belief, state, noise, action_noise)
 
 
 def predictions(agent: Agent, features: Tensor) -> Predictions:

@@ -26,10 +26,10 @@ MARGIN, GAP, BORDER, HEAD, LABEL, CHART = 16, 14, 3, 66, 24, 95  # pixels
 
 
 class Strip(NamedTuple):
-    """The pictures of one image key."""
+    """The pictures of one image key and of one kind: truth, reconstruction, open loop or error."""
 
     name: str
-    kind: str  # truth, reconstruction, open loop or error
+    kind: str
     pictures: np.ndarray  # [T, h, w, 3] bytes
 
 
@@ -69,17 +69,16 @@ def frames(loop: OpenLoop, title: str) -> Iterator[np.ndarray]:
         for tile, strip in zip(sheet.tiles, strips, strict=True):
             paste(frame, tile, strip, loop, step)
         for rows, at in sheet.charts:
-            frame[rows, at[step] - 1 : at[step] + 1] = rgb(border("open loop", loop, step))
+            frame[rows, at[step] - 1 : at[step] + 1] = border("open loop", loop, step)
         yield frame
 
 
 def still(loop: OpenLoop, title: str) -> np.ndarray:
     """The prediction at a glance, ``[H, W, 3]``: images of some moments side by side, and all curves."""
-    strips = strips_of(loop)
-    moments = np.linspace(0, len(loop) - 1, MOMENTS).round().astype(int).tolist()
-    labels = [f"{strip.name}, step {loop.start + step}" for strip in strips for step in moments]
-    sheet = draw_sheet(loop, title, 1280 if strips else 960, MOMENTS, labels, strips[:1])
+    strips, moments = strips_of(loop), np.linspace(0, len(loop) - 1, MOMENTS).round().astype(int).tolist()
     pairs = [(strip, step) for strip in strips for step in moments]
+    labels = [f"{strip.name}, step {loop.start + step}" for strip, step in pairs]
+    sheet = draw_sheet(loop, title, 1280 if strips else 960, MOMENTS, labels, strips[:1])
     for tile, (strip, step) in zip(sheet.tiles, pairs, strict=True):
         paste(sheet.picture, tile, strip, loop, step)
     return sheet.picture
@@ -87,8 +86,7 @@ def still(loop: OpenLoop, title: str) -> np.ndarray:
 
 def strips_of(loop: OpenLoop) -> list[Strip]:
     """All kinds of pictures of each image key; of a free imagination there is only the truth of the context."""
-    keys = [key for key, space in loop.spaces.items() if isinstance(space, Image)][:MOST_IMAGES]
-    strips = []
+    keys, strips = [key for key, space in loop.spaces.items() if isinstance(space, Image)][:MOST_IMAGES], []
     for key in keys:
         kinds = {
             "truth": loop.observation[key],
@@ -102,11 +100,11 @@ def strips_of(loop: OpenLoop) -> list[Strip]:
     return strips
 
 
-def border(kind: str, loop: OpenLoop, step: int) -> str:
+def border(kind: str, loop: OpenLoop, step: int) -> np.ndarray:
     """Colour around an image: the open loop changes its colour with the first step that it does not see."""
-    if kind == "open loop":
-        return SEEN if step < loop.context else PREDICTED
-    return SEEN if kind == "reconstruction" else REFERENCE
+    seen = kind == "reconstruction" or step < loop.context
+    color = REFERENCE if kind not in ("reconstruction", "open loop") else SEEN if seen else PREDICTED
+    return np.frombuffer(bytes.fromhex(color[1:]), np.uint8)
 
 
 def curves_of(loop: OpenLoop) -> list[Curve]:
@@ -114,8 +112,7 @@ def curves_of(loop: OpenLoop) -> list[Curve]:
     seen, predicted, numbers = loop.reconstruction, loop.prediction, []
     for key in (key for key, space in loop.spaces.items() if not isinstance(space, Image)):
         values = (loop.observation[key], seen.observation[key], predicted.observation[key])
-        count = values[0].shape[1]
-        for index in range(count):
+        for index in range(count := values[0].shape[1]):
             name = f"{key_name(key)}[{index}]" if count > 1 else key_name(key)
             numbers.append(Curve(name, *(value[:, index] for value in values)))
     real = [curve.predicted if loop.imagined else curve.real for curve in numbers]
@@ -204,17 +201,12 @@ def paste(picture: np.ndarray, tile: tuple[slice, slice], strip: Strip, loop: Op
     source, sides = strip.pictures[step], [place.stop - place.start for place in tile]
     rows, columns = (np.arange(side) * size // side for side, size in zip(sides, source.shape, strict=False))
     around = tuple(slice(place.start - BORDER, place.stop + BORDER) for place in tile)
-    picture[around] = rgb(border(strip.kind, loop, step))
+    picture[around] = border(strip.kind, loop, step)
     picture[tile] = source[np.ix_(rows, columns)]
 
 
 def as_bytes(pixels: Tensor) -> np.ndarray:
     """Pixels in [0, 1] ``[T, h, w, c]`` to bytes ``[T, h, w, 3]``: of stacked frames the newest."""
     channels = 3 if pixels.shape[-1] % 3 == 0 else 1
-    shown = pixels[..., -channels:].float().clamp(0, 1)
-    return (255 * shown).round().byte().numpy().repeat(3 // channels, -1)
-
-
-def rgb(color: str) -> np.ndarray:
-    """A colour such as ``#0072b2`` as three bytes."""
-    return np.frombuffer(bytes.fromhex(color[1:]), np.uint8)
+    shown = (255 * pixels[..., -channels:].float().clamp(0, 1)).round()
+    return shown.byte().numpy().repeat(3 // channels, -1)

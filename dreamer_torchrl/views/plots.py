@@ -43,7 +43,7 @@ UNITS = {"share/": "share of the time", "time/": "seconds", "memory/": "bytes"}
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: some metrics of some experiments. Several shares are stacked; a large panel has a legend."""
+    """One chart: metrics of experiments. More than two are stacked, as shares; a large panel has a legend."""
 
     title: str
     unit: str
@@ -69,11 +69,8 @@ def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
     """Losses, KL, entropy of the policy and rates: one panel for each that some run has."""
     own = tuple(each for each in experiments if not each.baseline)
     metrics = list(dict.fromkeys(name for each in own for run in each.runs for name in run.metrics))
-    train = [name for name in metrics if name.startswith("train/")]
-    shown = [name for name in train if name.startswith("train/loss_")]
-    shown += [name for name in train if re.match("train/(kl|entropy)", name)]
-    shown += [name for name in metrics if name in ("rate/steps_per_second", "rate/updates_per_second")]
-    return [metric_panel(name, own) for name in shown]
+    kinds = ("train/loss_", "train/(kl|entropy)", "rate/(steps|updates)_per_second")
+    return [metric_panel(name, own) for kind in kinds for name in metrics if re.match(kind, name)]
 
 
 def metric_panel(metric: str, experiments: Sequence[Experiment], large: bool = False) -> Panel:
@@ -96,7 +93,7 @@ def draw(
 ) -> Figure:
     """All charts of runs in one figure: a panel for each of the ``metrics``, or returns, losses and rates.
 
-    Values are means over ``smoothing`` neighbouring points, by default chosen by their number.
+    Values are means over ``smoothing`` neighbouring points, by default of a number that suits.
     """
     experiments = [*group(runs), *baselines]
     blocks = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
@@ -178,11 +175,10 @@ def draw_line(
 
 def stack(axes: Axes, panel: Panel) -> None:
     """Parts of a whole over one axis, the first one at the bottom, with their means in the legend."""
-    curves = {metric: thin(panel.experiments[0].runs[0].curve(metric, panel.axis), 200) for metric in panel.metrics}
-    labels = [f"{metric.rpartition('/')[2]} {curve.y.mean():.0%}" for metric, curve in curves.items()]
-    axes.stackplot(
-        curves[panel.metrics[0]].x, [y for _, y in curves.values()], colors=PALETTE, labels=labels, alpha=0.85
-    )
+    curves = [thin(panel.experiments[0].runs[0].curve(metric, panel.axis), 200) for metric in panel.metrics]
+    pairs = zip(panel.metrics, curves, strict=True)
+    labels = [f"{metric.rpartition('/')[2]} {curve.y.mean():.0%}" for metric, curve in pairs]
+    axes.stackplot(curves[0].x, [curve.y for curve in curves], colors=PALETTE, labels=labels, alpha=0.85)
     axes.set(ylim=(0, 1.5), yticks=(0, 0.5, 1))  # the legend has the place above
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)

@@ -55,8 +55,7 @@ class Reports:
             if not self._failed:
                 self.note(f"{NAME} was not written ({type(error).__name__}: {error}); training goes on.")
             self._failed = True
-        now = time.monotonic()
-        self._earliest = now + (now - started) / MOST_TIME
+        self._earliest = time.monotonic() + (time.monotonic() - started) / MOST_TIME
 
 
 def write_report(run_dir: Path) -> Path:
@@ -81,7 +80,6 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     shares = tuple(name for name in run.metrics if name.startswith("share/"))
     if shares:
         panels.append(Panel("Share of the time", "", shares, tuple(experiments)))
-    videos, dreams = run.path / "videos", run.path / "dreams"
     return {
         "run": run,
         "values": values,
@@ -95,9 +93,9 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         "details": [panel_svg(panel, experiments) for panel in panels],
         "name": shlex.quote(str(run.path)),
         "videos": {
-            "Evaluation": newest_files(videos),
-            "Open-loop prediction": newest_files(dreams),
-            "Imagination with the policy": newest_files(dreams, IMAGINED),
+            "Evaluation": newest_files(run.path / "videos"),
+            "Open-loop prediction": newest_files(run.path / "dreams"),
+            "Imagination with the policy": newest_files(run.path / "dreams", IMAGINED),
         },
         "settings": yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True),
         "versions": {name: version(name) for name in ("dreamer_torchrl", "torch", "torchrl")},
@@ -107,12 +105,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short(value: float) -> str:
-    """A return in a few digits.
-
-    Example:
-        >>> short(123.456), short(0.512345), short(-1500.2), short(475.0)
-        ('123.5', '0.512', '-1,500', '475')
-    """
+    """A return in a few digits, such as 123.5, 0.512, -1,500 and 475."""
     text = f"{value:,.{0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

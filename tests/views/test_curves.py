@@ -41,7 +41,7 @@ def test_a_metric_over_steps_frames_and_hours(tmp_path: Path) -> None:
     assert run.end("steps") == 310 and run.end("frames") == 620 and run.end("hours") == 3
     assert run.last("episode/return") == 3 and run.last("eval/return") is None
     assert run.metrics == ["episode/return", "time/elapsed"]
-    assert (run.environment, run.seed) == ("Pendulum-v1", 7)
+    assert (run.environment, run.values["seed"]) == ("Pendulum-v1", 7)
 
 
 def test_a_file_that_is_being_written_damaged_or_resumed(tmp_path: Path) -> None:
