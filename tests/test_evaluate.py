@@ -61,19 +61,6 @@ def test_it_films_the_first_episode(cartpole: Path, capsys: pytest.CaptureFixtur
 # Faults
 
 
-@pytest.mark.parametrize(
-    ("words", "complaint"),
-    [
-        (["--checkpoint", "000000000030"], "has no checkpoint '000000000030'; it has 000000000020, 000000000040"),
-        (["--episodes", "0"], "--episodes: 0 is impossible"),
-    ],
-)
-def test_wrong_words(words: list[str], complaint: str, cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([str(cartpole), *words])
-    assert end.value.code == 2 and complaint in capsys.readouterr().err
-
-
 def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The numbers are printed all the same."""
     with read_only(cartpole):

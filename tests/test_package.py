@@ -39,12 +39,7 @@ LAYERS = (
     {"doctor", "dream", "evaluate", "export", "plot", "report", "sweep", "train", "verify"},
     {""},  # the package itself, which only gathers the public names
 )
-FORBIDDEN = {
-    "envs": {"learners"},
-    "data": {"learners"},
-    "collectors": {"learners"},
-    "record": {"checkpoint"},
-}
+FORBIDDEN = {"envs": {"learners"}, "data": {"learners"}, "collectors": {"learners"}, "record": {"checkpoint"}}
 """Of the same layer, and forbidden all the same."""
 
 HYDRA_FOLDERS = {"config"}

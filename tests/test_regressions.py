@@ -14,51 +14,14 @@ from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torch.testing import assert_close
-from torchrl.data import Composite, LazyTensorStorage, OneHot, SliceSampler, TensorDictReplayBuffer, Unbounded
+from torchrl.data import OneHot
 
-from dreamer_torchrl.agents.agent import Agent, Size
-from dreamer_torchrl.learners.learner import Hyperparameters, Learner, example_batch
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.latents import CategoricalLatent
-from dreamer_torchrl.modules.rollout import observe
-from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.objectives import ActorLoss
 from dreamer_torchrl.objectives.actor_loss import reinforce_loss
 from dreamer_torchrl.objectives.value import replay_return
 from dreamer_torchrl.objectives.world_model import kl
-
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
-
-
-def tiny_agent() -> Agent:
-    """An agent whose every weight, also of the heads that start at zero, says something."""
-    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return agent
-
-
-# --- Recurrence -------------------------------------------------------------------------------------------------------
-
-
-def test_reset_keeps_the_action() -> None:
-    """Where an episode starts, belief, state and previous action are all forgotten.
-
-    If the action stays, each episode's first belief depends on how the one before it ended.
-    """
-    rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
-    encoded, noise, init = torch.randn(5, 6), torch.rand(5, 4), torch.ones(5, 1, dtype=torch.bool)
-    fresh = (encoded, torch.zeros(5, 2), init, *rssm.initial(5), noise)
-    used = (encoded, torch.randn(5, 2), init, torch.randn(5, 16), torch.rand(5, 4, 3), noise)
-    for found, expected in zip(rssm(*used), rssm(*fresh), strict=True):
-        assert found.equal(expected)
-    for given in (used, fresh):  # the same in the middle of a sequence, which is other code
-        first = [torch.randn_like(x) if x.is_floating_point() else init for x in given[:3]]
-        both = [torch.stack(pair, 1) for pair in zip(first, given[:3], strict=True)]
-        beliefs, _, _ = observe(rssm, *both, *given[3:5], torch.rand(5, 2, 4))
-        assert_close(beliefs[:, 1], rssm(*fresh)[0])
-
 
 # --- World model ------------------------------------------------------------------------------------------------------
 
@@ -170,14 +133,6 @@ def test_missing_stop_gradients_in_reinforce() -> None:
     assert_close(entropy.grad, -0.1 * weight.detach())
 
 
-def test_gradient_through_the_dream() -> None:
-    """Reward, continuation and value judge the actor and learn nothing from its loss."""
-    dream = Scripted(*DREAM)
-    dream.run()[0].backward()
-    assert dream.logits.grad.count_nonzero()
-    assert dream.reward.grad is dream.continuation.grad is dream.value.grad is None
-
-
 def test_gradient_through_returns_and_baseline() -> None:
     """What goes on to the value loss is fixed: a target with a gradient would run towards the prediction."""
     _, data = Scripted(*DREAM).run()
@@ -186,61 +141,10 @@ def test_gradient_through_returns_and_baseline() -> None:
     assert not data["bootstrap"].requires_grad
 
 
-def test_gradient_into_the_slow_critic() -> None:
-    """It follows by averaging alone, one part in fifty; a gradient would make it a second fast one."""
-    learner = Learner(tiny_agent(), Hyperparameters(imagination_length=2))
-    losses, _ = learner.losses(example_batch(learner.agent, batch=2, length=3), learner.draw_noise(2, 4))
-    (losses["loss_value"] + losses["loss_replay_value"]).backward()
-    slow = [value for key, value in learner.value_loss.target_value_params.items(True, True) if key[-1] != "bins"]
-    assert all(value.grad is None for value in slow)
-    before = [value.clone() for value in slow]
-    learner.slow_update.step()
-    for value, old, fast in zip(slow, before, learner.agent.value.parameters(), strict=True):
-        assert_close(value, 0.98 * old + 0.02 * fast)
-
-
 def test_last_imagined_action() -> None:
     """Nothing follows the last dreamed step: its action has no return and must not be reinforced."""
-    reward, continuation, value, action = DREAM
-    first, other = (
-        Scripted(reward, continuation, value, action),
-        Scripted(reward, continuation, value, [*action[:-1], 0]),
-    )
+    first, other = (Scripted(*DREAM[:3], actions) for actions in (DREAM[3], [*DREAM[3][:-1], 0]))
     loss, _ = first.run()
     assert loss == other.run()[0]
     loss.backward()
     assert first.logits.grad[0].abs().sum(-1).bool().tolist() == [True, True, True, False]
-
-
-# --- Replay context ---------------------------------------------------------------------------------------------------
-
-
-def sampled(steps: TensorDict, **options: Any) -> TensorDict:
-    """Slices of 6 steps from a replay buffer that holds ``[environment, time]`` steps as one endless stream each."""
-    sampler = SliceSampler(slice_len=6, end_key="never", truncated_key=None, **options)
-    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(80, ndim=2), sampler=sampler, batch_size=48)
-    buffer.extend(steps.clone().set("never", torch.zeros(*steps.shape, 1, dtype=torch.bool)))
-    return buffer.sample().reshape(-1, 6)
-
-
-def stream(agent: Agent) -> TensorDict:
-    """Steps ``[4, 20]`` with an episode's end in the middle of each environment's stream."""
-    steps = example_batch(agent, batch=4, length=19)
-    steps["time"] = torch.arange(20).expand(4, 20).contiguous()
-    steps["done"], steps["is_init"] = steps["time"].unsqueeze(-1) == 9, steps["time"].unsqueeze(-1) == 10
-    return steps
-
-
-def test_init_key_marks_every_slice_start() -> None:
-    """TorchRL's `SliceSampler` sets ``is_init`` at every slice's first step, unless ``init_key`` is None.
-
-    A model that resets itself there then forgets its start latent in every batch, without an error.
-    """
-    steps = stream(tiny_agent())
-    marked, kept = sampled(steps), sampled(steps, init_key=None)
-    assert marked["is_init"][:, 0].all()
-    assert kept["is_init"].equal(kept["time"].unsqueeze(-1) == 10)
-    assert not kept["is_init"][:, 0].all()
-    for batch in (marked, kept):  # in both cases slices are whole, also across the end of an episode
-        assert (batch["time"].diff(dim=1) == 1).all()
-        assert batch["done"][:, :-1].any()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gymnasium
 import pytest
 
-import dreamer_torchrl
-from dreamer_torchrl import train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.config.compose import load as configured
 from dreamer_torchrl.training.progress import Progress
-from tests.training.training_examples import lines, trained, words
+from tests.training.training_examples import lines, trained
 
 KINDS = {
     "continuous": ["env=pendulum", "env.action_repeat=10"],
@@ -62,37 +59,6 @@ def test_evaluations_come_when_they_are_due() -> None:
             due.append(progress.steps)
             progress.evaluated = progress.steps
     assert due == [21, 42, 51]
-
-
-def test_a_folder_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Without run_dir; what is printed names it, and says how to evaluate."""
-    monkeypatch.chdir(tmp_path)
-    assert train.main([word for word in words(tmp_path, "total_steps=20") if not word.startswith("run_dir=")]) == 0
-    first, second, *_, last = capsys.readouterr().out.splitlines()
-    assert "CartPole-v1" in first
-    assert second.startswith("run_dir=runs/cartpole-v1-")
-    run = second.removeprefix("run_dir=")
-    assert last == f"Finished and saved at step 20. Evaluate with: python -m dreamer_torchrl.evaluate {run}"
-    assert lines(tmp_path / run)[-1]["step"] == 20
-
-
-# Use
-
-
-@pytest.fixture(scope="module")
-def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("pendulum") / "run", "env=pendulum", "total_steps=30", "eval.every=0")
-
-
-def test_a_loaded_agent_acts_without_torchrl(pendulum: Path) -> None:
-    run, env, state = dreamer_torchrl.load(pendulum), gymnasium.make("Pendulum-v1"), None
-    observation, _ = env.reset(seed=0)
-    for _ in range(10):
-        action, state = run.act(observation, state)
-        assert env.action_space.contains(action)
-        observation, *_ = env.step(action)
 
 
 def test_it_stops_where_it_is_good_enough(tmp_path: Path) -> None:

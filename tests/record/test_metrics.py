@@ -18,12 +18,7 @@ from tensordict import TensorDict
 from torchrl.record.loggers import CSVLogger, Logger
 
 from dreamer_torchrl.config.checks import ConfigError, make_logger
-from dreamer_torchrl.record.loggers import (
-    MAX_KEPT_LINES,
-    JsonLinesLogger,
-    ResumedTensorboardLogger,
-    end_of_last_line,
-)
+from dreamer_torchrl.record.loggers import MAX_KEPT_LINES, JsonLinesLogger, ResumedTensorboardLogger
 from dreamer_torchrl.record.metrics import Metrics, RunLogger, memory_bytes, resident_bytes
 from tests.training.training_examples import lines as lines_of
 from tests.training.training_examples import trained
@@ -128,16 +123,6 @@ def test_a_position_beyond_the_file_or_inside_a_line(tmp_path: Path) -> None:
     assert (logger.position, records(logger.path)) == (first, [{"step": 1}])
     logger.cut(0)
     assert logger.path.read_bytes() == b""
-
-
-@pytest.mark.parametrize("content", [b"", b"half", b"a\nhalf", b"a\n" + b"x" * 200_000, b"x" * 70_000 + b"\ny"])
-def test_half_a_line_at_the_end_is_found(tmp_path: Path, content: bytes) -> None:
-    """However long it is."""
-    path = tmp_path / "lines"
-    path.write_bytes(content)
-    assert end_of_last_line(path) == content.rfind(b"\n") + 1
-    JsonLinesLogger(path).close()
-    assert path.read_bytes() == content[: content.rfind(b"\n") + 1]
 
 
 @contextmanager

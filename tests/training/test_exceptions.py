@@ -11,7 +11,7 @@ import torch
 from dreamer_torchrl import train
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.learners.learner import Learner
-from dreamer_torchrl.training import loop, startup
+from dreamer_torchrl.training import build, loop
 from dreamer_torchrl.training.evaluation import Evaluator
 from tests.training.training_examples import trained, words
 
@@ -34,7 +34,7 @@ def test_an_error_in_an_update_leaves_the_last_checkpoint(
             closed.append((type(self).__name__, failed))
             super().close(failed)
 
-    monkeypatch.setattr(startup, "Metrics", Told)
+    monkeypatch.setattr(build, "Metrics", Told)
     with monkeypatch.context() as broken, pytest.raises(torch.OutOfMemoryError):
         update, count = Learner.update, iter(range(5))
 
