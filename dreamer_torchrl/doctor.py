@@ -203,7 +203,6 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code is 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.doctor", description=__doc__)
     text = "try an environment instead, such as env=gym env.id=Taxi-v4"
     parser.add_argument("--env", nargs="+", metavar="KEY=VALUE", help=text)

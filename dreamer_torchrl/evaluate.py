@@ -14,7 +14,6 @@ from dreamer_torchrl.training.loading import FAILED, open_run, play
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print each episode, mean and deviation, and write them as JSON; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--episodes", type=at_least(1), help="how many, as in training if left out")

@@ -15,15 +15,13 @@ from typing import get_args
 from dreamer_torchrl.config.checks import ConfigError, nearest
 from dreamer_torchrl.config.compose import VALUES, read_saved
 from dreamer_torchrl.limits import at_least
-from dreamer_torchrl.views.baselines import read_baselines
-from dreamer_torchrl.views.curves import Axis, Run, read_run
+from dreamer_torchrl.views.curves import Axis, Run, read_baselines, read_run
 from dreamer_torchrl.views.plots import draw, save_figure
 
 FORMATS = ("png", "svg")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw and say where the files are."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.plot", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run or a sweep, or a .csv file")
     parser.add_argument("--x", choices=get_args(Axis), default="steps", help="horizontal axis (steps)")
@@ -70,7 +68,6 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def check_metrics(runs: Sequence[Run], metrics: Iterable[str]) -> None:
-    """`ConfigError` for a metric that no run has; it names the nearest one."""
     known = sorted({name for run in runs for name in run.metrics})
     for metric in metrics:
         if metric not in known:

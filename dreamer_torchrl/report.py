@@ -12,7 +12,6 @@ from dreamer_torchrl.views.report_page import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and print where it is; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.report", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     options = parser.parse_args(arguments)

@@ -89,7 +89,6 @@ def show(text: str) -> int:
 
 
 def listing() -> str:
-    """All choices of all groups, with a line about each."""
     lines = []
     for group in GROUPS:
         lines += [f"{group}=", *(f"  {name:<24}{text}" for name, text in choices(group).items())]
@@ -99,7 +98,6 @@ def listing() -> str:
 
 
 def train_several(overrides: Sequence[str], only_show: bool) -> int:
-    """Check all runs of a sweep, then train them."""
     folder, members = sweep.check(overrides)
     configurations = [load(one) for one in members] if only_show or folder is None else []
     if only_show:
@@ -115,7 +113,6 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
 
 
 def start(configuration: Configuration) -> int:
-    """Train in a folder of its own."""
     settings = configuration.settings
     console = Console(settings.total_steps, seconds=settings.log.every)
     with StopSignals(console.note) as stop:

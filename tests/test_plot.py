@@ -18,8 +18,7 @@ from PIL import Image
 
 from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.plot import main, read_runs
-from dreamer_torchrl.views.baselines import read_baselines, read_csv
-from dreamer_torchrl.views.curves import read_run
+from dreamer_torchrl.views.curves import read_baselines, read_csv, read_run
 from dreamer_torchrl.views.plots import draw, fit_y_axis, new_figure
 from tests.training.training_examples import TINY, lines, trained
 

@@ -44,7 +44,6 @@ def validated(kind: Any, values: Any, path: str = "") -> Any:
 
 
 def _line(error: Mapping[str, Any], path: str) -> str:
-    """One line about one of pydantic's errors."""
     name = ".".join(filter(None, [path, *(part for part in error["loc"] if isinstance(part, str))]))
     value, kind, reason = error["input"], error["type"], error["msg"].replace("Input should", "it should")
     if kind == "unexpected_keyword_argument":

@@ -60,7 +60,6 @@ class Configuration:
 
     @property
     def text(self) -> str:
-        """The values as YAML."""
         return yaml.safe_dump(self.values, sort_keys=False, explicit_end=True)
 
     def save(self, folder: Path) -> None:
@@ -140,7 +139,6 @@ def composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
-    """Checked settings from a whole configuration."""
     for name in ("env", "learner"):
         if not isinstance(values[name], Mapping):
             raise ConfigError(f"{name}={as_word(values[name])} replaces a whole section: set entries of it.")
@@ -154,7 +152,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 
 def changeable(key: str) -> bool:
-    """Whether a run that goes on may have another value."""
     return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
 
 
@@ -179,7 +176,6 @@ def _continued(folder: Path, overrides: list[str]) -> Configuration:
 
 
 def _record(folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """The overrides that a run was started with, and its configuration as it was saved."""
     try:
         record = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
         return list(record["overrides"]), dict(record["saved"])

@@ -29,7 +29,6 @@ def names_of(settings: Settings) -> list[str]:
 
 
 def size_name(numbers: Any) -> str | None:
-    """Of the named sizes, the one that these are."""
     return next((name for name in choices("size") if vars(Size.named(name)) == numbers), None)
 
 

@@ -55,7 +55,6 @@ def is_hydras(override: Override) -> bool:
 
 
 def keys(overrides: Sequence[str]) -> list[str]:
-    """Which settings overrides are about."""
     return [override.key_or_group for override in parse(overrides)]
 
 

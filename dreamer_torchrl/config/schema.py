@@ -54,7 +54,6 @@ class EnvironmentSettings:
 
     @property
     def frames_per_step(self) -> int:
-        """Frames that one decision lasts."""
         return self.action_repeat * self.frames_per_action
 
 
@@ -182,7 +181,6 @@ class Settings:
 
     @property
     def updates_per_step(self) -> float:
-        """Updates that one environment step earns."""
         return self.train_ratio / (self.replay.batch * self.replay.length)
 
     @property

@@ -71,7 +71,6 @@ def check(overrides: Sequence[str]) -> tuple[Path | None, list[list[str]]]:
 
 
 def without_folder(overrides: Sequence[str]) -> list[str]:
-    """The overrides but for ``run_dir``."""
     return [override for override in overrides if override.partition("=")[0].lstrip("+") != "run_dir"]
 
 

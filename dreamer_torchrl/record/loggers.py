@@ -61,7 +61,6 @@ class JsonLinesLogger(RunLogger, Logger):
         self.path.with_suffix(".hparams.json").write_text(json.dumps(dict(cfg), indent=1, default=str) + "\n")
 
     def log_histogram(self, name: str, data: Sequence[float], *, step: int | None = None, bins: int = 32) -> None:
-        """Append a line with counts and edges."""
         counts, edges = np.histogram(np.asarray(data), bins)
         self.log_metrics({f"{name}/counts": counts.tolist(), f"{name}/edges": edges.tolist()}, step)
 

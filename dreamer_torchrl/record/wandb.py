@@ -200,5 +200,4 @@ class WandbThread(RunLogger):
 
 
 def one_line(error: Exception) -> str:
-    """An error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

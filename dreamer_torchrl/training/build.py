@@ -45,7 +45,6 @@ def seed_for(seed: int, purpose: str) -> int:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is a GPU if there is one."""
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if count else "cpu"
@@ -118,7 +117,6 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
 
 
 def make_sampler(settings: Settings) -> StreamSampler:
-    """The sampler of sequences that the settings name."""
     replay, streams = settings.replay, settings.env.num_envs
     slice_len = replay.length + settings.learner.context
     kinds = {"uniform": StreamSampler, "prioritized": PrioritizedSampler}
@@ -135,30 +133,25 @@ LARGE = 2048  # the belief of size12m: from there on latents are stored in bfloa
 
 
 def latent_dtype(settings: Settings) -> torch.dtype:
-    """What the replay stores beliefs in."""
     return getattr(torch, settings.replay.latents or ("bfloat16" if settings.size.belief >= LARGE else "float32"))
 
 
 def exact_latents(settings: Settings) -> bool:
-    """Whether checkpoints save latents that have changed again."""
     return (settings.checkpoint.latents or ("stale" if settings.size.belief >= LARGE else "exact")) == "exact"
 
 
 def make_policy(agent: Agent, seed: int) -> Policy:
-    """The acting part of an agent with a generator of its own."""
     generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
     return Policy(agent.encoder, agent.rssm, agent.actor, generator)
 
 
 def dream_title(settings: Settings, step: int) -> str:
-    """Title of a prediction video."""
     return f"{environment_name(settings)}: open-loop prediction after {step:,} steps of training"
 
 
 def make_metrics(
     configuration: Configuration, run_dir: Path, console: Console, resumed_at: int | None, hours: Callable[[], float]
 ) -> Metrics:
-    """All loggers that the settings ask for."""
     settings, wandb = configuration.settings, configuration.settings.wandb
     loggers: list[Any] = [console, JsonLinesLogger(run_dir / "metrics.jsonl")]
     if settings.log.tensorboard:

@@ -50,7 +50,6 @@ class Evaluation:
         return pstdev(self.returns)
 
     def values(self) -> dict[str, float]:
-        """What is logged."""
         values = {"eval/return": self.mean, "eval/return_std": self.deviation}
         return values | {"eval/length": fmean(self.lengths), "eval/episodes": float(len(self.returns))}
 

@@ -52,7 +52,6 @@ class LoadedRun:
         return self.agent.policy
 
     def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
-        """See `Player.act`: observation and state to action and new state."""
         return self._player.act(observation, state)
 
     def recorded(self, steps: int) -> TensorDictBase:

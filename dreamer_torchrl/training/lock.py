@@ -25,7 +25,6 @@ class RunNotWritable(OSError):
 
     @classmethod
     def because(cls, run_dir: Path, error: OSError) -> RunNotWritable:
-        """With the system's reason."""
         remedy = "Make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
         told = f"The run directory {run_dir} cannot be written: {error.strerror or error}."
         return cls(f"{told} {remedy}, or give another run_dir.")

@@ -115,7 +115,6 @@ class Training:
                 self.save()
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
-        """What a new collector yields."""
         made_of = (self.settings.collector, self.envs, self.learner.agent, self.policy, self.episodes)
         with self.stopwatch("collector"), stop.interruptible():
             self.collector = make_collector(*made_of)
@@ -201,7 +200,6 @@ class Training:
             self.reports.refresh()
 
     def log(self) -> None:
-        """Write what is measured at intervals."""
         progress = self.progress
         values = {f"train/{key}": value for key, value in self.metrics.means().items()}
         values |= self.clock.rates(self.settings) | {
@@ -216,7 +214,6 @@ class Training:
         self.record(values | memory_bytes())
 
     def record(self, values: dict[str, float]) -> None:
-        """Write values that were measured at this step."""
         frames = self.progress.steps * self.settings.env.frames_per_step
         self.metrics.write(self.progress.steps, values | {"count/frames": frames})
 
@@ -303,5 +300,4 @@ class Training:
 
     @property
     def diverged(self) -> bool:
-        """Whether too many updates in a row were not finite."""
         return self.skipped_in_a_row >= MOST_SKIPPED

@@ -67,7 +67,6 @@ class Clock:
         self.saved_at = time.monotonic()
 
     def rates(self, settings: Settings) -> dict[str, float]:
-        """Rates since this was asked last, the time that has passed and that is left."""
         progress, now = self.progress, time.monotonic()
         seconds = max(now - self.logged_at, 1e-9)
         steps, updates = self._before

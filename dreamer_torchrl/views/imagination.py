@@ -183,7 +183,6 @@ def predict(agent: Agent, posterior: Posterior, starts: Tensor, action: Tensor, 
 
 
 def predictions(agent: Agent, features: Tensor) -> Predictions:
-    """Outputs of decoder, heads and actor for features ``[T, F]``."""
     decoded = agent.decoder(features)
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)  # as tensordict modules return one
     observation = {
@@ -213,5 +212,4 @@ def readable(space: Space, observation: Tensor) -> Tensor:
 
 
 def deviation(space: Space, predicted: Tensor, seen: Tensor) -> Tensor:
-    """Predicted minus seen; of classes, which have no distance, whether they differ."""
     return predicted - seen if isinstance(space, Image | Continuous) else (predicted != seen).float()

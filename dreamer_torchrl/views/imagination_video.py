@@ -164,7 +164,6 @@ def draw_sheet(
 
 
 def caption(loop: OpenLoop) -> str:
-    """How to read the picture, and what it leaves out."""
     plural = "s" if loop.context > 1 else ""
     who = "the policy acts in the model" if loop.imagined else "it knows only the actions"
     text = f"The model sees {loop.context} step{plural} (shaded), then {who}. "
@@ -177,7 +176,6 @@ def caption(loop: OpenLoop) -> str:
 
 
 def draw_curve(axes: Axes, curve: Curve, loop: OpenLoop, last: bool) -> None:
-    """One small chart; the context is shaded."""
     steps = np.arange(loop.start, loop.start + len(loop))
     plain(axes, "step of the episode" if last else "", title=curve.title)
     axes.axvspan(loop.start - 0.5, loop.start + loop.context - 0.5, color=SEEN, alpha=0.1, linewidth=0)

@@ -230,7 +230,6 @@ def new_figure(width: float, height: float, layout: str | None = "constrained") 
 
 
 def plain(axes: Axes, x_label: str = "", y_label: str = "", title: str = "") -> None:
-    """Labels, a quiet grid, and no box around it."""
     axes.set_xlabel(x_label, fontsize=9, color=QUIET)
     axes.set_ylabel(y_label, fontsize=9, color=QUIET)
     axes.set_title(title, fontsize=10, loc="left", color=INK, y=1.0, pad=5)  # y: searching for it is slow
@@ -242,7 +241,6 @@ def plain(axes: Axes, x_label: str = "", y_label: str = "", title: str = "") -> 
 
 
 def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write a figure beside ``path`` in each format; the files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_suffix(f".{ending}") for ending in formats]
     for file in files:
