@@ -152,7 +152,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 
 def changeable(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+    """Whether a run that goes on may have another value."""
+    return f"{key}.".startswith(tuple(f"{name}." for name in CHANGEABLE))
 
 
 def _continued(folder: Path, overrides: list[str]) -> Configuration:

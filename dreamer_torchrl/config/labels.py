@@ -47,13 +47,9 @@ def wandb_place(configuration: Configuration, run_dir: Path) -> dict[str, Any]:
     name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
     if f"seed={settings.seed}" not in folder.name.split(","):
         name += f" seed {settings.seed}"
-    return {
-        "project": wandb.project,
-        "entity": wandb.entity,
-        "name": wandb.name or name[-LONGEST_LABEL:],
-        "group": wandb.group or seeds_group(configuration),
-        "tags": tags if wandb.tags is None else wandb.tags,
-    }
+    place = {"project": wandb.project, "entity": wandb.entity, "name": wandb.name or name[-LONGEST_LABEL:]}
+    place |= {"group": wandb.group or seeds_group(configuration)}
+    return place | {"tags": tags if wandb.tags is None else wandb.tags}
 
 
 def seeds_group(configuration: Configuration) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
+from torchrl import timeit
 from torchrl.collectors import BaseCollector
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint, Saved
@@ -26,7 +27,7 @@ from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.training import build
 from dreamer_torchrl.training.evaluation import Cancelled, Evaluator
 from dreamer_torchrl.training.memory import replay_size
-from dreamer_torchrl.training.progress import Clock, Progress, Stopwatch
+from dreamer_torchrl.training.progress import Clock, Progress
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.views.imagination import STEPS
 from dreamer_torchrl.views.report_page import Reports
@@ -62,7 +63,6 @@ class Training:
         self.clock = Clock(self.progress)
         self.metrics = Metrics([])
         self.reports = Reports(run_dir, console.note)
-        self.stopwatch = Stopwatch("collector", "replay", "learner", "evaluation")
         self.skipped_in_a_row = 0
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.went_back = False
@@ -116,12 +116,12 @@ class Training:
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
         made_of = (self.settings.collector, self.envs, self.learner.agent, self.policy, self.episodes)
-        with self.stopwatch("collector"), stop.interruptible():
+        with timeit("collector"), stop.interruptible():
             self.collector = make_collector(*made_of)
         iterator = iter(self.collector)
         while True:
             try:
-                with self.stopwatch("collector"), stop.interruptible():
+                with timeit("collector"), stop.interruptible():
                     steps = next(iterator)
             except RuntimeError as error:
                 if isinstance(error.__cause__, TooManyFailures):  # in a thread or process of the collector
@@ -132,7 +132,7 @@ class Training:
     def store(self, steps: TensorDictBase) -> None:
         """Store collected steps; each earns its share of an update once there is enough to learn from."""
         settings, progress = self.settings, self.progress
-        with self.changing(), self.stopwatch("replay"):
+        with self.changing(), timeit("replay"):
             self.replay.extend(steps)
             finished = self.episodes.commit()
             self.drawn = self.policy.generator.get_state()
@@ -150,13 +150,13 @@ class Training:
             with self.changing():
                 progress.credit -= 1
                 progress.updates += 1
-                with self.stopwatch("replay"):
+                with timeit("replay"):
                     batch, where = self.replay.sample()
-                with self.stopwatch("learner"):
+                with timeit("learner"):
                     metrics, latents = self.learner.update(batch)
                     finite = bool(metrics["finite"])
                 if finite:
-                    with self.stopwatch("replay"):
+                    with timeit("replay"):
                         self.replay.refresh(where, latents)
                     self.metrics.add(metrics)
                     self.skipped_in_a_row = 0
@@ -177,7 +177,7 @@ class Training:
         progress, say = self.progress, self.console.note
         last = progress.steps >= self.settings.total_steps
         try:
-            with self.stopwatch("evaluation"), stop.interruptible():
+            with timeit("evaluation"), stop.interruptible():
                 evaluation = self.evaluator.run(cancelled=lambda: bool(stop.requested))
         except Cancelled:
             return
@@ -202,13 +202,9 @@ class Training:
     def log(self) -> None:
         progress = self.progress
         values = {f"train/{key}": value for key, value in self.metrics.means().items()}
-        values |= self.clock.rates(self.settings) | {
-            "count/updates": progress.updates,
-            "count/updates_skipped": progress.skipped,
-            "count/episodes": progress.episodes,
-            "count/environment_failures": progress.environment_failures,
-        }
-        values |= {f"share/{part}": share for part, share in self.stopwatch.shares().items()}
+        values |= self.clock.rates(self.settings)
+        values |= {"count/updates": progress.updates, "count/updates_skipped": progress.skipped}
+        values |= {"count/episodes": progress.episodes, "count/environment_failures": progress.environment_failures}
         if progress.best is not None:
             values["best/return"] = progress.best
         self.record(values | memory_bytes())

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
+
+from torchrl import timeit
 
 from dreamer_torchrl.config.schema import Settings
 
 RECENT = 10  # episodes whose mean return is shown
+PARTS = ("collector", "replay", "learner", "evaluation")  # whose time is measured; they do not overlap
 
 
 @dataclass
@@ -50,12 +51,13 @@ class Progress:
 
 
 class Clock:
-    """Seconds of training over all processes of a run, and rates since the last record."""
+    """Seconds of training over all processes of a run, and rates and shares of the time since the last record."""
 
     def __init__(self, progress: Progress):
         self.progress = progress
         self.saved_at = self.logged_at = time.monotonic()
         self._before = (progress.steps, progress.updates)
+        timeit.erase()
 
     @property
     def elapsed(self) -> float:
@@ -73,32 +75,10 @@ class Clock:
         rate = (progress.steps - steps) / seconds
         self.logged_at, self._before = now, (progress.steps, progress.updates)
         left = max(settings.total_steps - progress.steps, 0)
-        return {
-            "rate/steps_per_second": rate,
-            "rate/updates_per_second": (progress.updates - updates) / seconds,
-            "rate/frames_per_second": rate * settings.env.frames_per_step,
-            "time/elapsed": self.elapsed,
-            "time/left": left * self.elapsed / max(progress.steps, 1),
-        }
-
-
-class Stopwatch:
-    """Adds up the seconds spent in each of a few named parts, which do not overlap; what is left is ``other``."""
-
-    def __init__(self, *parts: str):
-        self._seconds, self._started = dict.fromkeys(parts, 0.0), time.perf_counter()
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[part] += time.perf_counter() - start
-
-    def shares(self) -> dict[str, float]:
-        """The share of each part since this was asked last; together they are 1."""
-        now = time.perf_counter()
-        shares = {part: seconds / max(now - self._started, 1e-9) for part, seconds in self._seconds.items()}
-        self._seconds, self._started = dict.fromkeys(shares, 0.0), now
-        return shares | {"other": max(0.0, 1 - sum(shares.values()))}
+        rates = {"rate/steps_per_second": rate, "rate/updates_per_second": (progress.updates - updates) / seconds}
+        rates |= {"rate/frames_per_second": rate * settings.env.frames_per_step}
+        rates |= {"time/elapsed": self.elapsed, "time/left": left * self.elapsed / max(progress.steps, 1)}
+        measured = timeit.todict(percall=False)
+        timeit.erase()
+        shares = {f"share/{part}": measured.get(part, 0.0) / seconds for part in PARTS}
+        return rates | shares | {"share/other": max(0.0, 1 - sum(shares.values()))}

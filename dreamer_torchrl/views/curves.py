@@ -230,10 +230,8 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
             records.append({"step": step, RETURN: float(row[returns]), **numbers})
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}: row {number} below the header is not made of numbers ({error}).") from error
-    return [
-        Run(path, {"seed": seed}, sorted(records, key=lambda record: record["step"]), frames_per_step)
-        for seed, records in enumerate(by_seed.values())
-    ]
+    ordered = [sorted(records, key=lambda record: record["step"]) for records in by_seed.values()]
+    return [Run(path, {"seed": seed}, records, frames_per_step) for seed, records in enumerate(ordered)]
 
 
 def group(runs: Iterable[Run]) -> list[Experiment]:
@@ -261,13 +259,9 @@ def _essence(run: Run) -> dict[str, Any]:
     """All settings that make it the experiment that it is; a size by its name."""
     size = run.values.get("size")
     values = {**run.values, "size": size_name(size) or size}
-    return {
-        key: value
-        for key, value in leaves(values).items()
-        if value is not None
-        and value != {}  # as in runs of a version that did not have the setting
-        and not any(key == name or key.startswith(name + ".") for name in SAME_EXPERIMENT)
-    }
+    given = {key: value for key, value in leaves(values).items() if value not in (None, {})}  # old runs have none
+    same = tuple(f"{name}." for name in SAME_EXPERIMENT)
+    return {key: value for key, value in given.items() if not f"{key}.".startswith(same)}
 
 
 def smooth(curve: Curve, points: int) -> Curve:

@@ -56,10 +56,8 @@ class OpenLoop:
     @property
     def error(self) -> dict[NestedKey, Tensor]:
         """Prediction minus recorded observation; of classes, whether they differ."""
-        return {
-            key: deviation(self.spaces[key], self.prediction.observation[key][: len(seen)], seen)
-            for key, seen in self.observation.items()
-        }
+        predicted = self.prediction.observation
+        return {key: deviation(self.spaces[key], predicted[key][: len(o)], o) for key, o in self.observation.items()}
 
 
 @dataclass(frozen=True)
@@ -166,9 +164,8 @@ def observe(agent: Agent, steps: TensorDictBase, generator: Generator) -> Poster
     sequence = split_context(batch, 0, agent.action_space, "belief", "state")
     encoded = agent.encoder(*[sequence[key] for key in agent.encoder.in_keys])  # [1, T, E]
     previous, noise = sequence["previous_action"].to(encoded.dtype), state_noise(agent, 1, len(steps), generator)
-    belief, state, posterior, prior, _ = ObserveSequence(agent.rssm)(
-        encoded, previous, sequence["is_init"], noise=noise
-    )
+    model = ObserveSequence(agent.rssm)
+    belief, state, posterior, prior, _ = model(encoded, previous, sequence["is_init"], noise=noise)
     action = agent.action_space.flatten({key: sequence[key] for key in agent.action_space.keys})
     kl, _ = agent.rssm.latent.kl(posterior, prior)
     return Posterior(belief[0], state[0], action[0].to(belief.dtype), kl[0])
@@ -185,10 +182,8 @@ def predict(agent: Agent, posterior: Posterior, starts: Tensor, action: Tensor, 
 def predictions(agent: Agent, features: Tensor) -> Predictions:
     decoded = agent.decoder(features)
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)  # as tensordict modules return one
-    observation = {
-        key: readable(space, observation_from(space, prediction)).cpu()
-        for (key, space), prediction in zip(agent.spaces.items(), decoded, strict=True)
-    }
+    pairs = zip(agent.spaces.items(), decoded, strict=True)
+    observation = {key: readable(space, observation_from(space, one)).cpu() for (key, space), one in pairs}
     numbers = (agent.reward(features)[1], agent.continuation(features)[1], agent.value(features)[1])
     entropy = agent.actor.distribution(agent.actor(features)).entropy()
     return Predictions(observation, *(number.squeeze(-1).cpu() for number in numbers), entropy.cpu())

@@ -88,12 +88,8 @@ def strips_of(loop: OpenLoop) -> list[Strip]:
     """All kinds of pictures of each image key; of a free imagination there is only the truth of the context."""
     keys, strips = [key for key, space in loop.spaces.items() if isinstance(space, Image)][:MOST_IMAGES], []
     for key in keys:
-        kinds = {
-            "truth": loop.observation[key],
-            "reconstruction": loop.reconstruction.observation[key],
-            "open loop": loop.prediction.observation[key],
-            "error": loop.error[key].abs(),
-        }
+        kinds = {"truth": loop.observation[key], "reconstruction": loop.reconstruction.observation[key]}
+        kinds |= {"open loop": loop.prediction.observation[key], "error": loop.error[key].abs()}
         for kind in ("truth", "open loop") if loop.imagined else kinds:
             name = f"{key_name(key)} {kind}" if len(keys) > 1 else kind
             strips.append(Strip(name, kind, as_bytes(kinds[kind])))
