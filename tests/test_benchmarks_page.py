@@ -16,7 +16,6 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    """`docs/make_benchmarks.py`, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("make_benchmarks", ROOT / "docs" / "make_benchmarks.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

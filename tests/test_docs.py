@@ -35,7 +35,6 @@ def blocks(page: Path, language: str) -> list[tuple[str, str]]:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
@@ -83,7 +82,6 @@ def test_readme_install_and_test_commands_are_those_of_ci() -> None:
 
 @every_page
 def test_links_lead_somewhere(page: Path) -> None:
-    """To a file that exists and, behind #, to a heading in it."""
     for _, target in links(page):
         name, _, heading = target.partition("#")
         file = page.parent / name if name else page
@@ -119,7 +117,6 @@ def test_named_paths_exist(page: Path) -> None:
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name is a module or an attribute of one."""
     place: ModuleType | object = importlib.import_module("dreamer_torchrl")
     for part in name.split(".")[1:]:
         if isinstance(place, ModuleType) and not hasattr(place, part) and hasattr(place, "__path__"):

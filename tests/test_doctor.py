@@ -19,7 +19,6 @@ from tests.training.training_examples import trained
 
 
 def levels(report: Iterable[Finding]) -> dict[str, str]:
-    """The worst level of each subject."""
     worst: dict[str, str] = {}
     for finding in report:
         order = ("ok", "warning", "problem")
@@ -88,15 +87,11 @@ class Camera(gymnasium.Env):
 
 
 class OldStep(Camera):
-    """Of the time before gymnasium."""
-
     def step(self, action: int) -> tuple[Any, ...]:
         return np.zeros((16, 16, 3), np.float32), 0.0, False, {}
 
 
 class OldReset(Camera):
-    """Of the time before seeds."""
-
     def reset(self) -> np.ndarray:
         return np.zeros((16, 16, 3), np.float32)
 

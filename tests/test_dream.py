@@ -17,14 +17,12 @@ from tests.training.training_examples import assert_same_run, episodes, trained
 
 
 def length_of(video: Path) -> int:
-    """Frames of a video."""
     with av.open(str(video)) as container:
         return sum(1 for _ in container.decode(video=0))
 
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Evaluated at steps 20 and 40, without videos."""
     return trained(tmp_path_factory.mktemp("cartpole") / "run", "total_steps=40", "eval.every=20")
 
 

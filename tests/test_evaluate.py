@@ -18,7 +18,6 @@ from tests.training.training_examples import lines, trained, trained_twice
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five episodes on two environments, evaluated at step 20 and at the end; all checkpoints are kept."""
     return trained_twice(tmp_path_factory.mktemp("cartpole") / "run", 20, 40, "eval.episodes=5", "train_ratio=16")
 
 
@@ -62,7 +61,6 @@ def test_it_films_the_first_episode(cartpole: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The numbers are printed all the same."""
     with read_only(cartpole):
         assert main([str(cartpole), "--episodes", "1"]) == 1
     captured = capsys.readouterr()
@@ -70,7 +68,6 @@ def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixt
 
 
 def test_an_environment_that_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It worked in training, and never since."""
     broken = tmp_path / "broken"
     custom = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "total_steps=12")
     fault = ("+env.arguments.fault=raise", "+env.arguments.share=1", f"+env.arguments.only_while={broken}")

@@ -22,7 +22,6 @@ NUMBERS = json.loads((PICTURES / "numbers.json").read_text())
 
 
 def test_the_page_says_what_was_measured() -> None:
-    """Every number of the pictures' run is on the page."""
     text = (DOCS / "dreamerv3.md").read_text()
     missing = {key: number for key, number in NUMBERS.items() if not re.search(rf"(?<![\d.]){number}(?!\d)", text)}
     assert len(NUMBERS) > 30 and not missing
@@ -62,7 +61,6 @@ def parking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_your_environment_trains(parking: str, tmp_path: Path) -> None:
-    """With the page's own overrides, only shorter."""
     run = trained(tmp_path / "run", "env=custom", "env.factory=parking:Parking")
     (evaluation,) = [line for line in lines(run) if "eval/return" in line]
     assert evaluation["step"] == 60 and 2 <= evaluation["eval/length"] <= 50

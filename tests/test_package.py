@@ -55,12 +55,10 @@ MODULES = {name_of(source): source for source in SOURCES}
 
 
 def folder_of(name: str) -> str:
-    """First part of a dotted name below the package: the empty string for the package itself."""
     return name.partition(".")[2].partition(".")[0]
 
 
 def layer_of(name: str) -> int:
-    """How high a module stands."""
     folder = folder_of(name)
     for layer, folders in enumerate(LAYERS):
         if folder in folders:
@@ -84,7 +82,6 @@ def imports_of(name: str) -> Iterator[str]:
 
 
 def is_from(name: str, libraries: set[str]) -> bool:
-    """Whether a dotted name is one of the libraries or lies inside one."""
     return any(name == library or name.startswith(library + ".") for library in libraries)
 
 
@@ -128,13 +125,11 @@ def test_only_configuration_and_training_know_hydra() -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=name_of)
 def test_a_file_is_one_idea(source: Path) -> None:
-    """A long file is two ideas."""
     lines = len(source.read_text().splitlines())
     assert lines <= MAX_LINES, f"{source.relative_to(ROOT)} has {lines} lines, the limit is {MAX_LINES}: split it"
 
 
 def run_python(program: str, cwd: Path, **environment: str) -> list[str]:
-    """Lines that a new Python process prints."""
     command, variables = [sys.executable, "-c", program], {**os.environ, **environment}
     outcome = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
@@ -208,6 +203,5 @@ def test_wheel_finds_its_configs(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_no_module_name_twice() -> None:
-    """A name says which file is meant."""
     names = [path.stem for path in SOURCES if path.stem != "__init__"]
     assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})

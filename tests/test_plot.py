@@ -89,7 +89,6 @@ def test_each_environment_has_its_own_learning_curve(runs: Path) -> None:
 
 
 def test_smoothing(runs: Path, tmp_path: Path) -> None:
-    """Evaluations beside training stay as they are."""
     load([*TINY, f"run_dir={tmp_path}"]).save(tmp_path)
     records = [{"step": step, "episode/return": float(step % 3)} for step in range(30)]
     records += [{"step": step, "eval/return": float(step % 2)} for step in (30, 31, 32)]
@@ -184,7 +183,6 @@ def test_a_sweep_is_all_of_its_runs_that_have_begun(
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: Iterable[object]) -> str:
-    """What the command says when it stops with exit code 2."""
     with pytest.raises(SystemExit) as stop:
         main([str(argument) for argument in arguments])
     assert stop.value.code == 2
@@ -221,7 +219,6 @@ def test_csv_files_that_cannot_be_drawn(runs: Path, tmp_path: Path, capsys: pyte
 
 
 def test_damage_is_reported_and_torch_is_not_loaded(runs: Path, tmp_path: Path) -> None:
-    """From a shell, as a user types it."""
     run = shutil.copytree(runs / "swing", tmp_path / "run")
     text = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text('{"step": 1, \n' + text + '{"step": 99999, "ha')

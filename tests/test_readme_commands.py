@@ -40,7 +40,6 @@ def call(line: str) -> int:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run, shared by all commands."""
     return trained(tmp_path_factory.mktemp("readme") / "run", "env=cartpole", "total_steps=40", "eval.every=0")
 
 
@@ -72,8 +71,6 @@ def test_the_recording_of_readme_is_verified(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Runs a line with a program of the benchmarks in this process."""
-
     def run(line: str) -> None:
         _, program, *arguments = shlex.split(line)
         monkeypatch.syspath_prepend(str(ROOT / Path(program).parent))

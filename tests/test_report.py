@@ -48,30 +48,25 @@ class Page(HTMLParser):
         self.text += data
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
-        """The attributes of all elements of a kind."""
         return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two evaluations, and some lines of everything."""
     run = tmp_path_factory.mktemp("runs") / "run"
     return trained(run, "total_steps=40", "train_ratio=2", "eval.every=20", "log.every=0.1")
 
 
 @pytest.fixture
 def run(trained_run: Path, tmp_path: Path) -> Path:
-    """A copy, which a test may change; without its checkpoints."""
     return Path(shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "*.html")))
 
 
 def film(path: Path, shade: int = 90) -> bytes:
-    """Write a short one; what is in the file."""
     return write_video(path, [np.full((32, 32, 3), shade, np.uint8)] * 3, fps=5).read_bytes()
 
 
 def content(source: str) -> bytes:
-    """What a data URI holds."""
     return base64.b64decode(source.partition("base64,")[2])
 
 

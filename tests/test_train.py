@@ -22,7 +22,6 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", [*list(KINDS)[:-1], pytest.param("multi_sync", marks=pytest.mark.slow)])
 def test_it_trains(kind: str, tmp_path: Path) -> None:
-    """To the end, with a record of all updates, a sound checkpoint, and an evaluation."""
     total = 40
     run = trained(tmp_path / "run", *KINDS[kind], f"total_steps={total}")
     measured = lines(run)

@@ -163,7 +163,6 @@ def test_the_resume_command_works_as_it_is_printed(tmp_path: Path, capsys: pytes
 
 
 def test_a_run_without_updates_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """At the start and at the end."""
     assert train.main([*TINY, "replay.batch=1000000", "eval.every=0", f"run_dir={tmp_path / 'run'}"]) == 0
     output = capsys.readouterr().out
     assert "Nothing will be learned: updates begin after step 8,000,000" in output

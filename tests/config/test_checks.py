@@ -90,7 +90,6 @@ def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_gpu_that_torch_cannot_see() -> None:
-    """The machine may have one all the same."""
     count = torch.cuda.device_count()
     assert choose_device("auto").type == ("cuda" if count else "cpu")
     with pytest.raises(ConfigError, match=f"device=cuda:{count}, but torch .* sees {count or 'no'} GPU"):

@@ -126,7 +126,6 @@ def test_the_same_settings_come_back_from_the_saved_file(tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with words of its own, to look at."""
     folder = tmp_path_factory.mktemp("started") / "run"
     words = [f"run_dir={folder}", "env=pong", "experiment=null", "dtype=bfloat16", "seed=3", "size=nano"]
     load([*words, "replay.batch=2"]).save(folder)
@@ -135,13 +134,11 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(started: Path, tmp_path: Path) -> Path:
-    """The same, to change."""
     return Path(shutil.copytree(started, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("overrides", ["", "env=pong experiment=null seed=3 size=nano", "replay.batch=2.0"])
 def test_a_run_goes_on(started: Path, overrides: str) -> None:
-    """By its folder alone, by all of its overrides and by some."""
     assert load([*overrides.split(), f"run_dir={started}"]).settings == saved_settings(started)
 
 
@@ -223,7 +220,6 @@ def test_a_run_on_a_cpu_stays_there(run: Path) -> None:
 
 
 def test_a_half_written_configuration_is_told(run: Path) -> None:
-    """Cut anywhere, and each kind of rubbish."""
     whole = (run / "config.yaml").read_text()
     cuts = [whole[:length] for length in (*range(0, len(whole) - 4, 97), len(whole) - 5)]
     for text in (*cuts, "- 1\n...\n", "seed: 1\n...\n", "env: 3\nrun_dir: x\n...\n", "env: {\n...\n", "\0\n...\n"):

@@ -18,7 +18,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture(scope="module")
 def generator() -> ModuleType:
-    """`docs/make_configuration.py`, which is no part of the package."""
     spec = importlib.util.spec_from_file_location("make_configuration", DOCS / "make_configuration.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there

@@ -67,7 +67,6 @@ def test_each_value_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_configurations_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """One document for each run, none made."""
     assert train.main(["-m", "--cfg", "seed=4,5", "env=pendulum"]) == 0
     documents = list(yaml.safe_load_all(capsys.readouterr().out))
     assert documents == [load(["env=pendulum", f"seed={seed}"]).values for seed in (4, 5)]
@@ -98,7 +97,6 @@ def test_when_a_run_is_finished(
 
 
 def typed(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A sweep as a user types it, to its end."""
     return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
 
 

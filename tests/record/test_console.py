@@ -26,19 +26,15 @@ VALUES |= {"train/loss_reconstruction": 1.234, "train/loss_anything": -0.0123, "
 
 
 class Terminal:
-    """A pseudo-terminal, and a small emulator of what its screen shows."""
-
     def __init__(self, columns: int):
         self._main, side = pty.openpty()
         self.stream = os.fdopen(side, "w")
         self.resize(columns)
 
     def resize(self, columns: int) -> None:
-        """What a user does with the mouse."""
         fcntl.ioctl(self._main, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
 
     def finish(self) -> str:
-        """All that was written; the system keeps it."""
         self.stream.close()
         data = b""
         with suppress(OSError):  # at the end

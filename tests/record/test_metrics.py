@@ -27,12 +27,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def update(**values: float) -> TensorDict:
-    """What the learner returns."""
     return TensorDict({key: torch.tensor(value) for key, value in values.items()})
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """All lines of a file, read strictly."""
     return [json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines()]
 
 
@@ -175,8 +173,6 @@ class Service(Exception):
 
 
 class Failing:
-    """Another's logger, which fails in the ways it is told, one after the other."""
-
     def __init__(self, errors: list[Exception | None]):
         self.errors, self.steps = errors, []
 

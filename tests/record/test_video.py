@@ -66,14 +66,12 @@ def test_a_failure_leaves_the_older_video_alone(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_a_video_is_named(tmp_path: Path, name: str, frames: np.ndarray, message: str) -> None:
-    """Before anything is written."""
     with pytest.raises(ValueError, match=message):
         write_video(tmp_path / name, frames, fps=30)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_an_encoder_it_is_a_gif(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the same name, the same pictures and the same length."""
     monkeypatch.setattr("dreamer_torchrl.record.video.ENCODER", "an encoder that is not there")
     path = write_video(tmp_path / "videos" / "eval.mp4", film(10, 64, 61), fps=10)
     assert list((tmp_path / "videos").iterdir()) == [path] and path.name == "eval.gif"

@@ -42,7 +42,6 @@ def run_program(home: Path, program: str, **variables: str) -> list[str]:
 
 
 def log_of(folder: Path) -> bytes:
-    """What a run folder holds for the server."""
     (path,) = folder.glob("*.wandb")
     return path.read_bytes()
 
@@ -90,7 +89,6 @@ except MemoryError:
 
 
 def test_a_resumed_run_has_the_same_id(tmp_path: Path) -> None:
-    """Both folders are named in the command that uploads them."""
     program = "run = WandbThread(run_dir, 'offline')\nrun.log_metrics({'a': 1.0}, STEP)\nrun.close()"
     run_program(tmp_path, program.replace("STEP", "1"))
     (line,) = run_program(tmp_path, program.replace("STEP", "2"))
@@ -120,7 +118,6 @@ def assert_fell_back(home: Path, reason: str, **variables: str) -> None:
 
 
 def test_online_without_a_key_becomes_offline(tmp_path: Path) -> None:
-    """Nobody is asked for one."""
     assert_fell_back(tmp_path, "there is no API key (set WANDB_API_KEY or run: wandb login)")
 
 

@@ -22,7 +22,6 @@ from tests.training.training_examples import lines, words
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with an evaluation now and then, and agents sent."""
     home = tmp_path_factory.mktemp("cartpole")
     (home / "run").mkdir()
     own = ("env=cartpole", "env.num_envs=2", "seed=3", "total_steps=120", "eval.every=40", "log.every=0.1")
@@ -118,7 +117,6 @@ def test_a_run_is_called_by_its_folder_and_seed(folder: str, name: str) -> None:
 
 
 def test_labels_are_no_longer_than_wandb_takes() -> None:
-    """Long ones still differ."""
     long = ["env=grid_reach", *(f"learner.{key}=0.5" for key in ("actor_scale", "value_scale", "reward_scale"))]
     long += ["learner.continue_scale=0.5", "learner.dynamics_scale=0.5"]
     places = [wandb_place(load([*long, f"unimix=0.{number}"]), Path("x" * 200)) for number in (1, 2)]

@@ -16,7 +16,6 @@ OWN_COLUMNS = {"_runtime", "_timestamp"}
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
-    """The variables of a process that knows nothing of this machine's W&B."""
     kept = {key: value for key, value in os.environ.items() if not key.upper().startswith(("WANDB", "NETRC"))}
     kept = {key: value for key, value in kept.items() if not key.lower().endswith("_proxy")}
     kernels = {"XDG_CACHE_HOME": str(cache_folder().parent)}  # they need not be built again for each home
@@ -24,7 +23,6 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 
 def offline_folders(run_dir: Path) -> list[Path]:
-    """Folders of offline runs, oldest first."""
     return sorted((run_dir / "wandb").glob("offline-run-*"))
 
 
@@ -39,6 +37,5 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """What was logged, in its order, without W&B's own columns."""
     items = [record["item"] for record in records(folder, "history")]
     return [{key: value for key, value in item.items() if key not in OWN_COLUMNS} for item in items]

@@ -37,7 +37,6 @@ def test_a_fault_now_and_then(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_worker_that_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is replaced once; the other environment does not notice."""
     arguments = ("+env.arguments.fault=hang", f"+env.arguments.only_once={tmp_path / 'lost'}")
     arguments += ("+env.arguments.share=0.3",)
     workers = ("env.num_envs=2", "env.workers=processes", "env.step_timeout=2")
@@ -99,7 +98,6 @@ def test_environments_that_break_for_good(
 
 
 def broken(**arguments: float) -> None:
-    """A factory that does not work."""
     raise KeyError("the garage is empty")
 
 

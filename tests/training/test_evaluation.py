@@ -40,7 +40,6 @@ def streams_of(count: int, family: str = "gym", **options: Any) -> StreamEnvs:
 
 
 def agent_for(streams: StreamEnvs) -> Agent:
-    """An agent whose most likely action depends on what it sees and remembers."""
     torch.manual_seed(0)
     agent = build_agent(streams.observation_spec, streams.full_action_spec, TINY)
     for key, parameter in agent.named_parameters():
@@ -56,7 +55,6 @@ def seeded(agent: Agent, seed: int = 0) -> Policy:
 
 
 def by_hand(policy: Policy, env: gymnasium.Env, seed: int) -> tuple[float, int]:
-    """Return and length of one episode with the most likely actions, without streams and collector."""
     belief, state = policy.rssm.initial(1)
     action = torch.zeros(1, 2)
     observation, _ = env.reset(seed=seed)
@@ -127,7 +125,6 @@ def test_an_episode_in_which_the_environment_fails_does_not_count(tmp_path: Path
 
 
 def test_an_episode_that_never_ends_is_cut_off() -> None:
-    """The shorter ones of the same streams are whole."""
     streams = walks({}, {})
     whole = lengths_by_seed(8, 2)
     evaluation = evaluate(seeded(agent_for(streams)), streams, 8, longest=5)
@@ -158,7 +155,6 @@ def test_films_show_the_first_episode_from_start_to_end() -> None:
 
 
 def test_films_of_long_episodes_show_their_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The numbers are those of the whole episode."""
     streams = streams_of(2, id="dreamer_torchrl/GridReach-v0", render=False)
     agent = agent_for(streams)
     whole = evaluate(seeded(agent), streams, 3, film=True)
@@ -217,8 +213,6 @@ def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
 
 @pytest.mark.parametrize("transform", [(PermuteTransform((-1, -3, -2), in_keys=["pixels"]),), ()])
 def test_films_show_what_the_agent_sees_where_nothing_is_rendered(transform: tuple[PermuteTransform, ...]) -> None:
-    """Channels may be first or last."""
-
     def make() -> StreamEnv:
         return StreamEnv(TransformedEnv(make_env("gym", GRID), *transform), entropy=(0,))
 

@@ -19,7 +19,6 @@ OPTIONS = ("total_steps=60", "checkpoint.every=0", "log.tensorboard=true", "logg
 
 
 def fail(*arguments: object, **options: object) -> None:
-    """What torch says when a GPU has no room."""
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 

@@ -26,20 +26,17 @@ Main = Callable[[list[str]], int]
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with checkpoints at steps 20 and 40."""
     return trained_twice(tmp_path_factory.mktemp("opening") / "run", 20, 40, "train_ratio=0", "eval.every=0")
 
 
 @pytest.fixture
 def damaged(kept: Path, tmp_path: Path) -> Path:
-    """The same with a newest checkpoint that is not what was written."""
     run = shutil.copytree(kept, tmp_path / "run")
     flip_a_bit(run / "checkpoints" / "000000000040" / "learner.pt")
     return run
 
 
 def ends_with(code: int, main: Main, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command writes on stderr when it ends the process with this code."""
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == code
@@ -65,7 +62,6 @@ def test_every_command_says_the_same(
 
 @pytest.mark.usefixtures("threads")
 def test_the_threads_of_training(kept: Path, tmp_path: Path) -> None:
-    """With another number of threads sums are taken in another order."""
     run = shutil.copytree(kept, tmp_path / "run")
     text = (run / "config.yaml").read_text()
     for count in (2, 1):

@@ -25,7 +25,6 @@ with run_lock(sys.argv[1]):
 
 
 def hold(run_dir: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
-    """A process that holds the lock, and what it says when it does."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, run_dir, *words], stdout=subprocess.PIPE, text=True)
     return process, process.stdout.readline()
 
@@ -70,7 +69,6 @@ def test_an_owner_that_has_not_signed_yet_is_another_process(tmp_path: Path) -> 
 
 
 def test_a_run_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    """One that is missing is made."""
     with run_lock(tmp_path / "new/run"):
         pass
     for run_dir in (tmp_path, tmp_path / "other/run", tmp_path / "new/run/lock"):  # the last one is a file

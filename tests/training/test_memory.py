@@ -19,7 +19,6 @@ from dreamer_torchrl.training.memory import free_memory, replay_size
 
 @pytest.fixture(scope="module")
 def settings() -> Settings:
-    """Of a small agent."""
     small = ["size.belief=32", "size.units=16", "size.hidden=16"]
     return load([*small, "total_steps=1e15", "replay.capacity=1e15"]).settings
 

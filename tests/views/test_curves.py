@@ -15,7 +15,6 @@ from dreamer_torchrl.views.curves import SAME_EXPERIMENT, Curve, Run, group, ove
 
 
 def run_at(folder: Path, *overrides: str, lines: Iterable[Mapping[str, Any]] = (), end: str = "") -> Run:
-    """A run with this configuration and these lines, read back."""
     load([*overrides, f"run_dir={folder}"]).save(folder)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + end)
     return read_run(folder, read_saved(folder))
@@ -82,7 +81,6 @@ def test_runs_that_differ_by_seed_only_are_one_experiment(tmp_path: Path) -> Non
 
 
 def test_median_and_quartiles_over_seeds() -> None:
-    """A run counts from its first point to its last."""
     x = np.array([0.0, 10.0, 20.0])
     band = over_seeds([Curve(x, np.array([0.0, 1.0, 2.0]) * factor) for factor in (1, 2, 3, 10)])
     assert band.x.tolist() == x.tolist() and band.runs.tolist() == [4, 4, 4]

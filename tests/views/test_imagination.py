@@ -51,7 +51,6 @@ def trained(agent: Agent) -> Agent:
 
 
 def episode(agent: Agent, length: int = STEPS) -> TensorDict:
-    """One episode of noise ``[length]`` that terminates."""
     steps = example_batch(agent, batch=1, length=length - 1)[0].clone()
     steps["is_init"], steps["terminated"] = torch.zeros(2, length, 1, dtype=torch.bool)
     steps["is_init"][0], steps["terminated"][-1] = True, True

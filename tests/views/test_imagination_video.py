@@ -39,7 +39,6 @@ def image_agent(sides: tuple[int, int] = (48, 48), **others: Unbounded) -> Agent
 
 @pytest.fixture(scope="module")
 def loop() -> OpenLoop:
-    """Nine steps of an image task, four of them seen."""
     agent = image_agent()
     return open_loop(agent, episode(agent, STEPS), context=CONTEXT)
 
@@ -50,7 +49,6 @@ def tiles_of(loop: OpenLoop) -> list[tuple[slice, slice]]:
 
 
 def above(frame: np.ndarray, tile: tuple[slice, slice]) -> str:
-    """Colour of the border over a tile."""
     return f"#{bytes(frame[tile[0].start - 1, tile[1].start]).hex()}"
 
 

@@ -55,7 +55,6 @@ LOOK = """<script>addEventListener("load", async () => {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a training with two filmed evaluations and a prediction, as training leaves it."""
     run = tmp_path_factory.mktemp("runs") / 'run <b>"of" & for</b> all'
     options = ("total_steps=80", "train_ratio=2", "eval.every=40", "eval.video=true", "eval.dream=60", "log.every=0.2")
     return trained(run, *options) / "report.html"
@@ -92,7 +91,6 @@ def test_no_page_can_ask_a_network(report: Path) -> None:
 
 
 def test_an_empty_run_has_a_report(report: Path, tmp_path: Path) -> None:
-    """Before its first measurement."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text((report.parent / "config.yaml").read_text())
