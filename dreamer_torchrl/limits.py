@@ -14,14 +14,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Within:
-    """Limits of a number for pydantic, under its names; strings and booleans, which it would convert, are refused.
-
-    Example:
-        >>> from typing import Annotated
-        >>> from pydantic import TypeAdapter
-        >>> TypeAdapter(Annotated[float, Within(gt=0)]).validate_python(0.5)
-        0.5
-    """
+    """Limits of a number for pydantic, under its names; strings and booleans, which it would convert, are refused."""
 
     ge: float | None = None
     gt: float | None = None

@@ -157,7 +157,7 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
             console.note(str(error))
             return BAD_OVERRIDES
         except OSError as error:
-            raise RunNotWritable.because(run_dir, error) from error
+            raise RunNotWritable(run_dir, error) from error
         return run(training, metrics, saved, stop)
 
 
@@ -204,7 +204,7 @@ def new_folder(name: str) -> Path:
         except FileExistsError:  # several runs started in the same second
             path = base.with_name(f"{base.name}-{number}")
         except OSError as error:
-            raise RunNotWritable.because(path.absolute(), error) from error
+            raise RunNotWritable(path.absolute(), error) from error
 
 
 def resume_command(run_dir: Path) -> str:

@@ -179,7 +179,7 @@ def test_a_place_that_cannot_be_written(
     named, new = capsys.readouterr().err.splitlines()
     assert f"The run directory {tmp_path / 'new' / 'run'} cannot be written: " in named
     assert re.search(r"/runs/cartpole-v1-\d+-\d+ cannot be written: .*, or give another run_dir", new)
-    full = train.RunNotWritable.because(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
+    full = train.RunNotWritable(tmp_path, OSError(errno.ENOSPC, "No space left on device"))
     assert str(full).endswith("No space left on device. Make room on its disk, or give another run_dir.")
 
 

@@ -100,12 +100,7 @@ def check_targets(value: Any, path: str) -> None:
 
 
 def make_part(part: Mapping[str, Any], *arguments: Any) -> Any:
-    """Call what ``_target_`` names with ``arguments``, and with the other entries by name; parts inside come first.
-
-    Example:
-        >>> make_part({"_target_": "fractions.Fraction", "denominator": 4}, 3)
-        Fraction(3, 4)
-    """
+    """Call what ``_target_`` names with ``arguments``, and with the other entries by name; parts inside come first."""
     target = part["_target_"]
     module_source(target.partition(".")[0])  # finds modules in the current folder
     try:

@@ -1,7 +1,4 @@
-"""Every setting of a run with its type, limits and default; pydantic checks them, and torch is not needed.
-
-What each means stands in ``configs/config.yaml``, which has the same defaults.
-"""
+"""Every setting with its type, limits and default, checked by pydantic; ``configs/config.yaml`` says what they mean."""
 
 from __future__ import annotations
 

@@ -145,10 +145,7 @@ def train(overrides: Sequence[str]) -> tuple[int, signal.Signals | None]:
 
 
 def state_of(run_dir: Path, settings: Settings) -> tuple[bool, float | None, str]:
-    """Whether a run is finished, its last evaluation's mean return, and how far it is in words; without torch.
-
-    It is finished when its last evaluation was the end, and its last checkpoint is of that step.
-    """
+    """Whether a run's last evaluation and checkpoint were its end, its last mean return, and both in words."""
     steps = [int(path.name[:12]) for path in (run_dir / "checkpoints").glob("[0-9]*") if path.name[:12].isdigit()]
     if not steps:
         return False, None, "not started"

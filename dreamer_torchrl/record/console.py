@@ -21,8 +21,7 @@ RECENT_EPISODES = 10
 class Console(RunLogger):
     """Show where a run is. All that the training program prints goes through here, from any thread.
 
-    It goes on when the reader of a pipe has gone, and leaves out the least important parts of too long a line. In a
-    pipe there are ``seconds`` from one line to the next; a terminal is redrawn up to five times a second.
+    In a pipe there are ``seconds`` from one line to the next; a terminal is redrawn up to five times a second.
     """
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, seconds: float = 10.0):

@@ -37,18 +37,7 @@ class RunLogger:
 class Metrics:
     """Average the metrics of updates on their device, and hand each record to every logger; a context closes them.
 
-    Args:
-        loggers: of TorchRL or ours.
-        warn: prints a line, once for each kind of failure of a logger.
-
-    Example:
-        >>> import torch
-        >>> from tensordict import TensorDict
-        >>> with Metrics([]) as metrics:
-        ...     for loss in (1.0, 3.0):
-        ...         metrics.add(TensorDict({"loss_actor": torch.tensor(loss)}))
-        ...     metrics.means()
-        {'loss_actor': 2.0}
+    Loggers are TorchRL's or ours; ``warn`` prints a line, once for each kind of failure of one.
     """
 
     def __init__(self, loggers: Sequence[Logger | RunLogger], warn: Callable[[str], None] = print):
@@ -100,10 +89,7 @@ class Metrics:
         self._each(loggers, lambda logger: logger.close())
 
     def _each(self, loggers: Iterable[Any], call: Callable[[Any], Any]) -> None:
-        """Call with each logger; errors do not stop the training: each kind is named once, the next call tries again.
-
-        Of our own loggers these are errors of the system; others talk to services and raise classes of their own.
-        """
+        """Call with each logger; errors, of ours only those of the system, are named once and stop no training."""
         for logger in loggers:
             try:
                 call(logger)

@@ -15,10 +15,7 @@ ENCODER = "libx264"  # as FFmpeg calls it
 
 
 def write_video(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -> Path:
-    """Write frames ``[T, H, W, 3 or 1]`` of bytes as H.264 in an mp4 file, or a GIF where no encoder is; the file.
-
-    Small images are enlarged by whole factors, odd sizes padded. The file is there whole or not at all.
-    """
+    """Write frames ``[T, H, W, 3 or 1]`` of bytes as H.264 in an mp4 file, or a GIF where no encoder is; the file."""
     check(path, frames)
     write, path = (write_mp4, path) if can_encode() else (write_gif, path.with_suffix(".gif"))
     path.parent.mkdir(parents=True, exist_ok=True)

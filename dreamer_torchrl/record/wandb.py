@@ -29,10 +29,9 @@ START_SECONDS, FINISH_SECONDS = 15, 20
 class WandbThread(RunLogger):
     """Send scalars, video files and the best agents to Weights & Biases from a thread.
 
-    The files lie in ``RUN/wandb``. Sent are the configuration, scalars, videos, agents if asked for, and the host's
-    name; no package list, code, git state, console output or machine statistics. Without a key or a server, an online
-    run becomes an offline one. The episodes that end at one step are averaged. A resumed training goes on in the same
-    run, whose id is kept; the steps that are there already are left out.
+    Sent are the configuration, scalars, videos, agents if asked for, and the host's name; no package list, code, git
+    state, console output or machine statistics. Without a key or a server, an online run becomes an offline one. A
+    resumed training goes on in the same run, whose id is kept; the steps that are there already are left out.
 
     Args:
         place: project, entity, name, group and tags, as of ``wandb.init``.

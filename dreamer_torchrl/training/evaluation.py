@@ -128,10 +128,7 @@ def _frames(envs: StreamEnvs, step: TensorDictBase, policy: Policy) -> list[np.n
 
 
 class Evaluator:
-    """Evaluate an agent as its settings say: the same weights, on the same device, give the same episodes.
-
-    Its environments are those of training but for ``eval.arguments``, and are made at once, so that errors come early.
-    """
+    """Evaluate as the settings say, always the same episodes; environments are made at once: errors come early."""
 
     def __init__(self, settings: Settings, agent: Agent, film: bool = False, record: int = 0):
         self.settings, self.agent, self.film, self.record = settings, agent, film, record

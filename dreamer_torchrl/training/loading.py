@@ -1,7 +1,4 @@
-"""Load a trained run from its folder; for a command, what is wrong becomes a message and an exit code.
-
-Importing torch takes seconds: functions import what needs it.
-"""
+"""Load a trained run from its folder; for a command, what is wrong becomes a message and an exit code."""
 
 from __future__ import annotations
 
@@ -64,7 +61,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
 
     ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
     """
-    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints  # this and the next need torch, which takes seconds
     from dreamer_torchrl.checkpoint.specs import Specs
     from dreamer_torchrl.training.build import make_agent
 

@@ -23,19 +23,15 @@ class RunLocked(Exception):
 class RunNotWritable(OSError):
     """The run directory cannot be written."""
 
-    @classmethod
-    def because(cls, run_dir: Path, error: OSError) -> RunNotWritable:
+    def __init__(self, run_dir: Path, error: OSError):
         remedy = "Make room on its disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
         told = f"The run directory {run_dir} cannot be written: {error.strerror or error}."
-        return cls(f"{told} {remedy}, or give another run_dir.")
+        super().__init__(f"{told} {remedy}, or give another run_dir.")
 
 
 @contextmanager
 def run_lock(run_dir: str | Path) -> Iterator[None]:
-    """Hold a run directory, which is made if it is missing, while training in it.
-
-    The operating system releases the lock however the process ends. The text of the file only says who holds it.
-    """
+    """Hold a run directory, which is made if it is missing; the system releases it however the process ends."""
     run_dir = Path(run_dir)
     file, lock = run_dir / "lock", FileLock(run_dir / "lock", timeout=0)
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
@@ -49,7 +45,7 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
         raise RunLocked(held) from None
     except OSError as error:
         lock.release()
-        raise RunNotWritable.because(run_dir, error) from error
+        raise RunNotWritable(run_dir, error) from error
     try:
         yield
     finally:

@@ -168,10 +168,7 @@ class Training:
         return progress.updates - before
 
     def evaluate_when_due(self, stop: StopSignals) -> None:
-        """Play the evaluation's episodes with the present weights; after a signal the next process does.
-
-        One whose environments fail all the time is left out. The last one is due again when the run goes on.
-        """
+        """Play the evaluation's episodes. Where environments fail all the time it is left out; the last is due again."""
         if stop.requested or self.diverged or not self.progress.evaluation_is_due(self.settings):
             return
         progress, say = self.progress, self.console.note

@@ -173,10 +173,7 @@ def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
 def read_baselines(
     paths: Sequence[Path], labels: Sequence[str], runs: Sequence[Run], axis: Axis = "steps"
 ) -> list[Experiment]:
-    """One experiment for each CSV file, drawn beside the runs; files with the same label are seeds of one.
-
-    There is one label for each file, or one for all, or none: then the files' names.
-    """
+    """One experiment for each CSV file, or for each label, as the files' names are where there are no labels."""
     if len(labels) not in (0, 1, len(paths)):
         raise ConfigError(f"There are {len(labels)} labels for {len(paths)} CSV files: give --label once, or for each.")
     repeats = {run.frames_per_step for run in runs}
@@ -235,10 +232,7 @@ def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
 
 
 def group(runs: Iterable[Run]) -> list[Experiment]:
-    """Gather runs that are the same but for their seeds, in the order in which they come.
-
-    Experiments in one environment are told apart by the settings in which they differ.
-    """
+    """Gather runs that are the same but for their seeds; experiments are named by the settings in which they differ."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[repr(sorted(_essence(run).items()))].append(run)
@@ -285,10 +279,7 @@ def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
 
 
 def over_seeds(curves: Sequence[Curve], most: int = MOST_POINTS) -> Band:
-    """Median and quartiles over runs, where they were measured, or at evenly spaced places if these are many.
-
-    A run counts from its first point to its last; between two points it is interpolated.
-    """
+    """Median and quartiles over runs, each from its first point to its last, interpolated; at evenly spaced places."""
     curves = [thin(curve, most) for curve in curves if curve.x.size]
     if not curves:
         return Band(*np.empty((5, 0)))

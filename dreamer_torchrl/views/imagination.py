@@ -1,7 +1,4 @@
-"""Open-loop prediction: the world model sees the first steps of an episode and predicts the rest without observations.
-
-It predicts along the recorded actions, or, in a free imagination, along those of the policy.
-"""
+"""Open-loop prediction: the world model sees the first steps of an episode and predicts the rest from actions alone."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Charts of runs, drawn by matplotlib: one figure for the `plot` command, one SVG for each panel of a report.
 
-What is drawn follows from the metrics that the runs have: returns, every loss, KL and entropy, rates.
 A line is the median over the seeds of an experiment, the band around it goes from the lower to the upper quartile.
 """
 
@@ -91,10 +90,7 @@ def draw(
     title: str | None = None,
     baselines: Sequence[Experiment] = (),
 ) -> Figure:
-    """All charts of runs in one figure: a panel for each of the ``metrics``, or returns, losses and rates.
-
-    Values are means over ``smoothing`` neighbouring points, by default of a number that suits.
-    """
+    """All charts in one figure: of ``metrics``, or of returns, losses and rates, as means over ``smoothing`` points."""
     experiments = [*group(runs), *baselines]
     blocks = [(return_panels(experiments), 3, 3.6), (detail_panels(experiments), 4, 1.8)]
     if metrics:
@@ -249,10 +245,7 @@ def save_figure(figure: Figure, path: Path, formats: Sequence[str] = ("png", "sv
 
 
 def panel_svg(panel: Panel, experiments: Sequence[Experiment], width: float = 290, height: float = 175) -> str:
-    """A panel as an ``<svg>`` element for an HTML page, whose colours follow the page's CSS variables.
-
-    Its text has 9 to 10 pixels where the page shows it ``width`` pixels wide; the page's font replaces matplotlib's.
-    """
+    """A panel as an ``<svg>`` element for an HTML page, with the page's colours and font, ``width`` pixels wide."""
     import matplotlib
 
     figure = new_figure(width / 72, height / 72, layout=None)

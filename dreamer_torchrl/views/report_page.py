@@ -1,7 +1,4 @@
-"""One page about a run, ``report.html`` in its folder: charts and videos lie inside, so that it can be sent to anyone.
-
-Only what lies in the folder is read, torch is not needed, and the page loads nothing from a network.
-"""
+"""One page about a run, ``report.html`` in its folder: all lies inside, nothing is loaded; torch is not needed."""
 
 from __future__ import annotations
 
