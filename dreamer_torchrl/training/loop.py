@@ -168,7 +168,7 @@ class Training:
         return progress.updates - before
 
     def evaluate_when_due(self, stop: StopSignals) -> None:
-        """Play the evaluation's episodes. Where environments fail all the time it is left out; the last is due again."""
+        """Play an evaluation; where environments fail all the time it is left out, and the last due again."""
         if stop.requested or self.diverged or not self.progress.evaluation_is_due(self.settings):
             return
         progress, say = self.progress, self.console.note
