@@ -77,9 +77,6 @@ def test_readme_install_and_test_commands_are_those_of_ci() -> None:
     assert [step for step in (ROOT / ".ci/run").read_text().splitlines() if step in promised] == promised
 
 
-# What pages name
-
-
 @every_page
 def test_links_lead_somewhere(page: Path) -> None:
     for _, target in links(page):

@@ -26,9 +26,6 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("cartpole") / "run", "total_steps=40", "eval.every=20")
 
 
-# In training
-
-
 def test_predictions_at_evaluations_change_nothing(cartpole: Path, tmp_path: Path) -> None:
     """The same run to the last bit, and the same returns; a video at each evaluation if time has passed."""
     other = trained(tmp_path / "run", "total_steps=40", "eval.every=20", "eval.dream=1e-9")
@@ -59,9 +56,6 @@ def test_several_actions_and_observations_at_once(tmp_path: Path) -> None:
     assert length_of(picture.with_suffix(".mp4")) == 13
     assert main([str(run), "--output", str(tmp_path / "again.mp4")]) == 0
     assert np.array_equal(np.asarray(Picture.open(tmp_path / "again.png")), drawn)
-
-
-# The command
 
 
 def test_what_it_writes_and_says(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

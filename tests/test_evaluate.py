@@ -57,9 +57,6 @@ def test_it_films_the_first_episode(cartpole: Path, capsys: pytest.CaptureFixtur
         assert sum(1 for _ in container.decode(video=0)) == length + 1
 
 
-# Faults
-
-
 def test_a_run_that_cannot_be_written(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with read_only(cartpole):
         assert main([str(cartpole), "--episodes", "1"]) == 1
@@ -77,9 +74,6 @@ def test_an_environment_that_breaks(tmp_path: Path, capsys: pytest.CaptureFixtur
         main([str(run)])
     assert end.value.code == 1
     assert "the gearbox broke" in capsys.readouterr().err
-
-
-# Loading
 
 
 def test_a_loaded_run_has_the_weights_of_its_checkpoint(cartpole: Path) -> None:

@@ -58,9 +58,6 @@ def test_missing_stop_gradients_in_the_kl() -> None:
         assert gradients[1] is None or not gradients[1].count_nonzero()
 
 
-# --- Returns ----------------------------------------------------------------------------------------------------------
-
-
 class Scripted:
     """An `ActorLoss` around one dream ``[1, H + 1]`` in which everything is given."""
 

@@ -60,9 +60,6 @@ def total(losses: TensorDictBase) -> torch.Tensor:
     return sum(value.sum() for key, value in losses.items() if key.startswith("loss_"))
 
 
-# Our modules in TorchRL's machinery
-
-
 def inside(*keys: str) -> list[tuple[str, str]]:
     return [("next", key) for key in keys]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from mmap import ACCESS_READ, mmap
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic_core import to_jsonable_python
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.record.loggers import Logger, TensorboardLogger
@@ -41,10 +41,10 @@ class JsonLinesLogger(RunLogger, Logger):
     def log_metrics(
         self, metrics: dict[str, Any] | TensorDictBase, step: int | None = None, *, keys_sep: str = "/"
     ) -> dict[str, Any]:
-        """Append a line; the values as they stand there. ``OSError`` if it cannot be written now; it is kept then."""
+        """Append a line of strict JSON; its values. ``OSError`` if it cannot be written now; it is kept then."""
         if isinstance(metrics, TensorDictBase):
             metrics = metrics.flatten_keys(keys_sep).to_dict()
-        values = {key: strict(value) for key, value in metrics.items()}
+        values = to_jsonable_python(metrics, inf_nan_mode="null", fallback=lambda array: array.tolist())
         self._kept.append(json.dumps({"step": step} | values, allow_nan=False).encode() + b"\n")
         del self._kept[:-MAX_KEPT_LINES]
         self._write_kept()
@@ -111,17 +111,6 @@ def end_of_last_line(path: Path) -> int:
         return 0
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         return data.rfind(b"\n") + 1
-
-
-def strict(value: Any) -> Any:
-    """A value as strict JSON has it: none for numbers that are not finite."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [strict(one) for one in value]
-    if isinstance(value, (int, str)):
-        return value
-    return float(value) if math.isfinite(value) else None
 
 
 class ResumedTensorboardLogger(TensorboardLogger):

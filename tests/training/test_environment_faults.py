@@ -94,9 +94,6 @@ def test_environments_that_break_for_good(
     assert not steps["terminated"].any()
 
 
-# Environments that cannot be made
-
-
 def broken(**arguments: float) -> None:
     raise KeyError("the garage is empty")
 

@@ -177,10 +177,8 @@ def test_a_renderer_that_fails_ends_the_film_alone() -> None:
                 raise RuntimeError("no display")
             return self.env.render()
 
-    def make() -> StreamEnv:
-        return StreamEnv(Gymnasium(LosesItsDisplay(GridReach(render_mode="rgb_array"))), entropy=(0,))
-
-    streams = StreamEnvs([make])
+    env = Gymnasium(LosesItsDisplay(GridReach(render_mode="rgb_array")))
+    streams = StreamEnvs([partial(StreamEnv, env, entropy=(0,))])
     agent = agent_for(streams)
     plain = evaluate(seeded(agent), streams, 3)
     evaluation = evaluate(seeded(agent), streams, 3, film=True)
@@ -213,10 +211,8 @@ def test_the_first_episode_is_recorded_as_a_replay_would_have_it() -> None:
 
 @pytest.mark.parametrize("transform", [(PermuteTransform((-1, -3, -2), in_keys=["pixels"]),), ()])
 def test_films_show_what_the_agent_sees_where_nothing_is_rendered(transform: tuple[PermuteTransform, ...]) -> None:
-    def make() -> StreamEnv:
-        return StreamEnv(TransformedEnv(make_env("gym", GRID), *transform), entropy=(0,))
-
-    streams = StreamEnvs([make])
+    env = TransformedEnv(make_env("gym", GRID), *transform)
+    streams = StreamEnvs([partial(StreamEnv, env, entropy=(0,))])
     evaluation = evaluate(seeded(agent_for(streams)), streams, 1, film=True)
     assert np.array_equal(evaluation.frames[0], stream("gym", GRID, 0).begin()["pixels"].numpy())
     assert len(evaluation.frames) == evaluation.lengths[0] + 1

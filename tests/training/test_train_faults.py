@@ -36,9 +36,6 @@ def run(twice_saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(twice_saved, tmp_path / "run")
 
 
-# Damaged checkpoints
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,9 +61,6 @@ def content(folder: Path) -> dict[str, str]:
     """Every file with its checksum."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-# Updates that are not finite
 
 
 class Poisoned(Training):
@@ -144,9 +138,6 @@ def test_a_run_that_cannot_go_back_stops_with_its_batch(kind: type[Training], ru
     batch = torch.load(dump, weights_only=True)
     assert batch["reward"].shape == (2, 9, 1) and batch["observation"].shape == (2, 9, 4)
     assert kind is Robbed or content(run / "checkpoints") == before
-
-
-# Disks
 
 
 def fill(folder: Path, but: int) -> Path:

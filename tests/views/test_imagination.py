@@ -131,19 +131,6 @@ def test_numbers_are_those_of_the_objective() -> None:
         assert_close(getattr(loop.reconstruction, own), data[key].detach().flatten(), rtol=1e-4, atol=1e-5)
 
 
-def test_it_draws_from_a_source_of_its_own_and_changes_nothing() -> None:
-    agent = trained(vector_agent())
-    steps = episode(agent)
-    before, weights = torch.get_rng_state(), [parameter.clone() for parameter in agent.parameters()]
-    runs = [all_numbers(open_loop(agent, steps, seed=seed)) for seed in (1, 1, 2)]
-    free = [all_numbers(open_loop(agent, steps, seed=1, imagine=5)) for _ in range(2)]
-    for one, other in (runs[:2], free):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(runs[0], runs[2], strict=True))
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(now, then) for now, then in zip(agent.parameters(), weights, strict=True))
-
-
 def test_errors_by_hand() -> None:
     """A reward head that is new predicts 0; the other guess is that everything stays as it was seen last."""
     agent = vector_agent()
