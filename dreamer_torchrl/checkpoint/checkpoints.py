@@ -70,25 +70,18 @@ class Saved:
     replay_files: ReplayFiles
 
     def restore_replay(self, replay: Replay) -> None:
-        """Put back the steps with their latents, and what the next draw depends on: `ReplayFiles.restore`."""
         self.replay_files.restore(replay, self.replay_state, self.pieces)
 
     def last_steps(self, count: int) -> TensorDictBase:
-        """The last ``count`` steps of each environment ``[T, N]``: `ReplayFiles.last_steps`."""
         return self.replay_files.last_steps(count, self.replay_state, self.pieces)
 
 
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run, of the last ``keep`` steps; for ``exact`` see `ReplayFiles`.
 
     `save` copies on the calling thread what belongs to this instant and writes in the background, each checkpoint into
     a new folder that gets its name when everything is on the disk. Only the process that holds the `run_lock` may save;
     any may load.
-
-    Args:
-        folder: where they are.
-        keep: of how many steps.
-        exact: save latents that have changed again, see `ReplayFiles`.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -110,7 +103,7 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
         self._replay_files = ReplayFiles(self.folder / REPLAY, exact)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
-        self._writing: tuple[Snapshot, Future[list[Piece]]] | None = None
+        self._writing: tuple[Snapshot, Future[None]] | None = None
         self._failure: SaveFailed | None = None
         self._loaded = False
         self._damaged: list[str] = []  # later than the one that was loaded
@@ -118,8 +111,8 @@ class Checkpoints:
     def load(self, replay: Replay | None = None) -> Saved | None:
         """The newest sound checkpoint, or None where there is none yet. Only reads.
 
-        Raises `NoSoundCheckpoint` where there are some and all are damaged. The replay of the checkpoint is put into
-        ``replay``; without one it need not be sound, and is not looked at.
+        Raises `NoSoundCheckpoint` where all are damaged. Without a ``replay`` to put it into, the checkpoint's own is
+        not looked at.
         """
         self.wait()
         damaged, names = {}, self.names()
@@ -159,16 +152,10 @@ class Checkpoints:
         return sorted((path.name for path in paths if _NAME.fullmatch(path.name)), key=_age)
 
     def save(self, step: int, parts: Mapping[str, Any], replay: Replay, wait: bool = False) -> bool:
-        """Start to save this instant.
+        """Start to save this instant; whether it was started. If it then fails, `failure` tells.
 
-        Args:
-            step: of the run.
-            parts: trees of dicts, lists and tuples with tensors, numbers, strings, bools and None.
-            replay: saved with its latents; what the last checkpoint holds of it is not written again.
-            wait: for the save before, which may still be written; else this one is then left out.
-
-        Returns:
-            Whether it was started. If it then fails, `failure` tells.
+        ``parts`` are trees of dicts, lists and tuples with tensors, numbers, strings, bools and None. While the save
+        before is still being written, this one waits for it (``wait``) or is left out.
         """
         if self._writing and not self._writing[1].done() and not wait:
             return False
@@ -194,7 +181,8 @@ class Checkpoints:
             (snapshot, future), self._writing = self._writing, None
             self._failure = None
             try:
-                self._replay_files.note_saved(snapshot, future.result())
+                future.result()
+                self._replay_files.last = snapshot
             except SaveFailed as failure:
                 self._failure = failure
 
@@ -205,22 +193,21 @@ class Checkpoints:
             self.wait()
         return self._failure
 
-    def _write(self, step: int, trees: dict[str, Any], replay: Snapshot) -> list[Piece]:
-        """Write a checkpoint and let the oldest go; the files of its replay."""
-        needed = sum(piece.data.bytes() for piece in replay.unsaved) + tree_bytes(trees)
+    def _write(self, step: int, trees: dict[str, Any], replay: Snapshot) -> None:
+        """Write a checkpoint and let the oldest go."""
+        needed = sum(copied.bytes() for *_, copied in replay.unsaved) + tree_bytes(trees)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             sync_folder(self.folder.parent)
             self._clean()
-            pieces = self._replay_files.write(replay)
-            self._commit(step, trees, pieces)
+            self._replay_files.write(replay)
+            self._commit(step, trees, replay.saved)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._clean()
             raise SaveFailed(step, error, needed, self.folder) from error
         with contextlib.suppress(OSError):  # the next save tries again, and tells if it cannot
             self._clean()
-        return pieces
 
     def _commit(self, step: int, trees: dict[str, Any], pieces: list[Piece]) -> None:
         """Write a folder, and give it its name when all of it is on the disk."""

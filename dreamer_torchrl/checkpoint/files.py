@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -95,93 +95,69 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class Unsaved(NamedTuple):
-    """What will become a `Piece`."""
-
-    kind: str
-    first: int
-    end: int
-    data: TensorDictBase
-
-
 @dataclass
 class Snapshot:
-    """A replay at one instant: what is on the disk already, and copies of what is not."""
+    """A replay at one instant: what is on the disk already, and kind, positions and copies of what is not."""
 
     history: object
     revision: int
     saved: list[Piece]
-    unsaved: list[Unsaved]
+    unsaved: list[tuple[str, int, int, TensorDictBase]]
 
 
 class ReplayFiles:
-    """Turns a replay into files and back; remembers which of its steps and latents the last checkpoint holds.
+    """Turns a replay into files, which all checkpoints of a run share, and back.
 
-    Args:
-        folder: where the files are. All checkpoints of a run share them.
-        exact: write the latents that have changed again with each checkpoint, so that a run goes on to the last bit;
-            otherwise each step is written once, with the latents that it has then.
+    With ``exact`` the latents that have changed are written again with each checkpoint, so that a run goes on to the
+    last bit; otherwise each step is written once, with the latents that it has then.
     """
 
     def __init__(self, folder: Path, exact: bool = True):
         self.folder, self.exact = folder, exact
-        self._history: object = None  # of the replay that the last checkpoint holds
-        self._revision = 0
-        self._pieces: list[Piece] = []
+        self.last = Snapshot(None, 0, [], [])  # of the last complete checkpoint: the next one builds on it
 
     def snapshot(self, replay: Replay) -> Snapshot:
         """What a checkpoint of this instant consists of; copies what is not on the disk."""
         oldest, written, block = replay.oldest, replay.written, replay.block
-        known = [p for p in self._pieces if replay.history is self._history and p.end > oldest]
+        known = [piece for piece in self.last.saved if replay.history is self.last.history and piece.end > oldest]
         kind = STEPS if self.exact else WHOLE
         saved = [piece for piece in known if piece.kind == kind]
         new = max([oldest, *(piece.end for piece in saved)])
         unsaved = [
-            Unsaved(kind, first, end, replay.copy(first, end, latents=not self.exact))
+            (kind, first, end, replay.copy(first, end, latents=not self.exact))
             for first, end in _spans(new, written, block)
         ]
         if self.exact:
-            changed = set(replay.changed_since(self._revision))
+            changed = set(replay.changed_since(self.last.revision))
             latents = {p.first // block: p for p in known if p.kind == LATENTS and p.first // block not in changed}
             saved += latents.values()
             unsaved += [
-                Unsaved(LATENTS, first, end, replay.copy(first, end, steps=False))
+                (LATENTS, first, end, replay.copy(first, end, steps=False))
                 for first, end in _spans(oldest, written, block)
                 if first // block not in latents
             ]
         return Snapshot(replay.history, replay.revision, saved, unsaved)
 
-    def write(self, snapshot: Snapshot) -> list[Piece]:
-        """Write what is not on the disk yet, and let go of the copies; all pieces of the replay, in order."""
+    def write(self, snapshot: Snapshot) -> None:
+        """Write what is not on the disk yet, and let go of the copies; all pieces are then ``saved``, in order."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        pieces = list(snapshot.saved)
         while snapshot.unsaved:
             kind, first, end, data = snapshot.unsaved.pop()
             partial = self.folder / f".partial-{kind}"
             file = write_tree(partial, data.to_dict())
             name = f"{kind}-{first:012d}-{end:012d}-{file.sha256[:16]}.pt"
             partial.replace(self.folder / name)
-            pieces.append(Piece(kind, first, end, SavedFile(name, file.bytes, file.sha256)))
+            snapshot.saved.append(Piece(kind, first, end, SavedFile(name, file.bytes, file.sha256)))
         sync_folder(self.folder)
-        return sorted(pieces, key=lambda piece: (piece.kind == LATENTS, piece.first))
-
-    def note_saved(self, snapshot: Snapshot, pieces: list[Piece]) -> None:
-        """Take note that a checkpoint of these pieces is complete: the next one builds on it."""
-        self._history, self._revision, self._pieces = snapshot.history, snapshot.revision, pieces
+        snapshot.saved.sort(key=lambda piece: (piece.kind == LATENTS, piece.first))
 
     def restore(self, replay: Replay, state: Mapping[str, Any], pieces: list[Piece]) -> None:
-        """Put the steps and latents of these pieces into a replay, and the `Replay.state_dict` that goes with them.
-
-        Each file is read once; raises `DamagedFile` unless all are as they were written and leave no gap.
-        """
+        """Put the steps and latents of these pieces and a `Replay.state_dict` into a replay, or raise `DamagedFile`."""
         replay.load_state_dict(state, self._steps_with_latents(state, pieces))
-        self._history, self._revision, self._pieces = replay.history, replay.revision, pieces
+        self.last = Snapshot(replay.history, replay.revision, pieces, [])
 
     def last_steps(self, count: int, state: Mapping[str, Any], pieces: list[Piece]) -> TensorDictBase:
-        """The last ``count`` steps of each stream, or all that each has, without latents, ``[T, N]``.
-
-        Only the files that hold them are read; raises `DamagedFile` where one of these is not as it was written.
-        """
+        """The last ``count`` steps of each stream, or all that each has, without latents, ``[T, N]``."""
         first = end = state["written"]
         if not end:
             raise ValueError("The replay holds no step yet: let the run train for a while.")
@@ -228,11 +204,7 @@ class ReplayFiles:
             raise _gap(STEPS, position)
 
     def _read(self, piece: Piece) -> TensorDictBase:
-        tree = read_tree(self.folder, piece.file)
-        try:
-            return TensorDict(tree, batch_size=[piece.end - piece.first])
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise DamagedFile(f"{piece.file.name} does not hold the {piece.kind} of its positions: {error}") from error
+        return TensorDict(read_tree(self.folder, piece.file), batch_size=[piece.end - piece.first])
 
 
 def _gap(kind: str, position: int) -> DamagedFile:

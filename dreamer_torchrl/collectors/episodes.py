@@ -28,8 +28,7 @@ class Episode(NamedTuple):
 def steps_of(batch: TensorDictBase) -> TensorDictBase:
     """The root part of what a collector yields from `StreamEnvs` (or several `StreamEnv`): steps of any batch shape.
 
-    Where the environment failed, a first step follows one that was not the last: that one ends the episode here
-    (``done`` without ``terminated``).
+    Where the environment failed, the step before a first one ends the episode (``done`` without ``terminated``).
     """
     steps = batch.exclude("next", "collector", "env_index", ENDLESS, "previous_action")
     return steps.set("done", batch["done"] | batch["next", "is_init"])
@@ -40,11 +39,7 @@ class Episodes:
 
     `commit` takes note of the last batch, once its steps are stored: `states` are then what brings the streams back to
     the steps that follow these. Streams may come in any order and number, but each in the order of time.
-
-    Args:
-        streams: how many there are.
-        action_spec: of one stream.
-        longest: actions of an episode that are kept.
+    ``action_spec`` is that of one.
 
     Example:
         >>> from torchrl.collectors import Collector
@@ -61,13 +56,11 @@ class Episodes:
 
     def __init__(self, streams: int, action_spec: Composite, longest: int = LONGEST):
         self.longest = longest
-        self.total_reward, self.length = [0.0] * streams, [0] * streams  # of the present episodes
-        self._number = [0] * streams
         self._action_keys = list(action_spec.keys(True, True))
         self._actions = [Rows(action_spec) for _ in range(streams)]
-        self._last: list[tuple[TensorDictBase, int] | None] = [None] * streams  # a batch, and the place in it
-        self._loaded: list[StreamState] = [StreamState(0, None, None)] * streams
-        self._batch: TensorDictBase | None = None  # the one that is not committed yet
+        self._number = [0] * streams  # of the present episodes
+        none = {"episode": 0, "actions": None, "step": None}
+        self.load_state_dict({"streams": [none] * streams, "total_reward": [0.0] * streams, "length": [0] * streams})
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         """See `steps_of`."""
@@ -77,11 +70,9 @@ class Episodes:
     def commit(self) -> list[Episode]:
         """Take note of the last batch; the episodes that ended in it by themselves."""
         batch, self._batch, finished = self._batch, None, []
-        following = batch["next"]
-        columns = [batch[STREAM], batch["is_init"], batch["done"], batch["reward"]]
-        columns += [following["is_init"], following[ENDLESS, "episode"]]
+        keys = (STREAM, "is_init", "done", "reward", ("next", "is_init"), ("next", ENDLESS, "episode"))
         actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in self._action_keys}
-        rows = zip(*(column.flatten().tolist() for column in columns), strict=True)
+        rows = zip(*(batch[key].flatten().tolist() for key in keys), strict=True)
         for row, (stream, first, done, reward, first_follows, number) in enumerate(rows):
             self.total_reward[stream] = reward if first else self.total_reward[stream] + reward
             self.length[stream] = 0 if first else self.length[stream] + 1
@@ -112,7 +103,6 @@ class Episodes:
         return StreamState(self._number[stream], kept.stacked() if whole else None, step.clone())
 
     def state_dict(self) -> dict[str, Any]:
-
         def plain(values: TensorDictBase | None) -> dict[str, Any] | None:
             return None if values is None else values.to_dict(retain_none=False)
 
@@ -128,7 +118,8 @@ class Episodes:
 
         streams, self.total_reward, self.length = state["streams"], [*state["total_reward"]], [*state["length"]]
         self._loaded = [StreamState(s["episode"], read(s["actions"], 1), read(s["step"], 0)) for s in streams]
-        self._last, self._batch = [None] * len(self.length), None
+        self._last: list[tuple[TensorDictBase, int] | None] = [None] * len(self.length)  # a batch, and the place in it
+        self._batch: TensorDictBase | None = None  # the one that is not committed yet
         for kept, stream in zip(self._actions, self._loaded, strict=True):
             kept.load(stream.actions)
 

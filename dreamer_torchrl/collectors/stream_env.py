@@ -23,12 +23,7 @@ class NotFinite(ValueError):
 
 
 def episode_seed(entropy: Iterable[int], episode: int) -> int:
-    """The seed with which an episode starts: it depends on the run, the environment's place in it and the count alone.
-
-    Example:
-        >>> episode_seed([0, 3], 0) == episode_seed([0, 3], 0) != episode_seed([0, 3], 1)
-        True
-    """
+    """The seed with which an episode starts: it depends on the run, the stream's place in it and the count alone."""
     return int(np.random.SeedSequence([*entropy, episode]).generate_state(1)[0] >> 1)
 
 
@@ -41,13 +36,8 @@ class StreamEnv(EnvBase):
     observations. The reward and the flags that it asks for are zeros under ``endless``, beside the episode's number.
 
     Actions with finite bounds have the spec -1 to 1 here: they are clipped and scaled before the inner environment gets
-    them. A reward or observation that is not finite raises `NotFinite`.
-
-    Args:
-        env: one environment, without batch dimensions.
-        repeat: how often each action is given to it; rewards add up, the end of an episode ends the repetition.
-        entropy: numbers that the seeds of its episodes are made of; ``set_seed`` replaces them.
-        stream: what stands under ``stream`` in its steps.
+    them, ``repeat`` times or until the episode ends, and rewards add up. The seeds of episodes are made of ``entropy``;
+    ``set_seed`` replaces it. A reward or observation that is not finite raises `NotFinite`.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -64,8 +54,7 @@ class StreamEnv(EnvBase):
             )
         super().__init__(device=env.device, batch_size=env.batch_size)
         self.env, self.repeat, self.stream = env, repeat, stream
-        self.entropy = tuple(entropy) or (int(np.random.SeedSequence().entropy % 2**32),)
-        self.episode = 0  # number of the next one
+        self.seed(entropy)
         self._observed, self._acted = list(env.observation_spec.keys(True, True)), list(env.action_keys)
         taken = sorted({"reward", *FLAGS, STREAM, ENDLESS} & set(env.observation_spec.keys()))
         if taken:
@@ -73,14 +62,10 @@ class StreamEnv(EnvBase):
                 f"The environment has an observation {taken[0]!r}, a name that a step needs for itself: "
                 f"append RenameTransform([{taken[0]!r}], ['observed_{taken[0]}']), or leave InitTracker out."
             )
-        observation_spec = env.observation_spec.clone()
-        observation_spec["reward"] = Unbounded((1,), device=env.device)
-        flag = Binary(1, dtype=torch.bool, device=env.device)
-        for key in FLAGS:
-            observation_spec[key] = flag.clone()
-        observation_spec[STREAM] = Unbounded((1,), dtype=torch.int64, device=env.device)
-        observation_spec[ENDLESS] = Composite(episode=Unbounded((1,), dtype=torch.int64, device=env.device))
-        self.observation_spec = observation_spec
+        number, flag = Unbounded((1,), device=env.device), Binary(1, dtype=torch.bool, device=env.device)
+        count = Unbounded((1,), dtype=torch.int64, device=env.device)
+        step = {"reward": number, **dict.fromkeys(FLAGS, flag), STREAM: count, ENDLESS: Composite(episode=count)}
+        self.observation_spec = env.observation_spec.clone().update(step)
         action_spec = env.full_action_spec.clone()
         self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}  # the environment's own, of the actions scaled here
         for key, leaf in env.full_action_spec.items(True, True):
@@ -92,9 +77,8 @@ class StreamEnv(EnvBase):
                 self.bounds[key] = (low, high)
                 action_spec[key] = Bounded(-1, 1, leaf.shape, dtype=leaf.dtype, device=leaf.device)
         self.action_spec = action_spec
-        self.reward_spec = Composite({ENDLESS: Composite(reward=Unbounded((1,), device=env.device))})
-        self.done_spec = Composite({ENDLESS: Composite(done=flag.clone(), terminated=flag.clone())})
-        self._arrived: TensorDictBase | None = None  # what the inner environment showed last
+        self.reward_spec = Composite({ENDLESS: Composite(reward=number)})
+        self.done_spec = Composite({ENDLESS: Composite(done=flag, terminated=flag)})
 
     def begin(self) -> TensorDictBase:
         """Start the next episode; its first step."""
@@ -112,13 +96,15 @@ class StreamEnv(EnvBase):
             action[key] = scale_action(action[key], low, high)
         reward = torch.zeros(1, device=self.device)
         for _ in range(self.repeat):
-            self._arrived = self._after(self._arrived.update(action))
+            self._arrived = self.env._step(self._arrived.update(action))  # `step` also copies and checks: twice as long
+            if not set(ENDS) <= set(self._arrived.keys()):
+                self._arrived = self.env._complete_done(self.env.full_done_spec, self._arrived)
             reward = reward + self._arrived["reward"].reshape(1)
             if self._arrived["done"].any():
                 break
         return self._seen(reward, first=False)
 
-    def resume(self, episode: int, actions: Iterable[TensorDictBase]) -> TensorDictBase:
+    def resume(self, episode: int, actions: Iterable[TensorDictBase] = ()) -> TensorDictBase:
         """Restart an episode and repeat its actions; returns the last step."""
         self.episode = episode
         step = self.begin()
@@ -128,11 +114,12 @@ class StreamEnv(EnvBase):
 
     def end_episode(self, following: int) -> None:
         """Give up the present episode: the next action starts the episode of number ``following``."""
-        self.episode, self._arrived = following, None
+        self.episode = following
+        self._arrived: TensorDictBase | None = None  # what the inner environment showed last
 
     def seed(self, entropy: Iterable[int]) -> None:
-        """Make the seeds of episodes of these numbers, and begin with episode 0."""
-        self.entropy = tuple(entropy)
+        """Make the seeds of episodes of these numbers, or of chance; begin with episode 0."""
+        self.entropy = tuple(entropy) or (int(np.random.SeedSequence().entropy % 2**32),)
         self.end_episode(0)
 
     def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDictBase:
@@ -155,13 +142,6 @@ class StreamEnv(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
         if not self.env.is_closed:
             self.env.close()
-
-    def _after(self, step: TensorDictBase) -> TensorDictBase:
-        """What the inner environment shows after a step; its ``step`` also copies and checks, in twice the time."""
-        arrived = self.env._step(step)
-        if not set(ENDS) <= set(arrived.keys()):
-            arrived = self.env._complete_done(self.env.full_done_spec, arrived)
-        return arrived
 
     def _seen(self, reward: Tensor, first: bool) -> TensorDictBase:
         step = self._arrived.select(*self._observed)

@@ -21,17 +21,11 @@ class TooManyFailures(RuntimeError):
 
 
 class StreamState(NamedTuple):
-    """State from which a stream resumes.
+    """State from which a stream resumes."""
 
-    Args:
-        episode: number of the present episode.
-        actions: all that were taken in it ``[t]``; None if they were too many to be kept.
-        step: the present step, with the latents of the one before; None for a first step.
-    """
-
-    episode: int
-    actions: TensorDictBase | None
-    step: TensorDictBase | None
+    episode: int  # number of the present one
+    actions: TensorDictBase | None  # all that were taken in it [t]; None if they were too many to be kept
+    step: TensorDictBase | None  # the present one, with the latents of the one before; None for a first step
 
 
 class StreamEnvs(EnvBase):
@@ -41,8 +35,8 @@ class StreamEnvs(EnvBase):
     with its next episode: ``is_init`` follows a step that was not ``done``, and `dreamer_torchrl.collectors.episodes.
     steps_of` ends the episode there. More than ``most_failures`` within ``window`` steps raise `TooManyFailures`.
 
-    The environments are made at the first `reset`. A reset starts the next episode of each stream, or of those whose
-    ``("endless", "_reset")`` is set; after `restore` it leads to where a state was taken.
+    A reset starts the next episode of each stream, or of those whose ``("endless", "_reset")`` is set; after `restore`
+    it leads to where a state was taken. The first one makes the environments.
 
     Args:
         makers: one function per stream, which makes its `StreamEnv`; it is pickled if it goes to a process.
@@ -51,8 +45,6 @@ class StreamEnvs(EnvBase):
         report: called with a message about each failure; kept in ``notes`` if left out.
         streams: what stands under ``stream``; 0 to N - 1 if left out.
         batched: False for a single stream without batch dimension.
-        most_failures: more within ``window`` steps are too many.
-        window: in steps of all streams together.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -73,8 +65,7 @@ class StreamEnvs(EnvBase):
         most_failures: int = 10,
         window: int = 1000,
     ):
-        example = makers[0]()
-        count = len(makers)
+        example, count = makers[0](), len(makers)
         super().__init__(device=example.device, batch_size=[count] if batched else [])
         self.makers, self.kind, self.timeout = list(makers), workers, timeout
         self.most_failures, self.window = most_failures, window

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -68,19 +68,16 @@ class ProcessWorker:
         self.process = _context().Process(target=_serve, args=(there, make))
         self.process.start()
         there.close()
-        # Before the handler of multiprocessing, which joins what is left over.
-        atexit.register(self.close)
+        atexit.register(self.close)  # before the handler of multiprocessing, which joins what is left over
 
     def send(self, action: TensorDictBase) -> None:
         self._send("advance", _arrays(action))
 
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase:
-        self._send("begin", episode)
+        self._send("resume", episode)
         step = self.receive()
-        # Only now, since it listens: more than a connection holds would not even leave if nobody read it.
-        if len(actions):
-            self._send("repeat", len(actions), _arrays(actions))
-        for _ in range(len(actions)):
+        for action in actions.unbind(0):
+            self.send(action)
             step = self.receive()
         return step
 
@@ -106,9 +103,9 @@ class ProcessWorker:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.join()
 
-    def _send(self, *message: Any) -> None:
+    def _send(self, method: str, argument: Any) -> None:
         with suppress(OSError):  # if it died, `receive` finds out and says how
-            self.connection.send(message)
+            self.connection.send((method, argument))
 
     def receive(self) -> TensorDictBase:
         seconds, self.starting = self.timeout + self.starting, 0.0
@@ -159,27 +156,12 @@ def _serve(connection: Connection, make: Maker) -> None:
             env = _guarded(make)
             with closing(env):
                 while True:
-                    _answer(env, connection)
+                    method, argument = connection.recv()
+                    step = _guarded(getattr(env, method), _tensors(argument) if method == "advance" else argument)
+                    if step is not None:
+                        connection.send(("step", _arrays(step)))
         except EnvironmentFailed as failure:
             connection.send(("failed", str(failure)))
-
-
-def _answer(env: StreamEnv, connection: Connection) -> None:
-    command, *content = connection.recv()
-    if command == "advance":
-        step = _guarded(env.advance, _tensors(content[0]))
-    elif command == "begin":
-        step = _guarded(env.resume, content[0], [])
-    elif command == "repeat":
-        count, actions = content
-        *early, last = _tensors(actions, [count]).unbind(0)
-        for action in early:
-            _guarded(env.advance, action)
-            connection.send(("step", []))  # says that it is alive; its content is not used
-        step = _guarded(env.advance, last)
-    else:
-        return _guarded(getattr(env, command), *content)
-    connection.send(("step", _arrays(step)))
 
 
 def _end_with_parent() -> None:
@@ -192,5 +174,5 @@ def _arrays(tensordict: TensorDictBase) -> Arrays:
     return [(key, value.numpy()) for key, value in tensordict.items(True, True)]
 
 
-def _tensors(arrays: Arrays, batch_size: Sequence[int] = ()) -> TensorDict:
-    return TensorDict({key: torch.from_numpy(array) for key, array in arrays}, batch_size)
+def _tensors(arrays: Arrays) -> TensorDict:
+    return TensorDict({key: torch.from_numpy(array) for key, array in arrays})

@@ -24,23 +24,16 @@ def steps_from_transitions(
 ) -> TensorDictBase:
     """Turn transitions in TorchRL's layout into one stream of steps: what was seen on arrival, what was done then.
 
-    An episode of n transitions becomes n + 1 steps, so that its first and its last observation are both there. A
-    trajectory that stops without an end of its own (the data set was cut, a collector's batch was full) is closed like
-    an episode that ran out of time: ``done``, not ``terminated``. Nothing is known of the reward on the first step: it
-    is 0. Latents of the agent's policy (``belief``, ``state``, ``previous_action``) and ``stream`` are kept where they
-    are there; without, the stream is number 0. On a last step they and the action repeat those of the step before, and
-    count for nothing.
+    An episode of n transitions becomes n + 1 steps ``[T]``; the reward of the first is 0. A trajectory that stops
+    without an end of its own (a cut data set, a full batch) is closed as if it ran out of time: ``done``, not
+    ``terminated``. Latents of the policy (``belief``, ``state``, ``previous_action``) and ``stream`` are kept if they
+    are there (else the stream is 0). On a last step they and the action repeat the step before, and count for nothing.
 
     Args:
-        transitions: ``[time]``, one trajectory after the other, or ``[..., time]``, whose rows are cut at their end.
-            Each holds observations and actions, and under ``next`` observations, ``reward`` and how the episode ended:
-            ``terminated``, or ``done`` with ``truncated``.
+        transitions: ``[time]``, one trajectory after the other, or ``[..., time]``, whose rows are cut at their end,
+            with ``reward`` and ``terminated`` (or ``done`` with ``truncated``) under ``next``.
         observations: keys to keep; those that stand both at the root and under ``next`` if left out.
-        actions: keys of the action.
         trajectory: a key whose value changes from one trajectory to the next; TorchRL's own are found without it.
-
-    Returns:
-        Steps ``[T]`` with ``reward``, ``is_init``, ``terminated`` and ``done`` ``[T, 1]``.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -86,9 +79,8 @@ def steps_from_transitions(
 
 
 def _shared_keys(transitions: TensorDictBase) -> list[NestedKey]:
-    after = set(transitions["next"].keys(True, True))
-    keys = [key for key in transitions.exclude("next", "collector").keys(True, True) if key in after]
-    observations = [key for key in keys if key not in (*NOT_OBSERVED, "step_count")]
+    both = set(transitions["next"].keys(True, True)) & set(transitions.exclude("next", "collector").keys(True, True))
+    observations = both - {*NOT_OBSERVED, "step_count"}
     if not observations:
         raise KeyError("No key stands both at the root and under 'next': name the observations.")
     return sorted(observations, key=key_name)
@@ -96,8 +88,7 @@ def _shared_keys(transitions: TensorDictBase) -> list[NestedKey]:
 
 def _rows(transitions: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
     """All transitions in one row ``[N]`` without those that only fill up, and which are the last of theirs."""
-    length = transitions.shape[-1]
-    number = torch.arange(transitions.numel()) // length  # [N]
+    number = torch.arange(transitions.numel()) // transitions.shape[-1]  # [N]
     flat = transitions.reshape(-1).cpu()
     for key in MASK_KEYS:
         mask = flat.get(key, None)
@@ -124,14 +115,13 @@ def _ends(arrival: TensorDictBase) -> tuple[Tensor, Tensor]:
 
 def _other_trajectory_follows(rows: TensorDictBase, trajectory: NestedKey | None) -> Tensor:
     """``[N]``; False for the last one."""
+    if trajectory is not None:
+        check_keys(rows, [trajectory], "The adapter")
     no = torch.zeros(len(rows), dtype=torch.bool)
     for key in TRAJECTORY_KEYS if trajectory is None else (trajectory,):
-        number = rows.get(key, None)
-        if number is not None:
+        if (number := rows.get(key, None)) is not None:
             flat = number.reshape(len(rows), -1)
             return torch.cat([(flat[1:] != flat[:-1]).any(1), no[:1]])
-        if trajectory is not None:
-            check_keys(rows, [trajectory], "The adapter")
     return no
 
 

@@ -20,16 +20,9 @@ from dreamer_torchrl.data.samplers import StreamIndex, StreamSampler, last_of_ea
 class PrioritizedSampler(StreamSampler):
     """Slices by the priorities of their records.
 
-    The weight of a slice is the mean of its records' priorities to the power of ``exponent``, mixed with their maximum.
-    Infinite weights come first; where all are zero, all are equally likely.
-
-    Args:
-        slice_len, streams, stream_key: as in `StreamSampler`.
-        exponent: 0 is uniform.
-        initial: priority of a new record.
-        zero_on_sample: set the priorities of drawn records to zero until they are updated.
-        maxfrac: share of the maximum in the weight.
-        branching: children of a node of the tree of sums.
+    The weight of a slice is the mean of its records' priorities to the power of ``exponent``, mixed with a share
+    ``maxfrac`` of their maximum. Infinite weights, as of new records (``initial``), come first; where all are zero, all
+    are equally likely. With ``zero_on_sample`` drawn records have priority 0 until they are updated.
     """
 
     def __init__(
@@ -41,18 +34,16 @@ class PrioritizedSampler(StreamSampler):
         initial: float = torch.inf,
         zero_on_sample: bool = True,
         maxfrac: float = 0.5,
-        branching: int = 16,
     ):
         super().__init__(slice_len, streams, stream_key)
-        self.exponent, self.initial, self.maxfrac = exponent, initial, maxfrac
-        self.zero_on_sample, self.branching = zero_on_sample, branching
+        self.exponent, self.initial, self.zero_on_sample, self.maxfrac = exponent, initial, zero_on_sample, maxfrac
         # From slots to leaves: after a restart, records have other slots, and their slices the old leaves.
         self._shift = 0
 
     def attach(self, index: StreamIndex) -> None:
         super().attach(index)
         self.priority = torch.full((index.capacity,), self.initial)  # [slots]
-        self.tree = SumTree(index.capacity, self.branching)  # each slice at its first record's slot, but for `_shift`
+        self.tree = SumTree(index.capacity)  # each slice at its first record's slot, but for `_shift`
 
     def note_written(self, slots: Tensor) -> None:
         index = self.index
@@ -118,12 +109,6 @@ class SumTree:
 
     Among the ``branching`` children of a node, infinite weights are equally likely and come first; if all are zero, so
     are those that hold leaves.
-
-    Example:
-        >>> tree = SumTree(40)
-        >>> tree.set(torch.tensor([3, 30]), torch.tensor([0.0, 2.0]))
-        >>> tree.sample(3)
-        tensor([30, 30, 30])
     """
 
     def __init__(self, leaves: int, branching: int = 16):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDictBase
@@ -27,8 +26,7 @@ SCRATCH = "replay-scratch"
 """The folder of steps that are kept on disk: an own one, so that nothing else can be removed with it."""
 
 
-@dataclass(frozen=True)
-class Where:
+class Where(NamedTuple):
     """Where the trained steps of a batch came from: their slots, and how often these had been written, ``[B, T]``."""
 
     index: Tensor
@@ -44,21 +42,15 @@ class Replay:
 
     Args:
         capacity: steps kept, of all streams together.
-        streams: how many there are.
-        batch: sequences per batch.
-        length: trained steps per sequence.
+        streams, batch, length: how many there are, sequences per batch, trained steps per sequence.
         context: leading steps that only lend their latents.
-        directory: where to keep the steps on disk, not in memory. What an earlier process left there is removed: only a
-            checkpoint brings steps back.
-        seed: of the draws.
+        directory: where to keep the steps on disk. What an earlier process left there is removed.
         block: steps that are saved together.
         most: steps that will ever be written; no memory is taken for more of them.
         sampler: of slices of ``context + length`` steps, `OnlineSampler` if left out. TorchRL's `SliceSampler` with
             ``traj_key="stream", fragmented=True`` works as well; with one stream, so do its other slice samplers.
-        storage: another one than ``directory`` says, of ``capacity`` steps.
-        writer: another round-robin writer that tracks generations.
+        storage, writer: others, of ``capacity`` steps and tracking generations.
         prefetch: batches drawn ahead in threads; with any, runs do not repeat to the last bit.
-        pin_memory: of the batches, for a GPU.
         latents: dtype of stored floating-point latents; as they come if left out.
 
     Example:
@@ -115,8 +107,7 @@ class Replay:
 
     def _build(self, slots: int) -> None:
         """A buffer of so many slots; the first step takes its memory."""
-        storage = self._storage
-        if storage is None:
+        if (storage := self._storage) is None:
             on_disk = self.scratch is not None
             storage = LazyMemmapStorage(slots, scratch_dir=self.scratch) if on_disk else LazyTensorStorage(slots)
         self.slots = storage.max_size
@@ -147,13 +138,9 @@ class Replay:
         return len(self) > 0 and self.buffer.can_sample()
 
     def extend(self, steps: TensorDictBase) -> None:
-        """Append steps ``[N]`` or ``[N, T]`` with the number of their ``stream``.
-
-        Their ``state`` is one-hot ``[..., S, K]`` or class indices.
-        """
-        steps = (
-            steps.copy() if steps.ndim == 1 else steps.transpose(0, 1).reshape(-1)
-        )  # [M], what came first goes first
+        """Append steps ``[N]`` or ``[N, T]`` with their ``stream``; ``state`` is one-hot ``[..., S, K]`` or indices."""
+        # What came first goes first  [M]
+        steps = steps.copy() if steps.ndim == 1 else steps.transpose(0, 1).reshape(-1)
         if self.written + len(steps) > self.slots < self.capacity:
             raise RuntimeError(
                 f"The replay was made for {self.slots} steps at most, and more of them come: give it a larger `most`."
@@ -172,23 +159,19 @@ class Replay:
             if latent is not None and latent.is_floating_point() and self.latents is not None:
                 steps[key] = latent.to(self.latents)
         if isinstance(self.sampler, SliceSampler) and self.sampler.fragmented:
-            steps[self.sampler.step_key] = torch.tensor(list(self._numbers(steps["stream"])))
+            numbers = []
+            for stream in steps["stream"].tolist():
+                numbers.append(self._lengths[stream])
+                self._lengths[stream] += 1
+            steps[self.sampler.step_key] = torch.tensor(numbers)
         index = self.buffer.extend(steps)
         self.written += len(steps)
         self._note_change(index)
         if new and isinstance(self.buffer.storage, LazyMemmapStorage):
             self._reserve()
 
-    def _numbers(self, streams: Tensor) -> Iterator[int]:
-        for stream in streams.flatten().tolist():
-            yield self._lengths[stream]
-            self._lengths[stream] += 1
-
     def sample(self) -> tuple[TensorDictBase, Where]:
-        """A batch ``[B, context + T]`` and where its trained steps came from.
-
-        Importance weights of a sampler come as ``priority_weight`` ``[B, context + T]``, where the losses read them.
-        """
+        """A batch ``[B, context + T]``, with a sampler's ``priority_weight``, and where its trained steps came from."""
         data, info = self.buffer.sample(return_info=True)
         rows = (self.batch, self.slice_len)
         index = info["index"][0] if isinstance(info["index"], tuple) else info["index"]
@@ -200,9 +183,8 @@ class Replay:
     def refresh(self, where: Where, latents: TensorDictBase) -> int:
         """Write new latents ``[B, T]`` over the old ones, where their steps are still stored; returns how many are.
 
-        Of a step that a batch holds more than once, the last counts, with all its latents: written with duplicate
-        indices, belief and state could come from different sequences, by the race of torch's threads. A ``priority``
-        ``[B, T]`` beside the latents goes to the sampler.
+        Of a step that a batch holds more than once, the last counts: written with duplicate indices, belief and state
+        could come from different sequences. A ``priority`` ``[B, T]`` beside the latents goes to the sampler.
         """
         index = where.index.flatten()
         last = torch.zeros_like(index, dtype=torch.bool)
@@ -241,12 +223,7 @@ class Replay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], pieces: Iterable[TensorDictBase]) -> None:
-        """Continue exactly from `state_dict`.
-
-        Args:
-            state: what `state_dict` gave.
-            pieces: the steps with their latents ``[any length]``, from the oldest that was there to the newest.
-        """
+        """Continue exactly from a `state_dict`, with the steps and latents of then in ``pieces``, the oldest first."""
         for name, size in self.sizes.items():
             if state["sizes"][name] != size:
                 raise ValueError(
@@ -300,14 +277,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def bytes_per_step(agent: Agent, latents: torch.dtype = torch.float32) -> int:
-    """What one stored step of an agent's environment takes.
-
-    Example:
-        >>> from dreamer_torchrl.agents.agent import build_agent
-        >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> bytes_per_step(build_agent(Composite(observation=Unbounded((4,))), OneHot(2), "nano"))
-        1069
-    """
+    """What one stored step of an agent's environment takes."""
     spaces = (agent.spaces | agent.action_space.spaces).values()
     sizes = [prod(space.shape) * (1 if isinstance(space, Image) else space.dtype.itemsize) for space in spaces]
     reward, flags, stream = 4, 3, 4

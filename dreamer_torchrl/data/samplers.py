@@ -21,10 +21,7 @@ from torchrl.data.replay_buffers import Sampler, Storage
 class StreamIndex:
     """Which slots hold the records of each stream, in order. Looking up and writing take constant time per record.
 
-    Args:
-        slice_len: records per slice.
-        capacity: slots of the ring.
-        first: number of the first record that each stream will write, ``[streams]``.
+    The ring has ``capacity`` slots; ``first`` ``[streams]`` are the numbers of the first records that will be written.
     """
 
     def __init__(self, slice_len: int, capacity: int, first: Tensor):
@@ -75,11 +72,7 @@ class StreamSampler(Sampler):
 
     The records of all streams lie in one ring in order of arrival, each with the number of its stream; streams may
     advance at different rates. Slices may cross episodes: the world model resets itself where ``is_init`` is set.
-
-    Args:
-        slice_len: records per slice.
-        streams: how many there are.
-        stream_key: where a record has the number of its stream, 0 to ``streams - 1``.
+    Under ``stream_key`` a record has the number of its stream, 0 to ``streams - 1``.
 
     Example:
         >>> from tensordict import TensorDict
@@ -122,10 +115,8 @@ class StreamSampler(Sampler):
             self.attach(StreamIndex(self.slice_len, storage.max_size, self._first))
         column = storage[:].get(self.stream_key)
         streams = column[slots.to(column.device)].reshape(-1).to("cpu", torch.long)
-        if not set(streams.tolist()) <= set(range(self.streams)):
-            raise ValueError(
-                f"Streams are 0 to {self.streams - 1}, these steps are of {sorted(set(streams.tolist()))}."
-            )
+        if not (found := set(streams.tolist())) <= set(range(self.streams)):
+            raise ValueError(f"Streams are 0 to {self.streams - 1}, these steps are of {sorted(found)}.")
         self.index.write(slots, streams)
         self.note_written(slots)
 
@@ -152,10 +143,7 @@ class StreamSampler(Sampler):
         return {"first": first} | {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Call it on an empty buffer, write the records that were there, the oldest first, and call it again.
-        """
+        """Go on where `state_dict` was taken: call it while empty, write the records again, and call it again."""
         self._first = state_dict["first"]
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
@@ -174,12 +162,7 @@ class StreamSampler(Sampler):
 
 
 class OnlineSampler(StreamSampler):
-    """Each new stretch of ``slice_len`` records of a stream once, the oldest first; then the slices of another sampler.
-
-    Args:
-        slice_len, streams, stream_key: as in `StreamSampler`.
-        then: uniform if left out.
-    """
+    """Each new stretch of ``slice_len`` records of a stream once, the oldest first; then another sampler's slices."""
 
     def __init__(
         self, slice_len: int, streams: int, stream_key: NestedKey = "stream", then: StreamSampler | None = None
@@ -228,12 +211,8 @@ class OnlineSampler(StreamSampler):
 class RecencySampler(StreamSampler):
     """Slices by the age of their last record: a weight of ``1 / (1 + age) ** exponent``.
 
-    While there are fewer slices than the weights were made for, ages are scaled down to those that are there.
-
-    Args:
-        slice_len, streams, stream_key: as in `StreamSampler`.
-        exponent: 0 is uniform.
-        capacity: how many ages have a weight; as many as the buffer has slots if left out.
+    ``capacity`` ages have a weight, as many as the buffer has slots if left out. While there are fewer slices than
+    that, ages are scaled down to those that are there.
     """
 
     def __init__(
@@ -268,12 +247,7 @@ class RecencySampler(StreamSampler):
 
 
 class MixedSampler(StreamSampler):
-    """Each slice from one of several samplers, drawn by their fractions.
-
-    Args:
-        samplers: of the same streams and slice length.
-        fractions: one each, 1 in sum.
-    """
+    """Each slice from one of several samplers of the same streams and slice length, drawn by their fractions."""
 
     def __init__(self, samplers: Mapping[str, StreamSampler], fractions: Mapping[str, float]):
         one = next(iter(samplers.values()))
@@ -294,12 +268,7 @@ class MixedSampler(StreamSampler):
 
 
 def last_of_each(values: Tensor) -> Tensor:
-    """Where each of the values ``[N]`` stands for the last time.
-
-    Example:
-        >>> last_of_each(torch.tensor([7, 5, 7]))
-        tensor([1, 2])
-    """
+    """Where each of the values ``[N]`` stands for the last time: 1 and 2 in ``[7, 5, 7]``."""
     distinct, inverse = values.unique(return_inverse=True)
     order = torch.arange(len(values), device=values.device)
     return torch.zeros_like(distinct).scatter_reduce_(0, inverse, order, "amax")

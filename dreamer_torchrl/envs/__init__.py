@@ -29,14 +29,7 @@ def make_env(family: str, options: Mapping[str, Any]) -> EnvBase:
 
 
 def frame(env: EnvBase) -> np.ndarray | None:
-    """An image of the current state of an environment, uint8 ``[height, width, 3]``; None if it has no renderer.
-
-    Example:
-        >>> env = make_env("gym", {"id": "dreamer_torchrl/GridReach-v0", "render": True})
-        >>> start = env.reset()
-        >>> frame(env).shape
-        (64, 64, 3)
-    """
+    """An image of the current state of an environment, uint8 ``[height, width, 3]``; None if it has no renderer."""
     import numpy as np
     from torchrl.envs import GymWrapper, TransformedEnv
 

@@ -62,10 +62,7 @@ class Array:
 
 
 class Classes:
-    """One class or several, as one-hot vectors: concatenated if their numbers of values differ, else stacked.
-
-    These are the specs that TorchRL's `GymEnv` gives them, of one byte per entry.
-    """
+    """One class or several, as one-hot vectors: concatenated if their numbers of values differ, else stacked."""
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete):
         self.single = isinstance(space, spaces.Discrete)
@@ -93,21 +90,20 @@ class Classes:
 
 
 class Fields:
-    """Several spaces by name; those of a tuple are named 0, 1 and so on. Empty fields are omitted."""
+    """Several spaces by name; those of a tuple are named 0, 1 and so on. Empty fields are omitted.
 
-    def __init__(self, space: spaces.Dict | spaces.Tuple, name: str):
+    At the ``top`` level of a step, fields with reserved names are renamed.
+    """
+
+    def __init__(self, space: spaces.Dict | spaces.Tuple, name: str, top: bool = False):
         self.is_tuple, self.name = isinstance(space, spaces.Tuple), name
-        inner = list(enumerate(space.spaces)) if self.is_tuple else list(space.spaces.items())
-        inner = [(key, leaf) for key, leaf in inner if leaf.shape is None or prod(leaf.shape)]
-        self.fields = {key: codec_of(leaf, f"{name}/{key}") for key, leaf in inner}
-        self.names = {key: str(key) for key in self.fields}
-        self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
-
-    def rename_taken(self) -> None:
-        """Rename fields that would collide with reserved names at the top level of a step."""
-        for key, old in self.names.items():
-            new = "observation" if old == "state" and "observation" not in self.names.values() else old
-            self.names[key] = f"observed_{new}" if new in TAKEN else new
+        inner = enumerate(space.spaces) if self.is_tuple else space.spaces.items()
+        inner = {key: leaf for key, leaf in inner if leaf.shape is None or prod(leaf.shape)}
+        self.fields = {key: codec_of(leaf, f"{name}/{key}") for key, leaf in inner.items()}
+        renamed = {taken: f"observed_{taken}" for taken in TAKEN} if top else {}
+        if top and "observation" not in inner:
+            renamed["state"] = "observation"
+        self.names = {key: renamed.get(str(key), str(key)) for key in inner}
         self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
 
     def read(self, value: Any) -> dict[str, Tensor | TensorDictBase]:
@@ -136,13 +132,7 @@ class Fields:
 
 
 def codec_of(space: gymnasium.Space, name: str) -> Array | Classes | Fields:
-    """Choose the codec of a gymnasium space.
-
-    Example:
-        >>> fields = codec_of(spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-1, 1, (2,))]), "observation")
-        >>> fields.to_tensor((2, [0.0, 0.5]))["0"]
-        tensor([False,  True, False])
-    """
+    """The codec of a gymnasium space."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return Fields(space, name)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):

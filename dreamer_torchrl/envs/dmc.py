@@ -68,10 +68,7 @@ class ControlTask(gymnasium.Env):
 def dmc_env(
     task: str, image: bool = False, proprio: bool = True, size: int = 64, camera: int = -1, render: bool = False
 ) -> Gymnasium:
-    """Make a task such as ``walker_walk``; camera -1 is the one that the official agent uses.
-
-    Vectors keep the names that dm_control gives them, pictures stand under ``pixels``.
-    """
+    """Make a task such as ``walker_walk``, with pictures under ``pixels``; camera -1 is the official agent's."""
     check_env("dmc", {"task": task, "image": image, "proprio": proprio, "size": size})
     import mujoco
 

@@ -41,8 +41,7 @@ class Gymnasium(GymWrapper):
             image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
             self._single = "pixels" if image else "observation"
             space = gymnasium.spaces.Dict({self._single: space})
-        self._observation = Fields(space, "observation")
-        self._observation.rename_taken()
+        self._observation = Fields(space, "observation", top=True)
         self._action = codec_of(env.action_space, "action")
         self.observation_spec = self._observation.spec
         self.action_spec = Composite(action=self._action.spec)
@@ -67,8 +66,7 @@ class Gymnasium(GymWrapper):
         read = self._observation.read({self._single: observations} if self._single else observations)
         if self._unchecked:
             self._unchecked -= 1
-            outside = [key for key, spec in self._observation.spec.items() if not spec.is_in(read[key])]
-            if outside:
+            if outside := [key for key, spec in self._observation.spec.items() if not spec.is_in(read[key])]:
                 self._unchecked = 0
                 warnings.warn(
                     f"Observation {outside[0]!r} of {type(self._env.unwrapped).__name__} has left its declared space. "
@@ -120,10 +118,7 @@ def wrapped(env: gymnasium.Env) -> Gymnasium:
 
 
 class FreshWorld(gymnasium.Wrapper):
-    """BipedalWalker with a new physics world per episode.
-
-    In gymnasium it keeps one, whose memory of earlier contacts makes episodes of the same seed differ.
-    """
+    """BipedalWalker with a new world per episode: memory of earlier contacts makes episodes of the same seed differ."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         walker = self.unwrapped
@@ -134,7 +129,7 @@ class FreshWorld(gymnasium.Wrapper):
 def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = False) -> Gymnasium:
     """Make a gymnasium environment by its id, with its own arguments.
 
-    Where ``render`` is set, and the environment can draw, `dreamer_torchrl.envs.frame` gives pictures.
+    With ``render``, and if it can draw, `dreamer_torchrl.envs.frame` gives pictures.
 
     Example:
         >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape

@@ -30,19 +30,10 @@ class UnknownEnvironment(ConfigError):
 
 
 def check_env(family: str, options: Mapping[str, Any]) -> None:
-    """Raise `UnknownEnvironment` unless `make_env` can make this; imports no torch by itself.
-
-    Example:
-        >>> check_env("gym", {"id": "Ant"})
-        Traceback (most recent call last):
-        dreamer_torchrl.envs.registry.UnknownEnvironment: Unknown environment id 'Ant': did you mean 'Ant-v5'?
-    """
+    """Raise `UnknownEnvironment` unless `make_env` can make this; imports no torch by itself."""
     check_family(family)
-    name = options.get(FAMILIES[family])
-    if not name:
-        raise UnknownEnvironment(
-            f"The family {family!r} needs an option {FAMILIES[family]!r}, which names the environment."
-        )
+    if not (name := options.get(FAMILIES[family])):
+        raise UnknownEnvironment(f"The family {family!r} needs an option {FAMILIES[family]!r}, the environment's name.")
     if family == "gym":
         check_gym(name, options.get("arguments") or {})
     else:
@@ -62,12 +53,7 @@ def check_family(family: str) -> None:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """End of a message: the most similar known name, or all of them where they are few.
-
-    Example:
-        >>> nearest("Pong", ["ping", "pong"])
-        ": did you mean 'pong'?"
-    """
+    """End of a message: the most similar known name, or all of them where they are few."""
     names = sorted(known)
     spelled = {name.rpartition("/")[2].lower(): name for name in names} | {name.lower(): name for name in names}
     if close := difflib.get_close_matches(word.lower(), list(spelled), n=1):
@@ -143,11 +129,8 @@ def check_dmc(task: str) -> tuple[str, str]:
 
 def _need_mujoco(env: str, *others: str) -> None:
     """Check what is installed, and set up rendering without a screen unless MUJOCO_GL is set: it is read on import."""
-    missing = [name for name in (*others, "mujoco") if find_spec(name) is None]
-    if missing:
-        raise UnknownEnvironment(
-            f"The environment {env!r} needs {' and '.join(missing)}: pip install 'dreamer_torchrl[dmc]'"
-        )
+    if missing := " and ".join(name for name in (*others, "mujoco") if find_spec(name) is None):
+        raise UnknownEnvironment(f"The environment {env!r} needs {missing}: pip install 'dreamer_torchrl[dmc]'")
     version = metadata.version("mujoco")
     if others and int(version.partition(".")[0]) >= 4:
         raise UnknownEnvironment(f"dm_control does not work with mujoco {version}: pip install 'mujoco>=3.17,<4'")
@@ -168,8 +151,7 @@ def check_factory(factory: str) -> tuple[str, str]:
     module, colon, function = factory.partition(":")
     if not (module and colon and function):
         raise UnknownEnvironment(f"The factory {factory!r} must be of the form 'package.module:function'.")
-    source = module_source(module)
-    if source is None:
+    if (source := module_source(module)) is None:
         raise UnknownEnvironment(
             f"The factory {factory!r} is in a module {module!r}, which was not found: start in the folder that holds "
             f"it (this is {Path.cwd()}), or install it."

@@ -17,12 +17,9 @@ BACKGROUND, TARGET, AGENT = (40, 40, 40), (60, 200, 80), (230, 70, 70)
 class GridReach(gymnasium.Env):
     """Walk a red square to a green one on a small grid, seen as a 64 x 64 image.
 
-    Both squares start on random, different cells. Each step costs 1 / ``limit``; reaching the target gives 1 and
-    terminates; after ``limit`` steps, the number of cells, the episode is truncated. The shortest path has
-    2 / 3 * ``cells`` steps on average: an agent that always takes it gets the `optimum`.
-
-    Args:
-        cells: on a side, 2 to 10.
+    Both squares start on random, different cells, of which a side has 2 to 10. Each step costs 1 / ``limit``; reaching
+    the target gives 1 and terminates; after ``limit`` steps, the number of cells, the episode is truncated. The best
+    path has 2 / 3 * ``cells`` steps on average: an agent that always takes it gets the `optimum`.
 
     Example:
         >>> round(GridReach(cells=5).optimum, 4)
@@ -67,14 +64,9 @@ class Memory(gymnasium.Env):
     """See a card of lamps, walk through a corridor without information, then say whether the first lamp was on.
 
     The observation holds the lamps, 1 or -1 where the card is shown and 0 elsewhere, and a flag that asks for the
-    choice. The card is shown at the first step, the flag ``corridor`` steps later. The right choice gives 1, the wrong
-    one 0; earlier actions change nothing. With the choice the episode ends and the card is shown again, so that
-    an agent sees what it should have remembered. The `optimum` is 1, by chance one gets 1 / 2.
-
-    Args:
-        lamps: on the card; all can be surprising, only the first counts.
-        corridor: steps between card and flag.
-        shortest: each episode's corridor is drawn from ``shortest`` to ``corridor``; the same as ``corridor`` if none.
+    choice, ``corridor`` steps after the card (or at least ``shortest``, drawn anew in each episode). The right choice
+    gives 1, earlier actions change nothing. With the choice the episode ends and the card is shown again, so that an
+    agent sees what it should have remembered. The `optimum` is 1, by chance one gets 1 / 2.
     """
 
     optimum = 1.0

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from math import isqrt
+from math import isqrt, sqrt
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 
 from dreamer_torchrl.agents.agent import Agent
@@ -40,9 +40,8 @@ def load_official(
         source: a log directory, its ``ckpt`` folder, one checkpoint in it, an ``.npz`` file, or the arrays themselves.
         observation_spec, action_spec: where the shapes leave a choice: names of image keys, sides of images that are
             not square, several discrete variables.
-        stochastic: number of state variables. Shapes tell only its product with the classes; left out it is the
-            official 32 if that divides the product, else the product's square root.
-        hyperparameters: of the learner, the official ones if left out.
+        stochastic: number of state variables; 32 if left out and possible, else as many as classes.
+        hyperparameters: the official ones if left out.
 
     Example:
         >>> from torchrl.data import OneHot
@@ -63,44 +62,48 @@ def load_official(
 
 def load_into(learner: Learner, arrays: Arrays) -> None:
     """Fill a learner with official arrays; normalizer and optimizer only if they are among them."""
-    found = links(learner.agent)
-    unknown = {name for name in arrays if _is_trained(name)} - {link.name for link in found}
+    places = _places(learner)
+    trained = {name for name in arrays if name.split("/")[0] in ("enc", "dyn", "dec", "rew", "con", "pol", "val")}
+    unknown = trained - {name for name, _, _ in places}
     if unknown:
         raise ValueError(f"The checkpoint has arrays for which this agent has no place: {', '.join(sorted(unknown))}.")
+    slow, optimizer = _holds(arrays, "slowval/"), _holds(arrays, "opt/state/")
     with torch.no_grad():
-        for link in found:
-            link.parameter.copy_(link.from_official(_get(arrays, link.name)))
-        slow = "slow" if _holds(arrays, "slowval/") else ""  # without one, it starts as a copy of the fast one
-        for link in _slow_links(learner):
-            link.parameter.copy_(link.from_official(_get(arrays, f"{slow}{link.name}")))
-        if _holds(arrays, "retnorm/"):
-            learner.actor_loss.normalizer.low.fill_(float(_get(arrays, "retnorm/lo/value")))
-            learner.actor_loss.normalizer.high.fill_(float(_get(arrays, "retnorm/hi/value")))
-        if _holds(arrays, "opt/state/"):
-            steps = int(_get(arrays, "opt/step/value"))
-            for link in found:
-                state = learner.optimizer.state[link.parameter]
-                state["nu"].copy_(link.from_official(_get(arrays, f"{SECOND_MOMENT}/{link.name}")))
-                state["mu"].copy_(link.from_official(_get(arrays, f"{MOMENTUM}/{link.name}")))
-                state["step"].fill_(steps)
+        for name, link, tensor in places:
+            if name.startswith("slow") and not slow:  # then it starts as a copy of the fast one
+                name = link.name
+            if optimizer or not name.startswith("opt/"):
+                tensor.copy_(link.from_official(_get(arrays, name)))
+    if optimizer:
+        for parameter in learner.agent.parameters():
+            learner.optimizer.state[parameter]["step"].fill_(int(_get(arrays, "opt/step/value")))
+    if _holds(arrays, "retnorm/"):
+        learner.actor_loss.normalizer.low.fill_(float(_get(arrays, "retnorm/lo/value")))
+        learner.actor_loss.normalizer.high.fill_(float(_get(arrays, "retnorm/hi/value")))
 
 
 def save_official_params(learner: Learner, path: str | Path | None = None) -> dict[str, np.ndarray]:
     """Write everything that `load_official` reads as a plain mapping, and to an ``.npz`` file if ``path`` is given."""
-    found, normalizer, optimizer = links(learner.agent), learner.actor_loss.normalizer, learner.optimizer
-    arrays = {link.name: link.to_official(link.parameter) for link in found}
-    arrays |= {f"slow{link.name}": link.to_official(link.parameter) for link in _slow_links(learner)}
-    arrays["retnorm/lo/value"] = normalizer.low.cpu().numpy().copy()
-    arrays["retnorm/hi/value"] = normalizer.high.cpu().numpy().copy()
-    for link in found:
-        state = optimizer.state[link.parameter]
-        arrays[f"{SECOND_MOMENT}/{link.name}"] = link.to_official(state["nu"])
-        arrays[f"{MOMENTUM}/{link.name}"] = link.to_official(state["mu"])
-    steps = np.int32(optimizer.state[found[0].parameter]["step"].item())
-    arrays |= dict.fromkeys(COUNTERS, np.asarray(steps))
+    arrays = {name: link.to_official(tensor) for name, link, tensor in _places(learner)}
+    arrays["retnorm/lo/value"] = learner.actor_loss.normalizer.low.cpu().numpy().copy()
+    arrays["retnorm/hi/value"] = learner.actor_loss.normalizer.high.cpu().numpy().copy()
+    steps = learner.optimizer.state[next(learner.agent.parameters())]["step"]
+    arrays |= dict.fromkeys(COUNTERS, np.asarray(np.int32(steps.item())))
     if path is not None:
         np.savez(path, **arrays)
     return arrays
+
+
+def _places(learner: Learner) -> list[tuple[str, Link, Tensor]]:
+    """Official name, layout and tensor of each parameter, of the slow critic's, and of the optimizer's moments."""
+    found, loss, state = links(learner.agent), learner.value_loss, learner.optimizer.state
+    slow = {id(parameter): loss.target_value_params.get(key) for key, parameter in loss.value_params.items(True, True)}
+    critic = [link for link in found if link.name.startswith("val/")]
+    places = [(link.name, link, link.parameter) for link in found]
+    places += [(f"slow{link.name}", link, slow[id(link.parameter)]) for link in critic]
+    for prefix, moment in ((SECOND_MOMENT, "nu"), (MOMENTUM, "mu")):
+        places += [(f"{prefix}/{link.name}", link, state[link.parameter][moment]) for link in found]
+    return places
 
 
 def size_from(arrays: Arrays, stochastic: int | None = None) -> Size:
@@ -111,16 +114,13 @@ def size_from(arrays: Arrays, stochastic: int | None = None) -> Size:
     units = _get(arrays, "val/mlp/linear0/kernel").shape[1]
     depth = arrays["enc/cnn0/kernel"].shape[-1] // 2 if "enc/cnn0/kernel" in arrays else 4
     if stochastic is None:
-        stochastic = 32 if state % 32 == 0 else isqrt(state)
-        unclear = state % 32 and stochastic**2 != state  # 30 may be 5 x 6 or 6 x 5, and much else
-    else:
-        unclear = state % stochastic
-    if unclear:
+        stochastic = 32 if state % 32 == 0 else sqrt(state)
+    if state % stochastic:  # 30 may be 5 x 6 or 6 x 5, and much else
         raise ValueError(
             f"Cannot tell how the {state} state logits split into variables of equal classes: give the official "
             "configuration's dyn.rssm.stoch as stochastic=."
         )
-    return Size(belief, hidden, stochastic, state // stochastic, blocks, depth, units)
+    return Size(belief, hidden, int(stochastic), int(state // stochastic), blocks, depth, units)
 
 
 def _read(source: str | Path | Arrays) -> Arrays:
@@ -152,33 +152,20 @@ def _observation_spec(arrays: Arrays) -> Composite:
 def _leaves(arrays: Arrays, prefix: str) -> dict[str, TensorSpec]:
     """What heads whose names begin like this are for."""
     leaves: dict[str, TensorSpec] = {}
-    for name, array in arrays.items():
+    for name in (name for name in arrays if name.startswith(prefix)):
+        shape = arrays[name].shape
         match name.removeprefix(prefix).split("/"):
-            case [*key, "pred", "bias"] if name.startswith(prefix):
-                leaves["/".join(key)] = Unbounded(array.shape)
-            case [*key, "mean", "bias"] if name.startswith(prefix):
-                leaves["/".join(key)] = Bounded(-1.0, 1.0, array.shape)
-            case [*key, "logits", "bias"] if name.startswith(prefix):
-                leaves["/".join(key)] = Categorical(array.shape[0], shape=())
+            case [*key, "pred", "bias"]:
+                leaves["/".join(key)] = Unbounded(shape)
+            case [*key, "mean", "bias"]:
+                leaves["/".join(key)] = Bounded(-1.0, 1.0, shape)
+            case [*key, "logits", "bias"]:
+                leaves["/".join(key)] = Categorical(shape[0], shape=())
     return leaves
-
-
-def _slow_links(learner: Learner) -> list[Link]:
-    loss = learner.value_loss
-    fast = {id(parameter): key for key, parameter in loss.value_params.items(True, True)}
-    return [
-        replace(link, parameter=loss.target_value_params.get(fast[id(link.parameter)]))
-        for link in links(learner.agent)
-        if link.name.startswith("val/")
-    ]
 
 
 def _holds(arrays: Arrays, prefix: str) -> bool:
     return any(name.startswith(prefix) for name in arrays)
-
-
-def _is_trained(name: str) -> bool:
-    return name.split("/")[0] in ("enc", "dyn", "dec", "rew", "con", "pol", "val")
 
 
 def _get(arrays: Arrays, name: str) -> np.ndarray:

@@ -52,15 +52,7 @@ class Link:
 
 
 def links(agent: Agent) -> list[Link]:
-    """All trained parameters of an agent in official order of modules.
-
-    Example:
-        >>> from torchrl.data import Composite, OneHot, Unbounded
-        >>> from dreamer_torchrl.agents.agent import build_agent
-        >>> agent = build_agent(Composite(vector=Unbounded((3,))), OneHot(2), "nano")
-        >>> links(agent)[0].name, len(links(agent)) == len(list(agent.parameters()))
-        ('enc/mlp0/kernel', True)
-    """
+    """All trained parameters of an agent in official order of modules."""
     belief, features = agent.rssm.belief_size, agent.rssm.feature_size
     rows = {"dec/mlp/linear0": (*range(belief, features), *range(belief))}
     channels = {"dec/imgout": _channels(agent)}
@@ -88,10 +80,6 @@ def keys_of(names: Iterable[str]) -> dict[str, NestedKey]:
 
     A name that is one of our own, such as ``state``, would collide with the latents: then all of them stand under
     ``observation``, which keeps their order.
-
-    Example:
-        >>> keys_of(["image", "state"])
-        {'image': ('observation', 'image'), 'state': ('observation', 'state')}
     """
     names = list(names)
     nested = any(name in (*NOT_OBSERVED, *WRITTEN) for name in names)

@@ -1,8 +1,8 @@
 """Read the pickles of the official JAX agent: plain containers and NumPy arrays of numbers, and nothing that runs.
 
-`pickle.Unpickler` calls what a file names. Here the five names that arrays of numbers need stand for what is below, and
-any other name is refused. NumPy's own would trust the file: a dtype takes any state, even one that makes addresses of
-numbers. All are classes with a ``__setstate__``, so that a file cannot change them.
+`pickle.Unpickler` calls what a file names. Here the five names that arrays of numbers need stand for the classes below,
+and any other name is refused. NumPy's own would trust the file: a dtype takes any state, even one that makes addresses
+of numbers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ class UnsafePickleError(pickle.UnpicklingError):
 
 
 class _DType:
-    """Stands for a dtype."""
-
     def __init__(self, code: str, *flags: Any):
         if code not in NUMBERS:
             raise UnsafePickleError(f"has values of type {str(code)[:80]!r}, not plain numbers")

@@ -14,12 +14,9 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.data import Composite, OneHot, Unbounded
 
-from dreamer_torchrl import Learner, build_agent
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint
 from dreamer_torchrl.checkpoint.manifest import DamagedFile, Manifest
-from dreamer_torchrl.learners.learner import example_batch
 from tests.checkpoint.checkpoint_examples import assert_same, grow, parts, small_replay
 
 ROOT = Path(__file__).parents[2]
@@ -275,23 +272,6 @@ def test_there_may_be_nothing_yet(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).load() is None
     with pytest.raises(ValueError, match="keep at least 1"):
         Checkpoints(tmp_path, keep=0)
-
-
-def test_a_learner_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    def learner() -> Learner:
-        return Learner(build_agent(Composite(observation=Unbounded((3,))), OneHot(2), "nano"))
-
-    one, other, batches = learner(), learner(), [example_batch(learner().agent, 2, 4, seed) for seed in range(3)]
-    one.update(batches[0])
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"learner": one.state_dict()}, small_replay())
-    for batch in batches[1:]:
-        metrics, _ = one.update(batch)  # while the state is being written
-    checkpoints.wait()
-    other.load_state_dict(Checkpoints(tmp_path).load().parts["learner"])
-    for batch in batches[1:]:
-        again, _ = other.update(batch)
-    assert metrics["objective"] == again["objective"]
 
 
 def test_trees_come_back_as_they_were(tmp_path: Path) -> None:

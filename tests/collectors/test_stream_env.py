@@ -9,7 +9,6 @@ from torchrl.data import Bounded, Categorical, Composite, OneHot, TensorSpec, Un
 from torchrl.envs import EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
 
 from dreamer_torchrl.collectors.stream_env import NotFinite, StreamEnv, episode_seed
-from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.modules.spaces import scale_action
 from tests.collectors.troubles import walk
 
@@ -78,25 +77,6 @@ def test_of_two_flags_one_may_be_missing(flag: str) -> None:
         assert steps[key].squeeze(-1).tolist() == [episode + 1 == time for episode, time in steps["where"].tolist()]
 
 
-class Echo(Staircase):
-    """Shows the action that reached it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.action_spec = Bounded(-1, 1, (2,))
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        return super()._step(tensordict).set("where", tensordict["action"])
-
-
-def test_float_actions_are_clipped_at_the_door_and_kept_in_the_step() -> None:
-    env = StreamEnv(Echo())
-    step = env.reset().set("action", torch.tensor([0.5, -3.0]))
-    after = env.step(step)
-    assert after["next", "where"].tolist() == [0.5, -1.0]
-    assert after["action"].tolist() == [0.5, -3.0]
-
-
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -129,6 +109,7 @@ def test_scaled_actions_reach_both_bounds_exactly(low: float, high: float) -> No
 
 def test_actions_with_finite_bounds_are_scaled_at_the_door() -> None:
     """Each component has bounds of its own; the step keeps what was chosen; the agent sees -1 to 1."""
+    assert list(walk(0, {}).bounds) == [("action", "move")]  # of a composite action
     env = StreamEnv(Taking(Bounded(torch.tensor([0.0, -3.0]), torch.tensor([10.0, -1.0]), (2,))))
     assert env.action_spec.space.low.tolist() == [-1, -1]
     assert env.action_spec.space.high.tolist() == [1, 1]
@@ -158,21 +139,6 @@ def test_other_actions_are_left_alone(spec: TensorSpec) -> None:
     assert torch.equal(env.env.taken[0], action)
 
 
-def test_parts_of_composite_actions_are_scaled_by_themselves() -> None:
-    env = walk(0, {})
-    assert list(env.bounds) == [("action", "move")]
-    chosen = TensorDict({"action": {"move": torch.tensor([1.0, -1.0]), "gear": torch.tensor([False, True, False])}})
-    start = env.begin()
-    step = env.advance(chosen)
-    assert chosen["action", "move"].tolist() == [1.0, -1.0]
-    twin = walk(0, {}).env
-    twin.set_seed(episode_seed(env.entropy, 0))
-    arrived = twin.reset()
-    assert torch.equal(arrived["place"], start["place"])
-    chosen["action", "move"] = torch.tensor([3.0, 0.0])
-    assert torch.equal(twin.step(arrived.update(chosen))["next", "place"], step["place"])
-
-
 @pytest.mark.parametrize("repeat", [1, 2, 4])
 def test_repeated_actions_add_their_rewards_and_end_with_the_episode(repeat: int) -> None:
     steps = StreamEnv(Staircase(), repeat).rollout(40, break_when_any_done=False)
@@ -195,18 +161,6 @@ def test_seeds_of_episodes_differ_by_run_stream_and_count() -> None:
     assert len(seeds) == 125
     assert all(0 <= seed < 2**31 for seed in seeds)  # what gymnasium and numpy both take
     assert episode_seed((1, 2), 3) == episode_seed([1, 2], 3)
-
-
-def test_each_episode_starts_from_its_own_seed() -> None:
-    """Whatever happened in the ones before."""
-    env = StreamEnv(make_env("gym", {"id": "CartPole-v1"}), entropy=(4, 2))
-    starts = [env.begin()["observation"]]
-    starts += [step["observation"] for step in env.rollout(80, break_when_any_done=False) if step["is_init"]]
-    twin = make_env("gym", {"id": "CartPole-v1"})
-    for episode, start in enumerate(starts):
-        twin.set_seed(episode_seed((4, 2), episode))
-        assert torch.equal(twin.reset()["observation"], start)
-    assert len(starts) > 3
 
 
 class Faulty(Staircase):

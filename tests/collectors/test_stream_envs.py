@@ -21,7 +21,8 @@ from torchrl.envs.utils import check_env_specs
 from dreamer_torchrl.collectors import workers
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs, StreamState, TooManyFailures
-from tests.collectors.troubles import assert_equal, play, some_actions, walk, walks
+from tests.checkpoint.checkpoint_examples import assert_equal
+from tests.collectors.troubles import play, some_actions, walk, walks
 
 STEPS = 40
 STEP = ("place", ("inside", "kind"), ("inside", "level"), "reward", "is_init", "terminated", "done")
@@ -257,9 +258,9 @@ def test_processes_outlive_signals_to_all_and_end_with_their_parent(tmp_path: Pa
         assert len(processes) == 2
         for number in (signal.SIGINT, signal.SIGTERM):
             os.killpg(parent.pid, number)
-        _tell(parent, "0 8")
+        print("0 8", file=parent.stdin, flush=True)
         assert parent.stdout.readline() == "0\n"
-        _tell(parent, "8 20")
+        print("8 20", file=parent.stdin, flush=True)
         assert not select.select([parent.stdout], [], [], 1.0)[0], "the environment should hang"
         assert all(map(_lives, processes))
         parent.kill()
@@ -295,11 +296,6 @@ def test_a_process_that_was_not_closed_does_not_hold_up_the_end(tmp_path: Path) 
     with output.open("w") as file:
         subprocess.run([sys.executable, str(script)], env=environment, stdout=file, timeout=120, check=True)
     assert output.read_text() == "started\n"
-
-
-def _tell(process: subprocess.Popen, line: str) -> None:
-    process.stdin.write(line + "\n")
-    process.stdin.flush()
 
 
 def _lives(pid: int) -> bool:

@@ -124,10 +124,3 @@ def play(
         taken, step = envs.step_and_maybe_reset(step.update(action))
         batch.append(taken)
     return torch.stack(batch, 1), step
-
-
-def assert_equal(one: TensorDictBase, other: TensorDictBase) -> None:
-    """The same keys with the same bits."""
-    assert set(one.keys(True, True)) == set(other.keys(True, True))
-    for key, value in one.items(True, True):
-        torch.testing.assert_close(value, other[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")

@@ -11,9 +11,8 @@ from torchrl.collectors.utils import split_trajectories
 from torchrl.data import LazyTensorStorage, ReplayBuffer
 from torchrl.envs import GymEnv, InitTracker, TransformedEnv
 
-from dreamer_torchrl import Hyperparameters, Learner, build_agent
+from dreamer_torchrl import build_agent
 from dreamer_torchrl.data.offline import steps_from_transitions
-from dreamer_torchrl.data.replay import Replay
 
 
 def episode(start: int, length: int, terminated: bool = False, truncated: bool = False) -> TensorDict:
@@ -40,17 +39,12 @@ def test_first_and_last_observation_of_each_episode_are_kept() -> None:
     assert column(steps, "observation") == [0, 1, 2, 3, 10, 11, 12]
     assert column(steps, "reward") == [0, 1, 2, 3, 0, 11, 12]
     assert column(steps, "action") == [0, -1, -2, -2, -10, -11, -11]
-    assert steps.batch_size == (7,)
-    assert set(steps.keys()) == {"observation", "action", "reward", "is_init", "terminated", "done", "stream"}
-
-
-def test_ends_are_told_apart() -> None:
-    """Both are done, and only the one that the task ended itself is terminated."""
-    steps = steps_from_transitions(two_episodes())
     assert column(steps, "is_init") == [True, False, False, False, True, False, False]
     assert column(steps, "done") == [False, False, False, True, False, False, True]
     assert column(steps, "terminated") == [False, False, False, True, False, False, False]
     assert {steps[key].dtype for key in ("is_init", "terminated", "done")} == {torch.bool}
+    assert steps.batch_size == (7,)
+    assert set(steps.keys()) == {"observation", "action", "reward", "is_init", "terminated", "done", "stream"}
 
 
 def test_what_is_cut_off_is_done_and_not_terminated() -> None:
@@ -159,19 +153,3 @@ def test_a_collector_a_replay_buffer_and_a_minari_data_set_give_the_same_steps()
         arrival = over | {"truncated": over["done"] & ~over["terminated"], "observation": observations[1:]}
         episodes.append(TensorDict({"observation": observations[:-1], "action": acted, "next": arrival}, [len(acted)]))
     assert_close(steps_from_transitions(torch.cat(episodes)), steps.exclude("belief", "state", "previous_action"))
-
-
-def test_the_learner_learns_from_them() -> None:
-    """Without latents at first: the replay gets those of each update."""
-    env = GymEnv("CartPole-v1")
-    agent = build_agent(env.observation_spec, env.action_spec, "nano")
-    steps = steps_from_transitions(env.rollout(100, break_when_any_done=False))
-    steps["belief"] = torch.zeros(len(steps), agent.rssm.belief_size)
-    steps["state"] = torch.zeros(len(steps), agent.rssm.stochastic, dtype=torch.uint8)
-    replay = Replay(capacity=200, streams=1, batch=2, length=8)
-    replay.extend(steps)
-    learner = Learner(agent, Hyperparameters(imagination_length=3))
-    batch, where = replay.sample()
-    metrics, latents = learner.update(batch)
-    assert metrics["finite"] == 1
-    assert replay.refresh(where, latents) == len(where.index.unique())

@@ -250,16 +250,6 @@ def test_disk_is_reserved_without_posix_fallocate(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == bytes(100) + b"first" + bytes(size - 105)
 
 
-def test_same_seed_gives_the_same_draws() -> None:
-    draws = []
-    for seed in (0, 0, 1):
-        replay = Replay(capacity=40, streams=2, batch=4, length=4, seed=seed)
-        replay.extend(steps(0, 20))
-        draws.append([replay.sample()[0]["time"] for _ in range(5)][-1])
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
 def test_bytes_per_step_is_what_is_stored() -> None:
     spec = Composite(observation=Unbounded((3,)), pixels=Bounded(0, 255, (48, 48, 3), dtype=torch.uint8))
     agent = build_agent(spec, OneHot(2), "nano")
@@ -269,20 +259,9 @@ def test_bytes_per_step_is_what_is_stored() -> None:
     assert bytes_per_step(agent) == sum(value[0].nbytes for value in stored.values(True, True))
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda: Replay(capacity=9, streams=2, batch=1, length=4), "give at least 10"),
-        (lambda: Replay(30, 2), "shorter than one sequence of 17"),
-    ],
-    ids=["too_small", "too_small_by_default"],
-)
-def test_impossible_sizes_are_named(call, words: str) -> None:  # noqa: ANN001
-    with pytest.raises(ValueError, match=words):
-        call()
-
-
-def test_drawing_before_there_is_a_sequence_is_named() -> None:
+def test_too_small_a_replay_and_drawing_too_early_are_named() -> None:
+    with pytest.raises(ValueError, match="shorter than one sequence of 5: give at least 10"):
+        Replay(capacity=9, streams=2, batch=1, length=4)
     replay = Replay(capacity=40, streams=2, batch=4, length=4)
     replay.extend(steps(0, 4))
     assert not replay.ready

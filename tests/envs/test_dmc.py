@@ -49,10 +49,7 @@ def test_a_renderer_that_is_not_there_is_a_sentence(renderer: str, call: str, to
     surroundings = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     program = f"from dreamer_torchrl.envs import {call}; {call}('dmc', {{'task': 'walker_walk', 'image': True}})"
     outcome = subprocess.run(
-        [sys.executable, "-c", program],
-        env=surroundings | {"MUJOCO_GL": renderer},
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", program], env=surroundings | {"MUJOCO_GL": renderer}, capture_output=True, text=True
     )
     assert f"UnknownEnvironment: {told}" in outcome.stderr and "libegl1" in outcome.stderr
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from dreamer_torchrl.envs import UnknownEnvironment, check_env, make_env
-from dreamer_torchrl.envs.registry import atari_games
 
 RIGHT = [
     ("gym", {"id": "CartPole-v1"}),
@@ -76,8 +75,3 @@ def test_a_missing_extra_is_named() -> None:
         command = [sys.executable, "-c", program.replace("{}", family, 1).replace("{}", str(options))]
         outcome = subprocess.run(command, capture_output=True, text=True)
         assert "mujoco: pip install 'dreamer_torchrl[dmc]'" in outcome.stderr
-
-
-def test_games() -> None:
-    games = atari_games()
-    assert len(games) >= 100 and "montezuma_revenge" in games and "joust" not in games

@@ -203,14 +203,9 @@ def test_another_agent_is_refused(sample: Arrays) -> None:
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="Name a finished checkpoint"):
-        load_official(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
         load_official(tmp_path / "nowhere")
     for content in ({"counters": {}}, [1, 2], {"params": [1]}):
         (tmp_path / "agent.pkl").write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match="holds no 'params': give the"):
             load_official(tmp_path / "agent.pkl")
-    (tmp_path / "agent.pkl").write_bytes(b"something else")
-    with pytest.raises(pickle.UnpicklingError, match="damaged or not a pickle"):
-        load_official(tmp_path / "agent.pkl")

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from recording import Recording
-from torch import Tensor, nn
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
-from dreamer_torchrl.agents.agent import Agent, Size, build_agent
-from dreamer_torchrl.interop.official_names import Link, keys_of, links, official_name
+from dreamer_torchrl.agents.agent import Size, build_agent
+from dreamer_torchrl.interop.official_names import keys_of, links, official_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("proprio_cont", "vision_disc")
@@ -33,16 +32,6 @@ ACTIONS = {
     "multi-discrete": MultiCategorical([4, 4]),
     "composite": Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3, shape=()), buttons=MultiCategorical([2, 2])),
 }
-
-
-@pytest.fixture(scope="module")
-def agent() -> Agent:
-    return build_agent(MIXED, ACTIONS["composite"], TINY)
-
-
-@pytest.fixture(scope="module")
-def by_name(agent: Agent) -> dict[str, Link]:
-    return {link.name: link for link in links(agent)}
 
 
 def official_shapes(config: str) -> dict[str, list[int]]:
@@ -94,8 +83,8 @@ def test_every_parameter_has_one_name(action: TensorSpec) -> None:
 # How they are laid out
 
 
-def test_each_layout_is_undone(by_name: dict[str, Link]) -> None:
-    for link in by_name.values():
+def test_each_layout_is_undone() -> None:
+    for link in links(build_agent(MIXED, ACTIONS["composite"], TINY)):
         value = torch.randn_like(link.parameter)
         array = link.to_official(value)
         assert array.dtype == np.float32 and array.flags.c_contiguous, link.name
@@ -106,26 +95,11 @@ def test_each_layout_is_undone(by_name: dict[str, Link]) -> None:
 def test_the_official_decoder_writes_images_in_the_order_of_the_environment() -> None:
     ego, top = (Bounded(0, 255, (48, 48, channels), dtype=torch.uint8) for channels in (3, 1))
     agent = build_agent(Composite(top=top, ego=ego), OneHot(2), TINY)  # ours are sorted: ego, top
-    _, kernel, bias = layer_of(agent, {link.name: link for link in links(agent)}, "dec/imgout")
-    out = agent.decoder.image.out
+    arrays = {link.name: torch.from_numpy(link.to_official(link.parameter)) for link in links(agent)}
+    kernel, bias, out = arrays["dec/imgout/kernel"], arrays["dec/imgout/bias"], agent.decoder.image.out
     ours = out.weight.permute(2, 3, 1, 0)  # [5, 5, in, out]
     assert torch.equal(kernel, ours[..., [3, 0, 1, 2]])
     assert torch.equal(bias, out.bias[[3, 0, 1, 2]])
-
-
-def test_another_shape_is_refused(by_name: dict[str, Link]) -> None:
-    for name, shape in (("dyn/obs0/kernel", (6, 6)), ("dyn/obs0/bias", (1, 6)), ("enc/cnn0/kernel", (4, 4, 5, 5))):
-        with pytest.raises(ValueError, match=f"'{name}' has shape .*needs .*build the agent from the specs and size"):
-            by_name[name].from_official(np.zeros(shape, "float32"))
-    square = by_name["dyn/prior1/kernel"]
-    assert square.from_official(np.zeros((6, 6), "float32")).shape == (6, 6)
-
-
-def layer_of(agent: Agent, by_name: dict[str, Link], name: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The layer that goes by an official name, and its official kernel and bias."""
-    kernel, bias = by_name[f"{name}/kernel"], by_name[f"{name}/bias"]
-    (layer,) = (module for module in agent.modules() if getattr(module, "weight", None) is kernel.parameter)
-    return layer, *(torch.from_numpy(link.to_official(link.parameter)) for link in (kernel, bias))
 
 
 # Where observations stand
