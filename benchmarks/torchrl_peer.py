@@ -15,13 +15,7 @@ from torch import nn
 from torchrl.data import Composite, Unbounded
 from torchrl.envs.model_based import DreamerEnv
 from torchrl.modules import DreamerV3MLP, RSSMRolloutV3, WorldModelWrapper
-from torchrl.objectives import (
-    DreamerV3ActorLoss,
-    DreamerV3Loss,
-    DreamerV3ModelLoss,
-    DreamerV3ValueLoss,
-    SoftUpdate,
-)
+from torchrl.objectives import DreamerV3ActorLoss, DreamerV3Loss, DreamerV3ModelLoss, DreamerV3ValueLoss, SoftUpdate
 from torchrl.objectives.utils import ValueEstimators
 from torchrl.trainers.algorithms import DreamerV3OptimizationStepper, DreamerV3Optimizer
 from torchrl_networks import (

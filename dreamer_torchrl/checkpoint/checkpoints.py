@@ -8,13 +8,12 @@ for the one before, training goes on while files are written, and a step of the 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from dreamer_torchrl.checkpoint.files import (
     Snapshot,
     copy_tree,
     read_tree,
-    sync_folder,
+    sync,
     tree_bytes,
     write_tree,
 )
@@ -198,7 +197,7 @@ class Checkpoints:
         needed = sum(copied.bytes() for *_, copied in replay.unsaved) + tree_bytes(trees)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
+            sync(self.folder.parent)
             self._clean()
             self._replay_files.write(replay)
             self._commit(step, trees, replay.saved)
@@ -214,20 +213,18 @@ class Checkpoints:
         partial = self.folder / f".partial-{step:012d}"
         partial.mkdir()
         files = [write_tree(partial / f"{name}.pt", tree) for name, tree in trees.items()]
-        with (partial / "manifest.json").open("w") as file:
-            file.write(Manifest(step, library_versions(), files, pieces).to_text())
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(partial)
+        (partial / "manifest.json").write_text(Manifest(step, library_versions(), files, pieces).to_text())
+        sync(partial / "manifest.json")
+        sync(partial)
         same_step = [number for other, number in map(_age, self.names()) if other == step]
         partial.rename(self.folder / (f"{step:012d}-{same_step[-1] + 1}" if same_step else f"{step:012d}"))
-        sync_folder(self.folder)
+        sync(self.folder)
 
     def _clean(self) -> None:
         """Put damaged checkpoints aside; remove what there is too many of, and what a killed process left."""
         while self._damaged:
             name = self._damaged[-1]
-            names = chain([f"damaged-{name}"], (f"damaged-{name}-{number}" for number in count(1)))
+            names = (f"damaged-{name}-{number}" if number else f"damaged-{name}" for number in count())
             free = next(path for path in map(self.folder.joinpath, names) if not path.exists())
             with contextlib.suppress(FileNotFoundError):  # somebody was faster
                 (self.folder / name).rename(free)

@@ -86,9 +86,9 @@ def read_tree(folder: Path, file: SavedFile) -> Any:
         raise DamagedFile(f"{file.name} is not a file of tensors and plain values ({type(error).__name__})") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, as `os.fsync` does for what is in a file."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Have what is in a file, or the names in a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -148,7 +148,7 @@ class ReplayFiles:
             name = f"{kind}-{first:012d}-{end:012d}-{file.sha256[:16]}.pt"
             partial.replace(self.folder / name)
             snapshot.saved.append(Piece(kind, first, end, SavedFile(name, file.bytes, file.sha256)))
-        sync_folder(self.folder)
+        sync(self.folder)
         snapshot.saved.sort(key=lambda piece: (piece.kind == LATENTS, piece.first))
 
     def restore(self, replay: Replay, state: Mapping[str, Any], pieces: list[Piece]) -> None:

@@ -13,8 +13,7 @@ from torchrl.data import Composite
 from dreamer_torchrl.collectors.stream_envs import StreamState
 from dreamer_torchrl.keys import ENDLESS, LATENTS, STREAM
 
-LONGEST = 50_000
-"""Actions of an episode that are kept; a longer one cannot be repeated."""
+LONGEST = 50_000  # actions of an episode that are kept; a longer one cannot be repeated
 
 
 class Episode(NamedTuple):
@@ -128,8 +127,7 @@ class Rows:
     """The actions of one episode, as bytes that grow."""
 
     def __init__(self, spec: Composite):
-        none = spec.zero((0,)).cpu()  # [0]
-        self._none = {key: value.numpy() for key, value in none.items(True, True)}
+        self._none = spec.zero((0,)).cpu()  # [0]
         self.load(None)
 
     def __len__(self) -> int:
@@ -142,12 +140,14 @@ class Rows:
 
     def stacked(self) -> TensorDictBase:
         """A copy of them, ``[t]``."""
-        shaped = {key: (self._count, *array.shape[1:]) for key, array in self._none.items()}
-        copies = {key: np.ndarray(shape, self._none[key].dtype, self._bytes[key][:]) for key, shape in shaped.items()}
-        return TensorDict({key: torch.from_numpy(array) for key, array in copies.items()}, [self._count])
+        copies = {}
+        for key, none in self._none.items(True, True):
+            array = np.ndarray((self._count, *none.shape[1:]), none.numpy().dtype, self._bytes[key][:])
+            copies[key] = torch.from_numpy(array)
+        return TensorDict(copies, [self._count])
 
     def load(self, actions: TensorDictBase | None) -> None:
         """Hold these instead, or none."""
-        self._count = 0 if actions is None else len(actions)
-        arrays = self._none if actions is None else {key: actions[key].numpy() for key in self._none}
-        self._bytes = {key: bytearray(array.tobytes()) for key, array in arrays.items()}
+        held = self._none if actions is None else actions
+        self._count = len(held)
+        self._bytes = {key: bytearray(held[key].numpy().tobytes()) for key in self._none.keys(True, True)}

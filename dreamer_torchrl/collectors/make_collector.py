@@ -23,10 +23,9 @@ Kind = Literal["sync", "async", "multi_sync"]
 def make_collector(kind: Kind, envs: StreamEnvs, agent: Agent, policy: Policy, episodes: Episodes) -> BaseCollector:
     """A collector of an agent's steps, which begins at the states of ``episodes``.
 
-    - ``sync``: `torchrl.collectors.Collector` acts in all environments, then yields ``[N, 1]`` steps. Its policy shares
-      the agent's weights.
-    - ``async``: in `AsyncBatchedCollector` a thread per environment steps it, or waits for its process, and another
-      acts for all that are ready, while the learner learns. N steps ``[N]`` of any streams are yielded together.
+    - ``sync``: `torchrl.collectors.Collector` acts in all environments, then yields ``[N, 1]`` steps.
+    - ``async``: in `AsyncBatchedCollector` a thread per environment steps it, another acts for all that are ready,
+      while the learner learns. N steps ``[N]`` of any streams are yielded together.
     - ``multi_sync``: the processes of `MultiSyncCollector` step and act, each in its share of the environments.
 
     The latter two act with a copy of the weights: ``collector.update_policy_weights_(policy)`` renews it.

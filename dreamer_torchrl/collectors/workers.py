@@ -23,8 +23,7 @@ from dreamer_torchrl.collectors.stream_env import NotFinite, StreamEnv
 Maker = Callable[[], StreamEnv]
 Arrays = list[tuple[NestedKey, np.ndarray]]
 
-STARTING = 60.0
-"""Seconds that a process has to start and make its environment, beside those of its first step."""
+STARTING = 60.0  # seconds to start a process and make its environment, beside those of its first step
 
 
 class EnvironmentFailed(RuntimeError):

@@ -21,9 +21,7 @@ from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Image
 
 LATENTS = ("belief", "state")
-
-SCRATCH = "replay-scratch"
-"""The folder of steps that are kept on disk: an own one, so that nothing else can be removed with it."""
+SCRATCH = "replay-scratch"  # a folder of its own for steps on disk, so that nothing else can be removed with it
 
 
 class Where(NamedTuple):

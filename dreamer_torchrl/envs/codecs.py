@@ -17,8 +17,7 @@ from torchrl.data import Binary, Bounded, Composite, MultiOneHot, OneHot, Unboun
 from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.spaces import MOST_CLASSES
 
-TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "next"}
-"""Reserved names of steps, agent and TorchRL: such an observation is renamed to ``observed_<name>``."""
+TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "next"}  # such an observation is renamed to ``observed_<name>``
 
 
 class Array:

@@ -12,11 +12,8 @@ from gymnasium.spaces import Box, Dict
 from dreamer_torchrl.envs.gym import Gymnasium
 from dreamer_torchrl.envs.registry import UnknownEnvironment, check_dmc, check_env
 
-CAMERAS = {"quadruped": 2}
-"""Cameras of the official agent, where not 0."""
-
-FRAME = (240, 320)
-"""Height and width of video frames."""
+CAMERAS = {"quadruped": 2}  # of the official agent, where not 0
+FRAME = (240, 320)  # height and width of video frames
 
 
 class ControlTask(gymnasium.Env):

@@ -16,12 +16,8 @@ from typing import Any
 
 from dreamer_torchrl.limits import ConfigError
 
-FAMILIES = {"gym": "id", "atari": "game", "dmc": "task", "custom": "factory"}
-"""The families, and the option of each that names the environment."""
-
+FAMILIES = {"gym": "id", "atari": "game", "dmc": "task", "custom": "factory"}  # and the option that names one
 OWN = {f"dreamer_torchrl/{name}-v0": f"dreamer_torchrl.envs.tasks:{name}" for name in ("GridReach", "Memory")}
-"""Test environments that are part of this package: gymnasium ids and where they are."""
-
 LEAST = {"size": 1, "noops": 0, "frame_skip": 1, "max_frames": 1}
 
 

@@ -8,9 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
-"""Up, down, left, right, as rows and columns."""
-
+MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))  # up, down, left, right, as rows and columns
 BACKGROUND, TARGET, AGENT = (40, 40, 40), (60, 200, 80), (230, 70, 70)
 
 

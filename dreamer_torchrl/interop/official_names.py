@@ -15,8 +15,8 @@ from dreamer_torchrl.keys import NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.layers import HiddenLayer, NormSilu
 from dreamer_torchrl.modules.spaces import Continuous, key_name
 
+# Order of the axes of our weight, linear, block-linear or convolution, in the official kernel.
 _TO_OFFICIAL = {2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
-"""Order of the axes of our weight, linear, block-linear or convolution, in the official kernel."""
 
 
 @dataclass(frozen=True)

@@ -91,19 +91,7 @@ def test_two_of_the_three_words_for_an_end_are_enough(missing: str) -> None:
     assert_close(steps_from_transitions(transitions), steps_from_transitions(two_episodes()))
 
 
-def test_an_end_without_a_reason_is_refused() -> None:
-    transitions = two_episodes().exclude(("next", "terminated"), ("next", "truncated"))
-    with pytest.raises(KeyError, match="ran out of time"):
-        steps_from_transitions(transitions)
-
-
-def test_shuffled_transitions_are_refused() -> None:
-    """They would train without a word, on episodes that never were."""
-    with pytest.raises(ValueError, match=r"transition 1 begins.*order of time"):
-        steps_from_transitions(two_episodes()[torch.tensor([1, 0, 2, 3, 4])])
-
-
-def test_what_is_missing_is_named() -> None:
+def test_what_is_missing_or_out_of_order_is_named() -> None:
     with pytest.raises(KeyError, match="next/reward"):
         steps_from_transitions(two_episodes().exclude(("next", "reward")))
     with pytest.raises(KeyError, match="mine"):
@@ -112,6 +100,10 @@ def test_what_is_missing_is_named() -> None:
         steps_from_transitions(two_episodes()[0])
     with pytest.raises(KeyError, match="name the observations"):
         steps_from_transitions(two_episodes().exclude("observation"))
+    with pytest.raises(KeyError, match="ran out of time"):
+        steps_from_transitions(two_episodes().exclude(("next", "terminated"), ("next", "truncated")))
+    with pytest.raises(ValueError, match=r"transition 1 begins.*order of time"):  # shuffled: episodes that never were
+        steps_from_transitions(two_episodes()[torch.tensor([1, 0, 2, 3, 4])])
 
 
 def test_pictures_stay_bytes_and_keys_may_be_nested() -> None:

@@ -20,7 +20,6 @@ class Replayed(gymnasium.Env):
         self.observation_space, self.action_space = observation_space, action_space
         self.actions: list[Any] = []
         self.seeds: list[int | None] = []
-        self.shown: list[Any] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
@@ -34,8 +33,7 @@ class Replayed(gymnasium.Env):
         return self._show(), 1.0, False, len(self.actions) == 3, {"unused": 1}
 
     def _show(self) -> Any:
-        self.shown.append(self.observation_space.sample())
-        return self.shown[-1]
+        return self.observation_space.sample()
 
 
 class Reused(Replayed):

@@ -15,16 +15,7 @@ from torch.testing import assert_close
 
 from dreamer_torchrl.learners.laprop import LaProp
 from tests.kernels.compilers import needs_compiler
-from tests.learners.laprop_examples import (
-    MODES,
-    every_mode,
-    golden,
-    groups,
-    parameter,
-    part,
-    random_parameters,
-    train,
-)
+from tests.learners.laprop_examples import MODES, every_mode, golden, groups, parameter, part, random_parameters, train
 from tests.learners.laprop_reference import ReferenceLaProp, adaptive_clip
 
 

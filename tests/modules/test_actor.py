@@ -8,16 +8,7 @@ from tensordict import NestedKey, TensorDict
 from torch import Tensor, nn
 from torch import distributions as td
 from torch.testing import assert_close
-from torchrl.data import (
-    Binary,
-    Bounded,
-    Categorical,
-    Composite,
-    MultiCategorical,
-    MultiOneHot,
-    OneHot,
-    TensorSpec,
-)
+from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, TensorSpec
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.modules import ActionDistribution, ActionSpace, Actor
