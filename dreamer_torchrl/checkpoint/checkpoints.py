@@ -175,7 +175,6 @@ class Checkpoints:
         return True
 
     def wait(self) -> None:
-        """Return when nothing is being written any more."""
         if self._writing:
             (snapshot, future), self._writing = self._writing, None
             self._failure = None
@@ -187,7 +186,6 @@ class Checkpoints:
 
     @property
     def failure(self) -> SaveFailed | None:
-        """Why the last attempt to write failed, if it did."""
         if self._writing and self._writing[1].done():
             self.wait()
         return self._failure

@@ -44,7 +44,6 @@ def copy_tree(tree: Any, where: str) -> Any:
 
 
 def tree_bytes(tree: Any) -> int:
-    """What its tensors take."""
     if isinstance(tree, Tensor):
         return tree.nbytes
     inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()

@@ -24,8 +24,6 @@ class DamagedFile(Exception):
 
 @dataclass(frozen=True)
 class SavedFile:
-    """How a file is known again."""
-
     name: str
     bytes: int
     sha256: str
@@ -55,7 +53,6 @@ class Manifest:
     replay: list[Piece]
 
     def to_text(self) -> str:
-        """As JSON, with a checksum of its own."""
         body = {"format": FORMAT, **asdict(self)}
         return json.dumps(body | {"sha256": _digest(body)}, indent=1) + "\n"
 

@@ -31,7 +31,6 @@ class Specs:
     bounds: Mapping[NestedKey, tuple[Tensor, Tensor]]
 
     def to_tree(self) -> dict[str, Any]:
-        """Dicts, lists, tensors and plain values."""
         return {
             "observation": _to_tree(self.observation_spec),
             "action": _to_tree(self.full_action_spec),

@@ -62,7 +62,6 @@ class Episodes:
         self.load_state_dict({"streams": [none] * streams, "total_reward": [0.0] * streams, "length": [0] * streams})
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
-        """See `steps_of`."""
         self._batch = batch.exclude("collector", "env_index").contiguous()
         return steps_of(self._batch)
 
@@ -147,7 +146,6 @@ class Rows:
         return TensorDict(copies, [self._count])
 
     def load(self, actions: TensorDictBase | None) -> None:
-        """Hold these instead, or none."""
         held = self._none if actions is None else actions
         self._count = len(held)
         self._bytes = {key: bytearray(held[key].numpy().tobytes()) for key in self._none.keys(True, True)}

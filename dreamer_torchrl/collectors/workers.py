@@ -39,11 +39,9 @@ class LocalWorker:
         self.action: TensorDictBase | None = None
 
     def send(self, action: TensorDictBase) -> None:
-        """Take the action; `receive` does the work."""
         self.action = action
 
     def receive(self) -> TensorDictBase:
-        """The step that follows the action."""
         return _guarded(self.env.advance, self.action)
 
     def resume(self, episode: int, actions: TensorDictBase) -> TensorDictBase:

@@ -106,7 +106,6 @@ class Fields:
         self.spec = Composite({self.names[key]: field.spec for key, field in self.fields.items()})
 
     def read(self, value: Any) -> dict[str, Tensor | TensorDictBase]:
-        """Convert all fields to a plain dictionary."""
         read = {}
         for key, field in self.fields.items():
             try:
@@ -131,7 +130,6 @@ class Fields:
 
 
 def codec_of(space: gymnasium.Space, name: str) -> Array | Classes | Fields:
-    """The codec of a gymnasium space."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return Fields(space, name)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):

@@ -150,7 +150,6 @@ def _observation_spec(arrays: Arrays) -> Composite:
 
 
 def _leaves(arrays: Arrays, prefix: str) -> dict[str, TensorSpec]:
-    """What heads whose names begin like this are for."""
     leaves: dict[str, TensorSpec] = {}
     for name in (name for name in arrays if name.startswith(prefix)):
         shape = arrays[name].shape

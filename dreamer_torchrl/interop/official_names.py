@@ -87,7 +87,6 @@ def keys_of(names: Iterable[str]) -> dict[str, NestedKey]:
 
 
 def official_name(key: NestedKey) -> str:
-    """Undo `keys_of`."""
     return key_name(key).removeprefix("observation/")
 
 

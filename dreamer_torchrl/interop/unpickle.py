@@ -36,8 +36,6 @@ class _DType:
 
 
 class _Array(np.ndarray):
-    """An array that takes only a state which describes numbers."""
-
     def __new__(cls, *arguments: Any) -> _Array:
         return np.empty(0, "i1").view(_Array)  # whatever the file asks for: the state decides
 
