@@ -68,7 +68,6 @@ FILES = ["learner.pt", "loop.pt", "replay.pt", "manifest.json", "steps", "latent
 FAULTS: dict[str, Callable[[bytes], bytes | None]] = {
     "bit_flipped": lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
     "truncated": lambda content: content[:-2],
-    "half": lambda content: content[: len(content) // 2],
     "longer": lambda content: content + b"0",
     "empty": lambda _: b"",
     "zeros": lambda content: bytes(len(content)),
@@ -84,8 +83,7 @@ def damage(path: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "fault"),
-    [*((file, "bit_flipped") for file in FILES), *(("learner.pt", fault) for fault in FAULTS), ("latents", "half")],
+    ("file", "fault"), [*((file, "bit_flipped") for file in FILES), *(("learner.pt", fault) for fault in FAULTS)]
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Path, file: str, fault: str) -> None:
     path = only_of(run, 2, file)
@@ -126,7 +124,7 @@ def test_what_a_damaged_checkpoint_holds_is_kept(run: Path) -> None:
 @pytest.mark.parametrize("file", ["learner.pt", "loop.pt", "replay.pt", "manifest.json", "latents"])
 def test_where_all_are_damaged_nothing_is_touched(run: Path, file: str) -> None:
     for path in [only_of(run, step, file) for step in (1, 2)]:
-        damage(path, "half")
+        damage(path, "truncated")
     before = whole(run)
     checkpoints = Checkpoints(run)
     with pytest.raises(NoSoundCheckpoint) as caught:

@@ -57,7 +57,7 @@ def test_checks_bring_no_torch() -> None:
     program = (
         "import sys; from dreamer_torchrl.envs import check_env;"
         f"[check_env(family, options) for family, options in {[*RIGHT[:3], *RIGHT[4:]]}];"
-        "check_env('custom', {'factory': 'tests.envs.toys:Counter'}); print('torch' in sys.modules)"
+        "check_env('custom', {'factory': 'tests.collectors.troubles:walk'}); print('torch' in sys.modules)"
     )
     root = Path(__file__).parents[2]
     outcome = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)

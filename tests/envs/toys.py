@@ -6,11 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from gymnasium import spaces
-from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Composite, Unbounded
-from torchrl.envs import EnvBase
 
 
 class Replayed(gymnasium.Env):
@@ -50,29 +46,6 @@ class Reused(Replayed):
     def _show(self) -> np.ndarray:
         self.array += 1
         return self.array
-
-
-class Counter(EnvBase):
-    """TorchRL's own kind: counts to ``limit``."""
-
-    def __init__(self, limit: int = 4):
-        super().__init__()
-        self.limit = limit
-        self.observation_spec = Composite(count=Unbounded((1,)))
-        self.action_spec = Bounded(-1, 1, (1,))
-        self.reward_spec = Unbounded((1,))
-
-    def _reset(self, tensordict: TensorDictBase | None = None) -> TensorDict:
-        self.count = 0
-        return TensorDict({"count": torch.zeros(1)})
-
-    def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        self.count += 1
-        done = torch.tensor([self.count == self.limit])
-        return TensorDict({"count": torch.full((1,), float(self.count)), "reward": torch.ones(1), "done": done})
-
-    def _set_seed(self, seed: int | None) -> None:
-        pass
 
 
 def gray() -> Replayed:
