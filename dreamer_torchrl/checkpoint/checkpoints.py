@@ -19,15 +19,7 @@ from typing import Any
 
 from tensordict import TensorDictBase
 
-from dreamer_torchrl.checkpoint.files import (
-    ReplayFiles,
-    Snapshot,
-    copy_tree,
-    read_tree,
-    sync,
-    tree_bytes,
-    write_tree,
-)
+from dreamer_torchrl.checkpoint.files import ReplayFiles, Snapshot, copy_tree, read_tree, sync, tree_bytes, write_tree
 from dreamer_torchrl.checkpoint.manifest import (
     DamagedFile,
     Manifest,

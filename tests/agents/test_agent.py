@@ -12,14 +12,7 @@ import pytest
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import nn
-from torchrl.data import (
-    Binary,
-    Bounded,
-    Composite,
-    OneHot,
-    TensorSpec,
-    Unbounded,
-)
+from torchrl.data import Binary, Bounded, Composite, OneHot, TensorSpec, Unbounded
 from torchrl.envs import (
     ActionScaling,
     Compose,
