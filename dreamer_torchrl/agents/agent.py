@@ -35,8 +35,7 @@ class Agent(nn.Module):
         action_spec: one leaf or a `Composite` of leaves.
         size: a name from ``configs/size`` or a `Size`.
         dtype: precision computed in; parameters, statistics and losses are float32 all the same.
-        unimix: share of the uniform distribution in the state.
-        actor_unimix: share of the uniform distribution in discrete actions (0 in the official code, 0.01 in the paper).
+        unimix, actor_unimix: shares of the uniform distribution in the state and in discrete actions (paper: 0.01).
         encoder: makes one of your own from the spaces of the observations, for instance its class.
 
     Example:
@@ -60,21 +59,18 @@ class Agent(nn.Module):
     ):
         super().__init__()
         if not isinstance(observation_spec, Composite):
-            raise TypeError(
-                f"observation_spec is a {type(observation_spec).__name__}: give the whole Composite, "
-                "such as env.observation_spec_unbatched."
-            )
+            remedy = "give the whole Composite, such as env.observation_spec_unbatched."
+            raise TypeError(f"observation_spec is a {type(observation_spec).__name__}: {remedy}")
         there = set(observation_spec.keys())
         primed = there.issuperset(LATENTS)  # all three: the agent's own primer put them there
         taken = sorted(there.intersection(WRITTEN if primed else (*WRITTEN, *LATENTS)))
         if taken:
-            raise ValueError(
-                f"The environment has an observation {taken[0]!r}, a name that the agent needs for itself: append "
-                f"RenameTransform([{taken[0]!r}], ['observed_{taken[0]}']) to the environment."
-            )
+            remedy = f"append RenameTransform([{taken[0]!r}], ['observed_{taken[0]}']) to the environment."
+            found = f"an observation {taken[0]!r}, a name that the agent needs for itself"
+            raise ValueError(f"The environment has {found}: {remedy}")
         self.spaces = spaces_from_spec(observation_spec, "observation", exclude=NOT_OBSERVED)
+        # As the spec lists them, which is how the official decoder lays out its channels
         self.image_order = [key for key in observation_spec.keys(True, True) if isinstance(self.spaces.get(key), Image)]
-        """Images as the spec lists them, which is how the official decoder lays out its channels."""
         self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
         self.size = size = Size.named(size) if isinstance(size, str) else size
         if encoder is None:
@@ -110,10 +106,8 @@ def _fitted(encoder: nn.Module, spaces: Mapping[NestedKey, Space]) -> nn.Module:
     """The encoder, after a check of what the rest of the agent asks it; it is told what its keys hold."""
     for name in ("in_keys", "out_features"):
         if not hasattr(encoder, name):
-            raise TypeError(
-                f"The encoder {type(encoder).__name__} has no {name}: give it in_keys (observation keys in the order "
-                "in which forward takes them) and out_features (the width of its output)."
-            )
+            remedy = "give it in_keys (keys in the order in which forward takes them) and out_features (its width)."
+            raise TypeError(f"The encoder {type(encoder).__name__} has no {name}: {remedy}")
     for key in encoder.in_keys:
         if key not in spaces:
             there = ", ".join(map(key_name, spaces))

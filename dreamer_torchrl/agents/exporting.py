@@ -29,8 +29,7 @@ from torch.utils import _pytree
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.agents.player import ActionForm, Bounds, as_indices, encodable
-from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.agents.player import ActionForm, Bounds, as_indices, encodable, observed
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
 
@@ -42,7 +41,7 @@ class ExportedPolicy(nn.Module):
 
     def __init__(self, agent: Agent, bounds: Bounds | None = None):
         super().__init__()
-        self.policy = on_cpu(agent.policy).requires_grad_(False)
+        self.policy = copy.deepcopy(agent.policy).cpu().requires_grad_(False)
         del self.policy.rssm.prior, self.policy.rssm.prior_logits  # acting imagines nothing
         self.actions = ActionForm(agent.action_space, bounds)
 
@@ -67,13 +66,10 @@ class ExportedPolicy(nn.Module):
 
 
 def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: Bounds | None = None) -> Path:
-    """Write the policy to one file for any number of environments at a time.
+    """Write the policy to one file, a ``.pt2``, for any number of environments at a time.
 
-    Args:
-        agent: whose policy it is.
-        path: ends in ``.pt2``.
-        sample: whether the policy draws, from noise that is given to it, rather than takes modes.
-        bounds: those of the environment, for actions that the agent sees as -1 to 1.
+    With ``sample`` the policy draws, from noise that is given to it, rather than takes modes; ``bounds`` are those of
+    the environment, for actions that the agent sees as -1 to 1.
     """
     path = Path(path)
     if path.suffix != ".pt2":
@@ -112,8 +108,6 @@ def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an exported policy is from the original."""
-
     largest: float  # difference of all numbers that come out, relative to the largest of them where that is over 1
     choices: int  # discrete ones that were made, classes of the latents and of the actions
     other: int  # of them; the latents differ from there on
@@ -130,8 +124,8 @@ def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bound
     files = {DESCRIPTION: ""}
     exported = torch.export.load(Path(path), extra_files=files).module()
     sample = json.loads(files[DESCRIPTION])["sample"]
-    policy, form, twin = on_cpu(agent.policy), ActionForm(agent.action_space, bounds), torch.Generator().manual_seed(0)
-    policy.generator = torch.Generator().manual_seed(0)
+    policy, form = copy.deepcopy(agent.policy).cpu(), ActionForm(agent.action_space, bounds)
+    policy.generator, twin = (torch.Generator().manual_seed(0) for _ in range(2))
     steps, count = steps.cpu(), steps.shape[1]
     latents = [_example(agent, count)[name] for name in LATENTS]
     original = TensorDict(dict(zip(LATENTS, latents, strict=True)), batch_size=[count])
@@ -139,7 +133,7 @@ def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bound
     for step in steps.unbind(0):
         with set_exploration_type(ExplorationType.RANDOM if sample else ExplorationType.DETERMINISTIC):
             original = policy(step.clone().update(original)).select(*LATENTS)
-        seen = {key_name(key): _own(space, step[key]) for key, space in agent.spaces.items()}
+        seen = {key_name(key): observed(space, step[key]) for key, space in agent.spaces.items()}
         actions, *latents = exported(seen, step["is_init"], *latents, *(_noise(agent, count, twin) if sample else ()))
         belief, state, flat = (original[name] for name in LATENTS)
         found += [(latents[0], belief), (latents[1].argmax(-1), state.argmax(-1)), (latents[2], flat)]
@@ -149,19 +143,9 @@ def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bound
     return Difference(largest, wrong.numel(), int(wrong.sum()))
 
 
-def on_cpu(policy: Policy) -> Policy:
-    return copy.deepcopy(policy).cpu()
-
-
 def _distance(found: Tensor, expected: Tensor) -> Tensor:
     found, expected = found.double(), expected.double()
     return (found - expected).abs().max() / expected.abs().max().clamp_min(1.0)
-
-
-def _own(space: Space, value: Tensor) -> Tensor:
-    """An observation as the file takes it: class indices for one-hot vectors."""
-    own = as_indices(space)
-    return value if own is space else own.restore(space.flatten(value))
 
 
 def _example(agent: Agent, count: int, sample: bool = False) -> dict[str, Any]:
@@ -179,14 +163,14 @@ def _noise(agent: Agent, count: int, generator: torch.Generator) -> tuple[Tensor
     return noise, agent.action_space.noise(count, generator=generator)
 
 
-def _described(shape: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
-    return {"shape": ["N", *shape], "dtype": str(dtype).removeprefix("torch.")}
+def _described(shape: Sequence[int], dtype: torch.dtype, **more: Any) -> dict[str, Any]:
+    return {"shape": ["N", *shape], "dtype": str(dtype).removeprefix("torch."), **more}
 
 
 def _space(space: Space) -> dict[str, Any]:
     if isinstance(space, Image):
-        return {**_described(space.shape, torch.uint8), "low": 0, "high": 255}
-    entry = _described(space.shape, space.dtype)
+        return _described(space.shape, torch.uint8, low=0, high=255)
     if isinstance(space, Discrete):
-        return {**entry, "low": space.low, "classes": list(space.classes)}
-    return entry | (dict(zip(("low", "high"), space.bounds[0], strict=True)) if len(space.bounds) == 1 else {})
+        return _described(space.shape, space.dtype, low=space.low, classes=list(space.classes))
+    bounds = zip(("low", "high"), space.bounds[0], strict=True) if len(space.bounds) == 1 else ()
+    return _described(space.shape, space.dtype, **dict(bounds))

@@ -47,11 +47,8 @@ class Player:
     An observation is an array, or a dict of arrays, of one environment or of N with N in front. Actions come in the
     same way: an int for a `Discrete` space, an array for any other, a dict for a dict of spaces.
 
-    Args:
-        agent: its weights and device are shared.
-        sample: whether to draw latents and actions rather than to take their modes.
-        seed: where the draws start.
-        bounds: those of the environment, for actions that the agent sees as -1 to 1, such as ``StreamEnv.bounds``.
+    The agent's weights and device are shared. With ``sample`` latents and actions are drawn, rather than modes taken.
+    ``bounds`` are those of the environment, for actions that the agent sees as -1 to 1, such as ``StreamEnv.bounds``.
 
     Example:
         >>> import gymnasium
@@ -147,7 +144,6 @@ class ActionForm:
         return actions
 
     def to(self, device: torch.device | None) -> None:
-        """Move the bounds."""
         self.bounds = {key: (low.to(device), high.to(device)) for key, (low, high) in self.bounds.items()}
 
     def _checked(self, key: NestedKey, low: ArrayLike, high: ArrayLike) -> tuple[Tensor, Tensor]:
@@ -177,14 +173,23 @@ def encodable(space: Space, value: Tensor) -> Tensor:
     return value if own is space else own.flatten(value).reshape(-1, *space.shape)
 
 
+def observed(space: Space, value: Tensor) -> Tensor:
+    own = as_indices(space)
+    return value if own is space else own.restore(space.flatten(value))
+
+
 def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
     """One observation as an array of its own, after a check of shape, kind and classes."""
     # A copy: torch takes no read-only or mirrored array.
     array, shape = np.array(value.detach().cpu().numpy() if isinstance(value, Tensor) else value), space.shape
     if array.ndim == 0 and shape == (1,):  # TorchRL sees a single number as a vector of one
         array = array.reshape(1)
-    name = f"Observation {key_name(key)!r}"
-    kinds, wanted = _kinds(space)
+    name, kinds, wanted = f"Observation {key_name(key)!r}", "fiub", "numbers"
+    if isinstance(space, Image):
+        kinds, wanted = "u", "uint8 from 0 to 255"
+    elif isinstance(space, Discrete):
+        tops = sorted({space.low + count - 1 for count in space.classes})
+        kinds, wanted = "iub", f"whole numbers from {space.low} to {' or '.join(map(str, tops))}"
     if array.dtype.kind not in kinds or (isinstance(space, Image) and array.dtype != np.uint8):
         raise TypeError(f"{name} is of dtype {array.dtype}: give {wanted}, as the environment does in training.")
     if array.shape not in (shape, array.shape[:1] + shape):
@@ -195,16 +200,6 @@ def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
         if (index < 0).any() or (index >= np.reshape(space.classes, shape)).any():
             raise ValueError(f"{name} is {array.tolist()}: give {wanted}.")
     return array
-
-
-def _kinds(space: Space) -> tuple[str, str]:
-    """NumPy's letters for the kinds of numbers that a space takes, and their names."""
-    if isinstance(space, Image):
-        return "u", "uint8 from 0 to 255"
-    if isinstance(space, Continuous):
-        return "fiub", "numbers"
-    tops = sorted({space.low + count - 1 for count in space.classes})
-    return "iub", f"whole numbers from {space.low} to {' or '.join(map(str, tops))}"
 
 
 def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -> Any:
@@ -223,7 +218,6 @@ def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -
 
 
 def _written(actions: Mapping[NestedKey, Tensor], one: bool) -> Any:
-    """Actions ``[N, ...]`` by key as the environment takes them."""
     written: dict[str, Any] = {}
     for key, value in actions.items():
         array = (value[0] if one else value).cpu().numpy().copy()  # the memory may be that of the latents

@@ -32,7 +32,6 @@ class Size:
 
     @classmethod
     def named(cls, name: str) -> Size:
-        """Read ``configs/size/<name>.yaml``."""
         folder = resources.files("dreamer_torchrl.configs").joinpath("size")
         file = folder.joinpath(f"{name}.yaml")
         if not file.is_file():

@@ -19,10 +19,7 @@ OUTPUTS = ("next_belief", "next_state", "action")
 
 
 class NativeRSSM(RSSM):
-    """An `RSSM` that acts by a kernel."""
-
     def act(self, actor: Actor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `RSSM.act`."""
         step = vars(self).setdefault("_acting", ActingStep())
         if torch.is_grad_enabled() or not fits(inputs[0]) or not step.takes(self, actor, *inputs[:5]):
             return super().act(actor, *inputs)
@@ -30,8 +27,6 @@ class NativeRSSM(RSSM):
 
 
 class ActingStep(Collected):
-    """From what is seen to the next belief, state and action, both drawn."""
-
     _of: tuple[RSSM, Actor] | None = None
 
     def takes(self, rssm: RSSM, actor: Actor, *inputs: Tensor) -> bool:
@@ -57,7 +52,6 @@ class ActingStep(Collected):
         return self._known[1] is not None and self._dtype == inputs[0].dtype
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``[N, E]``, ``[N, A]``, ``[N, 1]``, ``[N, D]``, ``[N, S, K]`` and noise to belief, state and action."""
         (rssm, actor), (encoded, action, is_init, *others) = self._of, inputs
         rows, dtype = len(encoded), encoded.dtype
         shapes = (rssm.belief_size,), (rssm.stochastic, rssm.classes), (actor.space.size,)

@@ -10,16 +10,10 @@ from dreamer_torchrl.kernels.layer import NativeHiddenLayer, NativeLinear, Nativ
 from dreamer_torchrl.kernels.rowwise import NativeNormSilu, NativeTwoHotCrossEntropy, NativeTwoHotHead
 from dreamer_torchrl.kernels.sequence import NativeImagineRollout, NativeObserveSequence
 
-OPERATORS = {each.__base__: each for each in (FastImageStage, FastPixelError, FastPixelStage, FastUpsampleStage)}
+OPERATORS = (FastImageStage, FastPixelError, FastPixelStage, FastUpsampleStage)
 """Of torch's own operations: they need no compiler."""
-
-IN_C = {
-    each.__base__: each
-    for each in (
-        *(NativeLinear, NativeHiddenLayer, NativeMLP, NativeNormSilu, NativeTwoHotHead, NativeTwoHotCrossEntropy),
-        *(NativeObserveSequence, NativeImagineRollout, NativeRSSM),
-    )
-}
+IN_C = (NativeLinear, NativeHiddenLayer, NativeMLP, NativeNormSilu, NativeTwoHotHead, NativeTwoHotCrossEntropy)
+IN_C += (NativeObserveSequence, NativeImagineRollout, NativeRSSM)
 
 
 def attach(root: nn.Module, native: bool = True) -> None:
@@ -28,13 +22,13 @@ def attach(root: nn.Module, native: bool = True) -> None:
     A part of a user's own class, even one that inherits from ours, is left as it is.
     """
     detach(root)
-    table = OPERATORS | IN_C if native else OPERATORS
+    faster = {each.__base__: each for each in (OPERATORS + IN_C if native else OPERATORS)}
     for module in root.modules():
-        module.__class__ = table.get(type(module), type(module))
+        module.__class__ = faster.get(type(module), type(module))
 
 
 def detach(root: nn.Module) -> None:
     """Undo `attach`: all parts compute by plain operations."""
-    plain = {fast: base for base, fast in (OPERATORS | IN_C).items()}
     for module in root.modules():
-        module.__class__ = plain.get(type(module), type(module))
+        if type(module) in OPERATORS + IN_C:
+            module.__class__ = type(module).__base__

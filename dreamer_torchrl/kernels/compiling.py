@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -24,10 +25,8 @@ COMMON = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-shared", "-
 FLAGS = {torch.float32: COMMON, torch.float64: (*COMMON, "-DDOUBLE")}
 """Of the compiler, for each precision that the kernels compute in."""
 COMPILERS = ("cc", "gcc", "clang")
-SECONDS = 300
-"""More than any compiler needs."""
-KEPT = 16
-"""Libraries in the cache, the newest: those of other versions, compilers and processors that share a home."""
+SECONDS = 300  # more than any compiler needs
+KEPT = 16  # newest libraries in the cache: those of other versions, compilers and processors that share a home
 
 
 class NotBuilt(RuntimeError):
@@ -45,13 +44,14 @@ def why_not(dtype: torch.dtype) -> str | None:
     try:
         library(dtype)
     except NotBuilt as error:
+        if dtype is not torch.float32:  # of which `status` tells
+            warnings.warn(f"Kernels in C do not run in {dtype}, it is slower: {error}", stacklevel=2)
         return str(error)
     return None
 
 
 @cache
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The kernels, built if need be."""
     files = (resources.files(__package__) / "csrc").iterdir()
     sources = {path.name: path.read_bytes() for path in files if path.name.endswith((".c", ".h"))}
     sources["structures.h"] = checked_header().encode()
@@ -100,14 +100,12 @@ def build(sources: dict[str, bytes], compiler: str, folder: Path, flags: Sequenc
 
 
 def fingerprint(sources: dict[str, bytes], compiler: str, flags: Sequence[str] = COMMON) -> str:
-    """Changes with the sources, the flags, the compiler and the processor."""
     parts = [*flags, compiler, str(os.stat(compiler).st_mtime_ns), platform.machine(), _processor()]
     text = "\n".join(parts).encode() + b"".join(name.encode() + sources[name] for name in sorted(sources))
     return hashlib.sha256(text).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept between processes."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # a user without a home, as in some containers

@@ -29,8 +29,6 @@ CHUNK_BYTES = 8 * 2**20  # of the largest tensor computed at a time: small enoug
 
 
 class FastImageStage(ImageStage):
-    """An `ImageStage` by an operator."""
-
     def forward(self, x: Tensor) -> Tensor:
         if not trains_here(x):
             return super().forward(x)
@@ -39,8 +37,6 @@ class FastImageStage(ImageStage):
 
 
 class FastUpsampleStage(UpsampleStage):
-    """An `UpsampleStage` by an operator."""
-
     def forward(self, x: Tensor) -> Tensor:
         if not trains_here(x):
             return super().forward(x)
@@ -48,8 +44,6 @@ class FastUpsampleStage(UpsampleStage):
 
 
 class FastPixelStage(PixelStage):
-    """A `PixelStage` by an operator."""
-
     def forward(self, x: Tensor) -> Tensor:
         if not trains_here(x):
             return super().forward(x)
@@ -57,8 +51,6 @@ class FastPixelStage(PixelStage):
 
 
 class FastPixelError(PixelError):
-    """`PixelError` by an operator."""
-
     def forward(self, prediction: Tensor, observation: Tensor) -> Tensor:
         if not trains_here(prediction):
             return super().forward(prediction, observation)
@@ -185,8 +177,6 @@ class DoublingFunction(torch.autograd.Function):
 
 
 class PixelErrorFunction(torch.autograd.Function):
-    """`pixel_error` of ``[N, a, b, c]``."""
-
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, observation: Tensor) -> Tensor:
         ctx.save_for_backward(prediction, observation)

@@ -16,16 +16,12 @@ from dreamer_torchrl.modules.layers import MLP, HiddenLayer, Linear
 
 
 class NativeLinear(Linear):
-    """`Linear` by a kernel."""
-
     def forward(self, x: Tensor) -> Tensor:
         weights = self.weight, self.bias
         return LayerFunction.apply(x, *weights) if fits(x, *weights, width=self.in_features) else super().forward(x)
 
 
 class NativeHiddenLayer(HiddenLayer):
-    """`HiddenLayer` by a kernel."""
-
     def forward(self, x: Tensor) -> Tensor:
         weights = weights_of(self)
         if fits(x, *weights, width=self.linear.in_features):
@@ -45,7 +41,6 @@ class NativeMLP(MLP):
 
 
 def weights_of(layer: HiddenLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, bias and scale."""
     return layer.linear.weight, layer.linear.bias, layer.after.norm.weight
 
 
@@ -76,7 +71,6 @@ class HiddenLayers(Collected):
     """`HiddenLayer` after `HiddenLayer` in one call, without gradients."""
 
     def __call__(self, x: Tensor, weights: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """``[..., in]`` and of each layer weight, bias and scale, to ``[..., out]``."""
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], len(weights[-1][1]))
         addresses = [tensor.data_ptr() for layer in weights for tensor in layer]

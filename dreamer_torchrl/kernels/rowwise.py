@@ -18,23 +18,17 @@ TILE = 256
 
 
 class NativeNormSilu(NormSilu):
-    """`NormSilu` by a kernel."""
-
     def forward(self, x: Tensor) -> Tensor:
         scale = self.norm.weight
         return NormSiluFunction.apply(x, scale) if fits(x, scale, width=self.size) else super().forward(x)
 
 
 class NativeTwoHotHead(TwoHotHead):
-    """A `TwoHotHead` that predicts by a kernel."""
-
     def mean(self, logits: Tensor) -> Tensor:
         return TwoHotMean.apply(logits, self.bins) if fits(logits) else super().mean(logits)
 
 
 class NativeTwoHotCrossEntropy(TwoHotCrossEntropy):
-    """`TwoHotCrossEntropy` by a kernel."""
-
     def forward(self, logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:
         logits, batch = full_precision(logits), logits.shape[:-1]
         if not fits(logits) or not batch or targets.shape[:-1] != batch:
@@ -44,8 +38,6 @@ class NativeTwoHotCrossEntropy(TwoHotCrossEntropy):
 
 
 class NormSiluFunction(torch.autograd.Function):
-    """``silu(norm(x) * scale)`` of ``[..., D]`` and ``[D]``."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
         x, scale = x.contiguous(), scale.contiguous()
@@ -61,7 +53,6 @@ class NormSiluFunction(torch.autograd.Function):
 
 
 def norm_silu_backward(d_y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of x and scale from that of what comes out."""
     d_x, rows = torch.empty_like(x), x.numel() // x.shape[-1]
     d_scales = x.new_zeros(-(-rows // TILE), x.shape[-1])
     _call_norm("norm_silu_backward_rows", x, scale, d_y=d_y.contiguous(), d_x=d_x, d_scales=d_scales)
@@ -69,11 +60,7 @@ def norm_silu_backward(d_y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, T
 
 
 class TwoHotLoss(torch.autograd.Function):
-    """Weighted sum of cross entropies to the two bins around each target.
-
-    Logits ``[N, bins]``, bins ``[bins]``, targets ``[N, M]`` and M weights to ``[N]``; the gradient flows to the
-    logits alone.
-    """
+    """`two_hot_cross_entropy` of logits ``[N, bins]``, bins ``[bins]``, targets ``[N, M]`` and M weights: ``[N]``."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...]) -> Tensor:
@@ -118,8 +105,6 @@ class TwoHotMean(torch.autograd.Function):
 
 def _call_norm(name: str, x: Tensor, scale: Tensor, **tensors: Tensor) -> None:
     width = x.shape[-1]
-    if scale.shape != (width,):
-        raise ValueError(f"A norm over {width} numbers got a scale of shape {list(scale.shape)}: they must fit.")
     call(name, x.dtype, rows=x.numel() // width, width=width, tile=TILE, x=x, scale=scale, **tensors)
 
 

@@ -1,13 +1,13 @@
 """The loops of `rollout.py` by the kernels in C: same inputs, same outputs, same gradients, for the CPU.
 
-Backwards, only the gradient of belief and state goes step by step; those of the weights are one product each over all
-steps at the end.
+Backwards, only the gradient of belief and state goes step by step; the weights' are products over all steps at the end.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple
+from collections import namedtuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,15 +22,11 @@ from dreamer_torchrl.modules.split import SplitRSSM, StepWeights, product_of
 
 
 class NativeObserveSequence(ObserveSequence):
-    """`ObserveSequence` with its loop in a kernel."""
-
     def loop(self, encoded: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return native_observe(self.rssm, encoded, *inputs) if fits(encoded) else super().loop(encoded, *inputs)
 
 
 class NativeImagineRollout(ImagineRollout):
-    """`ImagineRollout` with its loop in a kernel."""
-
     def loop(self, belief: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         if fits(belief) and actor_fits(self.actor):
             return native_imagine(self.rssm, self.actor, belief, *inputs)
@@ -42,34 +38,19 @@ def observe_weights(split: SplitRSSM) -> StepWeights:
     return StepWeights(*(weight.to(split.dtype) for weight in split.step))
 
 
-class LoopTensors(NamedTuple):
-    """Inputs, outputs and what the backward pass needs beside them: ``[B, T, ...]``, but the start ``[B, ...]``."""
+LoopTensors = namedtuple(
+    "LoopTensors",
+    "kept action_share encoded_share noise belief state beliefs states logits "
+    "inner recurrent mixed hidden gates posterior_inner posterior_hidden probs",
+)
+"""Inputs, outputs and what the backward pass needs beside them: ``[B, T, ...]``, but the start ``[B, ...]``."""
 
-    kept: Tensor
-    action_share: Tensor
-    encoded_share: Tensor
-    noise: Tensor
-    belief: Tensor
-    state: Tensor
-    beliefs: Tensor
-    states: Tensor
-    logits: Tensor
-    inner: Tensor
-    recurrent: Tensor
-    mixed: Tensor
-    hidden: Tensor
-    gates: Tensor
-    posterior_inner: Tensor
-    posterior_hidden: Tensor
-    probs: Tensor
 
-    @classmethod
-    def of(cls, sizes: ctypes.Structure, *inputs: Tensor) -> LoopTensors:
-        """With inputs and room for the rest."""
-        h, d, s = sizes.hidden, sizes.belief, sizes.variables * sizes.classes
-        widths = (d, s, s, 2 * h, 2 * h, d, d, 3 * d, h, h, s)
-        batch = inputs[0].shape[:2]
-        return cls(*(x.contiguous() for x in inputs), *(inputs[0].new_empty(*batch, width) for width in widths))
+def with_room(sizes: ctypes.Structure, *inputs: Tensor) -> LoopTensors:
+    """Inputs and room for the rest."""
+    h, d, s = sizes.hidden, sizes.belief, sizes.variables * sizes.classes
+    widths, batch = (d, s, s, 2 * h, 2 * h, d, d, 3 * d, h, h, s), inputs[0].shape[:2]
+    return LoopTensors(*(x.contiguous() for x in inputs), *(inputs[0].new_empty(*batch, width) for width in widths))
 
 
 class NativeObserve(torch.autograd.Function):
@@ -77,8 +58,7 @@ class NativeObserve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sizes: ctypes.Structure, unimix: float, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The inputs of `LoopTensors` and the weights."""
-        x, w = LoopTensors.of(sizes, *tensors[:6]), StepWeights(*tensors[6:])
+        x, w = with_room(sizes, *tensors[:6]), StepWeights(*tensors[6:])
         call("observe", x.kept.dtype, **_observe_arguments(sizes, unimix, x, w))
         ctx.sizes, ctx.unimix = sizes, unimix
         ctx.save_for_backward(*x, *w)
@@ -87,7 +67,6 @@ class NativeObserve(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_beliefs: Tensor, d_states: Tensor, d_logits: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of shares, start and weights."""
         saved, sizes = ctx.saved_tensors, ctx.sizes
         x, w = LoopTensors(*saved[:17]), StepWeights(*saved[17:])
         d_logits = d_logits.clone(memory_format=torch.contiguous_format)  # the states' share is added
@@ -109,10 +88,9 @@ class NativeObserve(torch.autograd.Function):
             d_state=d_state,
             d_scales=scales,
         )
-        before = (
-            torch.cat([x.belief.unsqueeze(1), x.beliefs[:, :-1]], 1) * x.kept
-        )  # [B, T, D], each step's masked start
-        before_state = torch.cat([x.state.unsqueeze(1), x.states[:, :-1]], 1) * x.kept  # [B, T, S*K]
+        # Each step's masked start, [B, T, D] and [B, T, S*K]
+        before = torch.cat([x.belief.unsqueeze(1), x.beliefs[:, :-1]], 1) * x.kept
+        before_state = torch.cat([x.state.unsqueeze(1), x.states[:, :-1]], 1) * x.kept
         d_belief_in, d_state_in = d_inner.split(sizes.hidden, -1)  # [B, T, hidden]
         widths = [sizes.hidden, sizes.hidden, sizes.belief, sizes.hidden]
         belief_scale, state_scale, mix_scale, posterior_scale = scales.sum(0).split(widths)
@@ -152,10 +130,7 @@ def native_observe(
 def native_imagine(
     rssm: RSSM, actor: Actor, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `imagine` gives under an actor, on tensors that `fits` says yes to.
-
-    Features ``[N, H + 1, F]`` and flat actions ``[N, H + 1, A]``, the last of them zero.
-    """
+    """What `ImagineRollout.loop` gives, on tensors that `fits` says yes to."""
     split, dtype = SplitRSSM(rssm, belief.dtype), belief.dtype
     weights = observe_weights(split)
     rows, time = noise.shape[:2]

@@ -16,7 +16,6 @@ from dreamer_torchrl.modules.split import CastLayer
 
 
 def sizes_of(rssm: RSSM) -> ctypes.Structure:
-    """`Sizes`: the numbers that a loop needs."""
     return STRUCTURES["Sizes"](rssm.belief_size, rssm.core.hidden, rssm.stochastic, rssm.classes, rssm.core.blocks)
 
 
@@ -52,7 +51,6 @@ def actor_fits(actor: Actor) -> bool:
 
 
 def actor_of(actor: Actor, dtype: torch.dtype) -> ctypes.Structure:
-    """`ActorWeights`: the actor and what it draws."""
     heads = [layer_of(head.weight.to(dtype), head.bias.to(dtype)) for part in actor.heads for head in part.values()]
     parts, options = actor.space.parts, actor.distribution_options
     return made(

@@ -55,7 +55,6 @@ class CudaGraphs:
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
     def event(self) -> torch.cuda.Event:
-        """An event that the current stream can record."""
         return torch.cuda.Event()
 
 
@@ -84,13 +83,10 @@ class CapturedUpdate:
     """`Learner.step` for batches of one form, as one graph.
 
     What the graph fixes: the form of the batch, the numbers of the hyperparameters and of the optimizer's options (not
-    those that are tensors), and the memory of all that is learned; `load_state_dict` copies into that.
-
-    Args:
-        learner: a `Learner`, or what has its ``step``, ``zero_grad``, ``state_dict``, ``generator`` and ``optimizer``;
-            a step reads no value back, copies nothing from the host, and changes its state in place.
-        batch: an example, with values that an update can digest.
-        graphs: how to capture, which changes nothing of the state.
+    those that are tensors), and the memory of all that is learned; `load_state_dict` copies into that. The capture,
+    with an example batch, changes nothing of the state. The learner may be anything with a `Learner`'s ``step``,
+    ``zero_grad``, ``state_dict``, ``generator`` and ``optimizer``; its step reads no value back, copies nothing from
+    the host, and works in place.
     """
 
     def __init__(self, learner: Any, batch: TensorDictBase, graphs: CudaGraphs):

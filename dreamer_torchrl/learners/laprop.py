@@ -71,10 +71,9 @@ class LaProp(torch.optim.Optimizer):
         # The state exists before the first step: made inside a captured graph, each replay would set it to zero again.
         for param in group["params"]:
             if param.dtype not in (torch.float32, torch.float64):
-                raise ValueError(
-                    f"LaProp cannot update a parameter of {param.dtype}: most steps would be rounded away. "
-                    "Keep parameters in float32 and compute in lower precision, for example under torch.autocast."
-                )
+                remedy = "Keep parameters in float32 and compute in lower precision, for example under torch.autocast."
+                fault = f"a parameter of {param.dtype}: most steps would be rounded away"
+                raise ValueError(f"LaProp cannot update {fault}. {remedy}")
             self.state[param] = {
                 # float32 counts to 2^24, and by then both corrections have long been 1.
                 "step": torch.zeros((), dtype=torch.float32, device=param.device if group["capturable"] else "cpu"),
@@ -92,10 +91,9 @@ class LaProp(torch.optim.Optimizer):
             for name, slot in slots.items():
                 if name not in saved or saved[name].shape != slot.shape:
                     found = f"has shape {tuple(saved[name].shape)}" if name in saved else "is missing"
-                    raise ValueError(
-                        f"state_dict does not fit: {name!r} of parameter {i}, of shape {tuple(param.shape)}, {found}. "
-                        "Load the state of a LaProp over the same parameters in the same order."
-                    )
+                    fault = f"{name!r} of parameter {i}, of shape {tuple(param.shape)}, {found}"
+                    remedy = "Load the state of a LaProp over the same parameters in the same order."
+                    raise ValueError(f"state_dict does not fit: {fault}. {remedy}")
         super().load_state_dict(state_dict)
         for group, options in zip(self.param_groups, here, strict=True):
             lr = float(group["lr"])
@@ -108,7 +106,6 @@ class LaProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Update all parameters that have a gradient. Returns what `closure` returns, if there is one."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
         self._update(None)
@@ -145,14 +142,6 @@ def _foreach_norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(norms.split([len(split) for split in parts])))
 
 
-def _factors(n: Tensor, like: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What update number `n` multiplies `nu` and `mu` with: bias corrections and warm-up."""
-    n = n.double()  # in float32, 1 - 0.999^1 keeps four digits
-    beta1, beta2 = group["betas"]
-    lr = group["lr"] * ((n - 1) / group["warmup"]).clamp(max=1) if group["warmup"] else group["lr"]
-    return (1 / (1 - beta2**n)).to(like), (lr / (1 - beta1**n)).to(like)
-
-
 def _update_foreach(
     params: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any], where: Tensor | None
 ) -> None:
@@ -161,16 +150,16 @@ def _update_foreach(
     steps, mus, nus = ([state[name] for state in states] for name in ("step", "mu", "nu"))
     grads = [param.grad for param in params]
     zero = params[0].new_zeros(())  # a number would become a tensor each time
-
     one = 1 if where is None else where.to(steps[0])  # on the device where the number is
     torch._foreach_add_(steps, one if where is None else [one] * len(steps))  # a single tensor would be read back
-    nu_factors, mu_factors = _factors(torch.stack(steps), params[0], group)  # [P], [P]
-    mu_factors = _where(where, mu_factors, 0)
+    n = torch.stack(steps).double()  # [P]; in float32, 1 - 0.999^1 keeps four digits
+    lr = group["lr"] * ((n - 1) / group["warmup"]).clamp(max=1) if group["warmup"] else group["lr"]
+    nu_factors = (1 / (1 - beta2**n)).to(zero)  # [P]
+    mu_factors = _where(where, (lr / (1 - beta1**n)).to(zero), 0)  # [P]
 
     limits = group["clip"] * _foreach_norm(params).clamp(min=group["clip_floor"])  # [P]
     excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
     updates = [_where(where, update, zero) for update in torch._foreach_div(grads, excess.unbind())]
-
     torch._foreach_mul_(nus, beta2 if where is None else torch.where(where, zero + beta2, 1.0))
     torch._foreach_addcmul_(nus, updates, updates, 1 - beta2)
     scales = torch._foreach_mul(nus, nu_factors.unbind())

@@ -76,9 +76,8 @@ class Learner:
             self.loss.add(loss)
         loss = self.loss
         self.world_model_loss, self.actor_loss, self.value_loss = loss.world_model, loss.actor, loss.value
-        for module in (agent, *self.actor_loss.networks, loss):
-            if module is not None:
-                attach(module, self.native)
+        for module in (agent, *self.actor_loss.networks.values(), loss):
+            attach(module, self.native)
         extra = self.loss.extra_modules.named_parameters("extra_losses")
         self.trained = dict(agent.named_parameters()) | {
             name: parameter for name, parameter in extra if not any(parameter is own for own in agent.parameters())
@@ -86,10 +85,9 @@ class Learner:
         self.optimizer = (optimizer or self.make_optimizer)(self.trained.values())
         capturable = self.device.type == "cuda" and hasattr(self.optimizer, "step_where")
         if cuda_graph and not capturable:
-            raise ValueError(
-                f"cuda_graph=True, but the agent is on {self.device} and its optimizer a "
-                f"{type(self.optimizer).__name__}: it takes a GPU and an optimizer with step_where, such as LaProp."
-            )
+            found = f"the agent is on {self.device} and its optimizer a {type(self.optimizer).__name__}"
+            remedy = "it takes a GPU and an optimizer with step_where, such as LaProp."
+            raise ValueError(f"cuda_graph=True, but {found}: {remedy}")
         self.must_capture, self.cuda_graph = bool(cuda_graph), capturable if cuda_graph is None else cuda_graph
         self.slow_update = SlowUpdate(self.value_loss, self.hyperparameters.slow_rate)
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -99,7 +97,6 @@ class Learner:
         return make_losses(self.agent, self.hyperparameters, compile, self.priorities)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> LaProp:
-        """The official optimizer."""
         h, on_gpu = self.hyperparameters, self.device.type == "cuda"
         rate = torch.tensor(h.learning_rate, dtype=torch.float64, device=self.device) if on_gpu else h.learning_rate
         options = {"warmup": h.warmup, "capturable": on_gpu, "native": self.native}
@@ -108,16 +105,14 @@ class Learner:
     def update(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
         """Learn from steps ``[B, context + T]``; returns metrics and latents ``[B, T]`` to write back to the replay.
 
-        Metrics are 0-dim tensors, latents ``belief`` and the class indices of ``state``. Where a loss or a gradient is
-        not finite, the metric ``finite`` is 0 and nothing that is learned changes.
+        Where a loss or a gradient is not finite, the metric ``finite`` is 0 and nothing that is learned changes.
         """
         check_steps(batch, self._spaces(batch))
         device = next(self.agent.parameters()).device
         if device != self.device:
-            raise RuntimeError(
-                f"The agent was moved from {self.device} to {device} after its Learner was built: the optimizer and "
-                "the target critic stayed. Move the agent first, then build the Learner and load its state_dict."
-            )
+            fault = f"The agent was moved from {self.device} to {device} after its Learner was built"
+            remedy = "Move the agent first, then build the Learner and load its state_dict."
+            raise RuntimeError(f"{fault}: the optimizer and the target critic stayed. {remedy}")
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             outcome = self._update_captured(batch) if self.cuda_graph else self.step(batch.to(self.device))
         self.gradient_norms = outcome.gradient_norms
@@ -128,16 +123,12 @@ class Learner:
         self.zero_grad()
         normalizer = list(self.actor_loss.normalizer.buffers())
         before = [buffer.clone() for buffer in normalizer]
-
-        # Gradients
         losses, data = self.losses(batch, self.draw_noise(*batch.shape))
         objective = total(losses)
         objective.backward()
         self.with_gradient = [name for name, parameter in self.trained.items() if parameter.grad is not None]
         norms = torch.stack(torch._foreach_norm([self.trained[name].grad for name in self.with_gradient]))  # [P]
         finite = norms.isfinite().all() & objective.detach().isfinite()
-
-        # Update
         if hasattr(self.optimizer, "step_where"):
             self.optimizer.step_where(finite)
         elif finite:
@@ -145,8 +136,6 @@ class Learner:
         self.slow_update.step(where=finite)
         for now, then in zip(normalizer, before, strict=True):
             now.copy_(torch.where(finite, now, then))
-
-        # Outcome
         metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
         belief, state = data["belief"].detach(), data["state"].detach()
         latents = {"belief": belief.float(), "state": self.agent.rssm.latent.pack(state)}
@@ -156,7 +145,6 @@ class Learner:
         return Outcome(metrics, TensorDict(latents, batch_size=data.batch_size), norms)
 
     def zero_grad(self) -> None:
-        """Reset all gradients, also stale ones."""
         for parameter in self.trained.values():
             parameter.grad = None
 
@@ -184,7 +172,6 @@ class Learner:
         return "gradient of " + ", ".join(self.with_gradient[index] for index in bad[:5])
 
     def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:
-        """Keys that a batch must have."""
         rssm = self.agent.rssm
         spaces = self.agent.spaces | self.agent.action_space.spaces | {"reward": Continuous((1,))}
         spaces |= dict.fromkeys(("is_init", "terminated", "done"), FLAG)
@@ -242,7 +229,6 @@ def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None
 
 
 def total(losses: TensorDictBase) -> torch.Tensor:
-    """The objective: the sum of all ``loss_*``."""
     return sum(value for key, value in losses.items() if key.startswith("loss_"))
 
 

@@ -7,9 +7,9 @@ import shutil
 import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
@@ -24,11 +24,17 @@ from dreamer_torchrl.objectives.world_model import SCALES, WorldModelLoss
 
 def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorities: bool = False) -> DreamerLoss:
     """The three losses over an agent's networks; with ``compile``, these and one step of each loop are fused."""
+
+    def same(*names: str) -> dict[str, Any]:
+        return {name: getattr(h, name) for name in names}
+
     networks = [agent.encoder, agent.decoder, agent.actor, agent.reward, agent.continuation, agent.value]
     observe, imagine = ObserveSequence(agent.rssm), ImagineRollout(agent.rssm, agent.actor, h.imagination_length)
     if compile:
         observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
-        networks = [compiled_twin(network) for network in networks]
+        networks = [copy.copy(network) for network in networks]  # of the same parameters; acting stays uncompiled
+        for network in networks:
+            network.compile()
     encoder, decoder, actor, reward, continuation, value = networks
     reward = reward.tensordict_module(out_keys=("reward_logits", "predicted_reward"))
     continuation, value = continuation.tensordict_module(), value.tensordict_module()
@@ -41,18 +47,13 @@ def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorit
         agent.spaces,
         agent.action_space,
         agent.rssm.latent,
-        context=h.context,
-        free_nats=h.free_nats,
-        horizon=h.horizon,
-        discount_in_continue=h.discount_in_continue,
-        reward_grad=h.reward_grad,
+        **same("context", "free_nats", "horizon", "discount_in_continue", "reward_grad"),
         scales={term: getattr(h, f"{term}_scale") for term in SCALES},
         priorities=priorities,
     )
     value_loss = ValueLoss(
         value,
-        slow_scale=h.slow_scale,
-        horizon=h.horizon,
+        **same("slow_scale", "horizon"),
         return_lambda=h.replay_lambda,
         replay_grad=h.replay_value_grad,
         scale=h.value_scale,
@@ -65,21 +66,11 @@ def make_losses(agent: Agent, h: Hyperparameters, compile: bool = False, priorit
         continuation,
         value,
         slow_value=value_loss.slow_value() if h.slow_target else None,
-        horizon=h.horizon,
-        discount_in_continue=h.discount_in_continue,
-        return_lambda=h.return_lambda,
-        entropy_scale=h.entropy_scale,
+        **same("horizon", "discount_in_continue", "return_lambda", "entropy_scale"),
         scale=h.actor_scale,
         normalizer=ReturnNormalizer(h.return_percentiles, h.return_rate, h.return_limit),
     )
     return DreamerLoss(world_model_loss, actor_loss, value_loss).to(next(agent.parameters()).device)
-
-
-def compiled_twin(network: nn.Module) -> nn.Module:
-    """The same network, compiled: parameters are shared, and acting with the first one stays uncompiled."""
-    twin = copy.copy(network)
-    twin.compile()
-    return twin
 
 
 def can_compile(device: torch.device) -> bool:

@@ -15,11 +15,8 @@ class LearnerStepper(OptimizationStepper):
     """An optimization step of TorchRL's `Trainer` that is one update of a `Learner`.
 
     Hooks of the trainer store steps and sample batches ``[B, context + T]``. The trainer gets
-    ``loss_module=learner.loss`` and no optimizer, which the learner has.
-
-    Args:
-        learner: what updates.
-        refresh: called with each batch and its new latents ``[B, T]``, to write them back to the replay.
+    ``loss_module=learner.loss`` and no optimizer, which the learner has. ``refresh`` is called with each batch and its
+    new latents ``[B, T]``, to write them back to the replay.
     """
 
     def __init__(self, learner: Learner, refresh: Callable[[TensorDictBase, TensorDict], None] | None = None):

@@ -23,9 +23,7 @@ from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 class ActionSpace:
     """All keys of an action, read off its spec: how they lie in the flat action, its noise and its parameters.
 
-    Args:
-        spec: one leaf or a `Composite` of leaves.
-        batch: batch dimensions of the environment, which a leaf has in front and cannot tell from its own.
+    The spec is one leaf or a `Composite`; ``batch`` is the environment's, which a leaf cannot tell from its own.
 
     Example:
         >>> from torchrl.data import Bounded, Categorical, Composite
@@ -47,11 +45,11 @@ class ActionSpace:
         self.parameter_size = sum(self.parameter_sizes)
 
     def flatten(self, values: Mapping[NestedKey, Tensor]) -> Tensor:
-        """Turn the environment's action keys into the flat action ``[..., A]``."""
+        """The environment's action keys as the flat action ``[..., A]``."""
         return _joined([space.flatten(values[key]) for key, space in self.spaces.items()])
 
     def restore(self, flat: Tensor) -> dict[NestedKey, Tensor]:
-        """Turn a flat action into the environment's action keys."""
+        """Undo `flatten`."""
         parts = flat.split([space.size for space in self.spaces.values()], -1)
         return {key: space.restore(part) for (key, space), part in zip(self.spaces.items(), parts, strict=True)}
 
@@ -67,9 +65,7 @@ class ActionSpace:
 class ActionDistribution(Draw):
     """Distribution over flat actions: one `OneHotDist` or `BoundedNormal` per part, independent of each other.
 
-    Args:
-        parameters: ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``.
-        space: which part is what.
+    Parameters are ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``.
     """
 
     def __init__(
@@ -77,13 +73,13 @@ class ActionDistribution(Draw):
     ):
         self.parameters = full_precision(parameters)
         self.space = space
-        self.parts: list[OneHotDist | BoundedNormal] = []
         chunks = self.parameters.split(space.parameter_sizes, -1)
-        for (count, classes), part in zip(space.parts, chunks, strict=True):
-            if classes:
-                self.parts.append(OneHotDist(part.unflatten(-1, (count, classes)), unimix))
-            else:
-                self.parts.append(BoundedNormal(*part.chunk(2, -1), min_std, max_std))
+        self.parts: list[OneHotDist | BoundedNormal] = [
+            OneHotDist(part.unflatten(-1, pair), unimix)
+            if pair[1]
+            else BoundedNormal(*part.chunk(2, -1), min_std, max_std)
+            for pair, part in zip(space.parts, chunks, strict=True)
+        ]
         super().__init__(parameters.shape[:-1], torch.Size((space.size,)), validate_args=False)
 
     @property
@@ -145,13 +141,15 @@ class Actor(nn.Module, AsTensorDictModule):
             self.heads.append(nn.ModuleDict({name: Linear(units, part.size, scale=0.01) for name in names}))
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Take features in one or more parts ``[..., F_i]``; give ``[..., parameter_size]``."""
+        """Features in one or more parts ``[..., F_i]`` to ``[..., parameter_size]``."""
         hidden = self.mlp(joined_features(features))
         return _joined([head(hidden) for heads in self.heads for head in heads.values()])
 
     def distribution(self, parameters: Tensor) -> ActionDistribution:
-        """The distribution that the parameters stand for."""
         return ActionDistribution(parameters, **self.distribution_options)
+
+    def act(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.distribution(self(features)).sample(noise)
 
     def probabilistic_module(
         self, in_keys: tuple[NestedKey, ...] = ("features",), action_key: NestedKey = "action"

@@ -49,7 +49,6 @@ class Decoder(nn.Module, AsTensorDictModule):
             self.image = ImageDecoder(belief_size, state_size, sides, units, depth)
 
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Take ``[..., F]``; give one prediction per key, in the order of ``out_keys``."""
         predictions = {}
         hidden = self.vector(features) if self.vector_keys else None
         for key, head in zip(self.vector_keys, self.vector_heads, strict=True):
@@ -73,9 +72,8 @@ class ImageDecoder(nn.Module):
         height, width, channels = sides
         sizes = [depth * stage for stage in STAGES]  # of the encoder's stages, walked backwards here
         if sizes[-1] % BLOCKS:
-            raise ValueError(
-                f"depth={depth} gives {sizes[-1]} channels, no multiple of {BLOCKS}: choose an even depth."
-            )
+            found = f"{sizes[-1]} channels, no multiple of {BLOCKS}"
+            raise ValueError(f"depth={depth} gives {found}: choose an even depth.")
         self.belief_size = belief_size
         self.smallest = (height // 16, width // 16, sizes[-1])
         self.from_belief = BlockLinear(belief_size, prod(self.smallest), BLOCKS)
@@ -94,7 +92,6 @@ class ImageDecoder(nn.Module):
 
 
 def reconstruction_key(key: NestedKey) -> NestedKey:
-    """Where the reconstruction of an observation key stands."""
     return unravel_key(("reconstruction", key))
 
 

@@ -58,7 +58,7 @@ def two_hot_bins(count: int = 255) -> Tensor:
 
 
 class Draw(Distribution):
-    """A distribution whose draw is a pure function of noise, which it makes itself (`_noise`) if none is given."""
+    """A distribution whose draw is a pure function of noise (`_draw`), which it makes (`_noise`) if none is given."""
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
@@ -68,7 +68,6 @@ class Draw(Distribution):
         return self._draw(noise if isinstance(noise, Tensor) else self._noise(tuple(noise or ())))
 
     def sample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Draw without gradient."""
         return self.rsample(noise).detach()  # no_grad would cache probabilities without gradient
 
     @property
@@ -76,19 +75,11 @@ class Draw(Distribution):
         """The mode, under the name by which TorchRL asks for it."""
         return self.mode
 
-    def _draw(self, noise: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _noise(self, shape: tuple[int, ...]) -> Tensor:
-        raise NotImplementedError
-
 
 class OneHotDist(Draw):
     """Independent variables with one of K classes each, straight-through samples.
 
-    Args:
-        logits: ``[..., S, K]``; the event is ``[S, K]``, noise is ``[..., S]``.
-        unimix: share of the uniform distribution.
+    Logits are ``[..., S, K]``, the event is ``[S, K]``, noise is ``[..., S]``.
     """
 
     def __init__(self, logits: Tensor, unimix: float = 0.01):
@@ -128,9 +119,7 @@ class OneHotDist(Draw):
 class BoundedNormal(Draw):
     """Diagonal normal with mean in [-1, 1] and deviation in [``min_std``, ``max_std``]; samples are not clipped.
 
-    Args:
-        loc: raw mean ``[..., A]``, goes through tanh.
-        scale: raw deviation ``[..., A]``, goes through a sigmoid; noise is ``[..., A]``.
+    Raw means ``[..., A]`` go through tanh, raw deviations through a sigmoid; noise is ``[..., A]``.
     """
 
     mean = stddev = None  # in place of torch's properties
@@ -159,12 +148,7 @@ class BoundedNormal(Draw):
 
 
 class TwoHotDist(Distribution):
-    """A number as a distribution over bins; ``mean`` is the prediction.
-
-    Args:
-        logits: ``[..., bins]``; the event is ``[1]``.
-        bins: the bins' values, those of `two_hot_bins` if left out.
-    """
+    """A number as a distribution over bins, of logits ``[..., bins]``; ``mean`` is the prediction ``[..., 1]``."""
 
     def __init__(self, logits: Tensor, bins: Tensor | None = None):
         self.logits = full_precision(logits)
@@ -219,3 +203,7 @@ class BernoulliDist(Independent):
 
     def __init__(self, logits: Tensor):
         super().__init__(Bernoulli(logits=full_precision(logits), validate_args=False), 1, validate_args=False)
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.base_dist.logits > 0).to(self.base_dist.logits)  # torch's own is nan at a logit of 0

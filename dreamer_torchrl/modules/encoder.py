@@ -72,7 +72,6 @@ class Encoder(nn.Module, AsTensorDictModule):
 
 
 def split_keys(spaces: Spaces) -> tuple[list[NestedKey], list[NestedKey]]:
-    """Sort keys into those of vectors and those of images."""
     images = [key for key, space in spaces.items() if isinstance(space, Image)]
     return [key for key in spaces if key not in images], images
 
@@ -82,10 +81,8 @@ def stacked_sides(spaces: Spaces, keys: list[NestedKey]) -> tuple[int, int, int]
     for key in keys:
         for side, size in (("height", spaces[key].height), ("width", spaces[key].width)):
             if size % 16 or not 3 <= size // 16 <= 16:
-                raise ValueError(
-                    f"Image {key_name(key)!r} has {side} {size}: four halvings must end between 3 and 16, "
-                    "so resize it to a multiple of 16 between 48 and 256."
-                )
+                remedy = "four halvings must end between 3 and 16, so resize it to a multiple of 16 between 48 and 256."
+                raise ValueError(f"Image {key_name(key)!r} has {side} {size}: {remedy}")
     sides = {(spaces[key].height, spaces[key].width) for key in keys}
     if len(sides) > 1:
         listed = ", ".join(f"{key_name(key)!r} {spaces[key].height} x {spaces[key].width}" for key in keys)

@@ -11,7 +11,7 @@ from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 
 class Head(nn.Module, AsTensorDictModule):
-    """Features to logits and the prediction that they stand for."""
+    """Features to logits and the prediction that they stand for, which is `mean` of a subclass."""
 
     in_keys = ("features",)
 
@@ -24,10 +24,6 @@ class Head(nn.Module, AsTensorDictModule):
         """Features in one or more parts ``[..., F_i]`` to logits ``[..., outputs]`` and prediction ``[..., 1]``."""
         logits = full_precision(self.logits(self.mlp(joined_features(features))))
         return logits, self.mean(logits)
-
-    def mean(self, logits: Tensor) -> Tensor:
-        """The prediction ``[..., 1]`` that logits ``[..., outputs]`` stand for."""
-        raise NotImplementedError
 
 
 class TwoHotHead(Head):

@@ -76,7 +76,6 @@ def halved(x: Tensor) -> Tensor:
 
 
 def parity_convolution(conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Kernel and bias for pixels of four parities, in a precision."""
     return parity_kernels(conv.weight).to(dtype), conv.bias.to(dtype).repeat(4)
 
 

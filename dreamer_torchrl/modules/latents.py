@@ -17,11 +17,7 @@ PACKED_DTYPES = (torch.uint8, torch.int16)
 
 @dataclass(frozen=True)
 class CategoricalLatent:
-    """A state of S ``variables``, one-hot vectors of K ``classes`` each (DreamerV2 and V3), made from logits.
-
-    Args:
-        unimix: share of the uniform distribution in the probabilities.
-    """
+    """A state of S ``variables``, one-hot vectors of K ``classes`` each (DreamerV2 and V3), made from logits."""
 
     variables: int
     classes: int
@@ -29,7 +25,6 @@ class CategoricalLatent:
 
     @property
     def size(self) -> int:
-        """Numbers of a state in the features."""
         return self.variables * self.classes
 
     @property
@@ -72,7 +67,6 @@ class CategoricalLatent:
         return -(probs * probs.log()).sum((-1, -2))
 
     def as_state(self, flat: Tensor) -> Tensor:
-        """See ``[..., S*K]`` as ``[..., S, K]``."""
         return flat.unflatten(-1, (self.variables, self.classes))
 
     def features(self, belief: Tensor, state: Tensor) -> Tensor:

@@ -91,14 +91,11 @@ class RMSNorm(nn.Module):
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
-    """See `RMSNorm`."""
     y = full_precision(x)
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 class NormSilu(nn.Module):
-    """What follows every hidden layer here: norm, then silu."""
-
     def __init__(self, size: int):
         super().__init__()
         self.size = size
@@ -109,8 +106,6 @@ class NormSilu(nn.Module):
 
 
 class HiddenLayer(nn.Module):
-    """Linear, norm, silu."""
-
     def __init__(self, in_features: int, units: int):
         super().__init__()
         self.linear = Linear(in_features, units)

@@ -19,6 +19,7 @@ from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.split import MatrixInputs, SplitRSSM, StepWeights, deferred_weights, unbind_steps
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
+LATENTS_BEFORE = (("previous", "belief"), ("previous", "state"))
 Policy = Callable[[Tensor, Tensor | None], Tensor]
 """Features ``[N, F]`` and the noise of one step to a flat action ``[N, A]``."""
 
@@ -42,7 +43,6 @@ def observe_step(
 def imagine_step(
     split: SplitRSSM, policy: Policy, features: Tensor, noise: Tensor, action_noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An imagined step: features ``[N, F]`` and noise ``[N, S]``, ``[N, ...]`` to action, belief and state."""
     action = policy(features, action_noise)
     belief, state = features.split([split.belief_size, split.latent.size], -1)
     belief, _, _ = split.step.next_belief(belief, state, split.action_share(action))
@@ -61,14 +61,8 @@ def observe(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run T observed steps from one start, with gradient, to beliefs, states and posterior logits ``[B, T, ...]``.
 
-    Args:
-        rssm: the model.
-        encoded: ``[B, T, E]``; its precision is the one computed in.
-        previous_action: flat, ``[B, T, A]``, the action that led to each step.
-        is_init: ``[B, T, 1]``, steps at which everything before is forgotten.
-        belief, state: start, ``[B, D]`` and ``[B, S, K]``.
-        noise: uniforms ``[B, T, S]``.
-        step: `observe_step` or a compiled one.
+    Takes ``[B, T, E]``, in whose precision it computes, flat actions that led to each step ``[B, T, A]``, flags
+    ``[B, T, 1]``, the start ``[B, D]`` and ``[B, S, K]``, and uniforms ``[B, T, S]``; ``step`` may be a compiled one.
     """
     split = SplitRSSM(rssm, encoded.dtype)
     kept = (~is_init).to(encoded.dtype)  # [B, T, 1]
@@ -100,12 +94,8 @@ def imagine(
 ) -> tuple[Tensor, Tensor]:
     """Imagine H steps on from N starts, without gradient: features ``[N, H + 1, F]`` and flat actions ``[N, H, A]``.
 
-    Args:
-        rssm: the model.
-        belief, state: starts, ``[N, D]`` and ``[N, S, K]``; the belief's precision is the one computed in.
-        action: a policy, or given flat actions ``[N, H, A]``.
-        noise, action_noise: uniforms for the states, ``[N, H, S]``, and noise for the policy, ``[N, H, ...]``.
-        step: `imagine_step` or a compiled one.
+    Takes starts ``[N, D]``, in whose precision it computes, and ``[N, S, K]``, a policy or given flat actions
+    ``[N, H, A]``, uniforms ``[N, H, S]`` and noise for the policy ``[N, H, ...]``; ``step`` may be a compiled one.
     """
     split = SplitRSSM(rssm, belief.dtype)
     length = noise.shape[1]
@@ -126,8 +116,7 @@ def imagine(
 class ObserveSequence(nn.Module, AsTensorDictModule):
     """`observe` as a module; it gives prior logits and features as well.
 
-    Start latents are the first step of ``("previous", "belief")`` and ``("previous", "state")``, both ``[B, T, ...]``.
-    Without them the sequence starts from nothing.
+    Start latents are the first step of those ``[B, T, ...]`` below ``previous``; without, it starts from nothing.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -136,10 +125,7 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
         [[5, 7, 16], [5, 7, 4, 3], [5, 7, 4, 3], [5, 7, 4, 3], [5, 7, 28]]
     """
 
-    in_keys = (
-        *("encoded_latents", "previous_action", "is_init", ("previous", "belief"), ("previous", "state")),
-        ("noise", "posterior"),
-    )
+    in_keys = ("encoded_latents", "previous_action", "is_init", *LATENTS_BEFORE, ("noise", "posterior"))
     out_keys = ("belief", "state", "posterior_logits", "prior_logits", "features")
 
     def __init__(self, rssm: RSSM):
@@ -209,8 +195,5 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in outputs)
 
     def loop(self, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor) -> tuple[Tensor, Tensor]:
-        features, actions = imagine(self.rssm, belief, state, self._act, noise, action_noise, self.step)
+        features, actions = imagine(self.rssm, belief, state, self.actor.act, noise, action_noise, self.step)
         return features, F.pad(actions, (0, 0, 0, 1))
-
-    def _act(self, features: Tensor, noise: Tensor | None) -> Tensor:
-        return self.actor.distribution(self.actor(features)).sample(noise)

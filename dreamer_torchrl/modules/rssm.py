@@ -31,7 +31,7 @@ class BlockGRU(nn.Module):
         self.gates = BlockLinear(belief_size, 3 * belief_size, blocks)
 
     def forward(self, belief: Tensor, state: Tensor, action: Tensor) -> Tensor:
-        """Take ``[..., D]``, ``[..., S*K]``, ``[..., A]``; give the next belief ``[..., D]``."""
+        """``[..., D]``, ``[..., S*K]``, ``[..., A]`` to the next belief ``[..., D]``."""
         inputs = torch.cat([self.belief_in(belief), self.state_in(state), self.action_in(bounded(action))], -1)
         own = belief.unflatten(-1, (self.blocks, -1))  # [..., g, D / g]
         shared = inputs.unsqueeze(-2).expand(*own.shape[:-1], -1)  # [..., g, 3 hidden], the same for each block
@@ -111,14 +111,13 @@ class RSSM(nn.Module, AsTensorDictModule):
         """Observe a step and draw an action: what `forward` takes and the actor's noise to belief, state, action."""
         *observed, action_noise = inputs
         belief, state, _ = self(*observed)
-        return belief, state, actor.distribution(actor(self.latent.features(belief, state))).sample(action_noise)
+        return belief, state, actor.act(self.latent.features(belief, state), action_noise)
 
     def one_hot(self, state: Tensor) -> Tensor:
         """A state as the replay stores it, ``[..., S]``, or as networks take it, to ``[..., S, K]``."""
         return self.latent.unpack(state, self.prior_logits.bias.dtype)
 
     def prior_from(self, belief: Tensor) -> Tensor:
-        """Prior logits ``[..., S, K]`` of a belief ``[..., D]``."""
         return self.latent.as_state(self.prior_logits(self.prior(belief)))
 
 
@@ -140,7 +139,6 @@ class PriorStep(nn.Module, AsTensorDictModule):
         self.rssm = rssm
 
     def forward(self, state: Tensor, belief: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take ``[..., S, K]``, ``[..., D]``, ``[..., A]``."""
         belief, state, logits = self.rssm.imagine(belief, state, action)
         return logits, state, belief
 

@@ -29,11 +29,10 @@ class Continuous:
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
-        """One pair (numbers, 0): all share one distribution, without classes."""
         return ((self.size, 0),)
 
     def flatten(self, value: Tensor) -> Tensor:
-        """Turn a value of ``[..., *shape]`` into floats of ``[..., size]``."""
+        """Values ``[..., *shape]`` as floats ``[..., size]``."""
         flat = _merge(value, self.shape)
         return flat if flat.is_floating_point() else flat.float()
 
@@ -61,13 +60,13 @@ class Discrete:
 
     @property
     def groups(self) -> tuple[tuple[int, int], ...]:
-        """Pairs (variables, classes) of neighbours that share one distribution: all if they are alike, else each."""
+        """Pairs (variables, classes) of those that share one distribution: all if alike, else each (0: no classes)."""
         if len(set(self.classes)) == 1:
             return ((len(self.classes), self.classes[0]),)
         return tuple((1, classes) for classes in self.classes)
 
     def flatten(self, value: Tensor) -> Tensor:
-        """Turn a value of ``[..., *shape]`` into one-hot floats of ``[..., size]``."""
+        """Values ``[..., *shape]`` as one-hot floats ``[..., size]``."""
         flat = _merge(value, self.shape)
         if self.one_hot:
             return flat if flat.is_floating_point() else flat.float()
@@ -76,8 +75,7 @@ class Discrete:
     def restore(self, flat: Tensor) -> Tensor:
         """Undo `flatten`."""
         if not self.one_hot:
-            parts = flat.split(list(self.classes), -1)
-            flat = torch.stack([part.argmax(-1) for part in parts], -1) + self.low
+            flat = torch.stack([part.argmax(-1) for part in flat.split(list(self.classes), -1)], -1) + self.low
         return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -112,7 +110,6 @@ class Image:
         return value.movedim(-1, -3) if self.channels_first else value
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Draw example pictures ``[*batch, *shape]``."""
         return torch.randint(256, (*batch, *self.shape), generator=generator, dtype=torch.uint8)
 
 
@@ -121,7 +118,6 @@ Spaces = Mapping[NestedKey, Space]
 
 
 def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int = 0) -> Space:
-    """Read off a leaf spec what its key holds."""
     spec = spec[(0,) * batch_dims] if batch_dims else spec  # not the shape alone: a MultiCategorical's nvec too
     shape, dtype = tuple(spec.shape), spec.dtype
     if isinstance(spec, MultiOneHot):  # before OneHot and Categorical, of which the Multi specs are subclasses
@@ -142,16 +138,12 @@ def space_from_spec(spec: TensorSpec, name: NestedKey = "value", batch_dims: int
         first = shape[0] < shape[-1]
         return Image(*(shape[1:] + shape[:1] if first else shape), channels_first=first)
     if dtype is torch.uint8 and len(shape) == 2:
-        raise ValueError(
-            f"{name!r} is a uint8 array of shape {list(shape)}: an image needs a channel axis "
-            "(reshape it to [height, width, 1]), anything else should be cast to float32."
-        )
+        remedy = "an image needs a channel axis ([height, width, 1]), anything else should be cast to float32."
+        raise ValueError(f"{name!r} is a uint8 array of shape {list(shape)}: {remedy}")
     if len(bounds) != 1 or bounds[0][1] - bounds[0][0] >= MOST_CLASSES:
-        raise ValueError(
-            f"{name!r} has unsupported spec {type(spec).__name__} of dtype {dtype} and no common "
-            f"bounds that hold at most {MOST_CLASSES} classes: "
-            "give it a Categorical or OneHot spec if it is a class, or cast it to float32 if it is a number."
-        )
+        found = f"{type(spec).__name__} of dtype {dtype} and no common bounds that hold at most {MOST_CLASSES} classes"
+        remedy = "give it a Categorical or OneHot spec if it is a class, or cast it to float32 if it is a number."
+        raise ValueError(f"{name!r} has unsupported spec {found}: {remedy}")
     low, high = map(int, bounds[0])
     return Discrete((high - low + 1,) * prod(shape), shape, dtype, low=low)
 

@@ -10,20 +10,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dreamer_torchrl.modules.layers import HiddenLayer, rms_norm
+from dreamer_torchrl.modules.layers import BlockLinear, HiddenLayer, Linear, rms_norm
 from dreamer_torchrl.modules.rssm import RSSM, bounded, gru_update
 
 
 class CastLayer(NamedTuple):
-    """A `HiddenLayer` with its weights cast once."""
-
     weight: Tensor
     bias: Tensor
     scale: Tensor
 
     @classmethod
     def of(cls, layer: HiddenLayer, dtype: torch.dtype) -> CastLayer:
-        return cls(layer.linear.weight.to(dtype), layer.linear.bias.to(dtype), layer.after.norm.weight)
+        return cls(*_cast(layer.linear, dtype), layer.after.norm.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.silu(rms_norm(F.linear(x, self.weight, self.bias), self.scale))
@@ -79,20 +77,10 @@ class SplitRSSM:
         self.mix_bias, self.posterior_bias = core.mix.bias.to(dtype), posterior.bias
         encoded = posterior.weight.shape[1] - rssm.belief_size
         posterior_own, self.posterior_encoded = posterior.weight.split([rssm.belief_size, encoded], 1)
-        self.prior_logits = rssm.prior_logits.weight.to(dtype), rssm.prior_logits.bias.to(dtype)
-        self.step = StepWeights(
-            *belief_in,
-            *state_in,
-            mix[:, :own],
-            mix_recurrent,
-            core.mix_norm.norm.weight,
-            core.gates.weight.to(dtype),
-            core.gates.bias.to(dtype),
-            posterior_own,
-            posterior.scale,
-            rssm.posterior_logits.weight.to(dtype),
-            rssm.posterior_logits.bias.to(dtype),
-        )
+        self.prior_logits = _cast(rssm.prior_logits, dtype)
+        mixing = mix[:, :own], mix_recurrent, core.mix_norm.norm.weight, *_cast(core.gates, dtype)
+        posterior_weights = posterior_own, posterior.scale, *_cast(rssm.posterior_logits, dtype)
+        self.step = StepWeights(*belief_in, *state_in, *mixing, *posterior_weights)
 
     def action_share(self, action: Tensor) -> Tensor:
         """The action's and the bias's share of the mixing layer for any batch: ``[..., A]`` to ``[..., D]``."""
@@ -103,10 +91,13 @@ class SplitRSSM:
         return F.linear(encoded, self.posterior_encoded, self.posterior_bias)
 
     def prior_from(self, belief: Tensor) -> Tensor:
-        """Prior logits ``[N, S, K]`` of a belief ``[N, D]``."""
         for layer in self.prior:
             belief = layer(belief)
         return self.latent.as_state(F.linear(belief, *self.prior_logits))
+
+
+def _cast(layer: Linear | BlockLinear, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return layer.weight.to(dtype), layer.bias.to(dtype)
 
 
 def _times_blocks(x: Tensor, weight: Tensor) -> Tensor:
@@ -129,13 +120,11 @@ class MatrixInputs(NamedTuple):
 def deferred_weights(
     weights: StepWeights, action_shares: Tensor, encoded_shares: Tensor, seen: MatrixInputs
 ) -> tuple[Tensor, Tensor, Iterator[StepWeights]]:
-    """Weights for each step of a loop, which get their gradients for all steps at once instead of one at each.
+    """Shares and the weights of each of T steps, which get their gradients for all steps at once.
 
     Inside the loop matrices are detached. Each product is added to something ``[B, T, ...]``, a bias or a share, whose
     gradient is that of the product; with the inputs that the loop noted it makes the matrix's (`GradientOfProducts`).
     Biases and scales have a row for each step and sequence, which autograd sums up at the end.
-
-    Returns the shares with that added, and the weights of each of T steps.
     """
     w, product = weights, GradientOfProducts.apply
     names = [name for name in w._fields if name.endswith(("_bias", "_scale"))]
@@ -165,7 +154,6 @@ class GradientOfProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """``[B, T, out]`` to that of what was added, and those of the matrices."""
         inputs = (torch.stack(steps, 1) for steps in ctx.seen)  # [B, T, in] each
         return gradient, None, *(product_of(x, gradient, g) for x, g in zip(inputs, ctx.blocks, strict=True))
 
@@ -180,5 +168,4 @@ def product_of(x: Tensor, y: Tensor, blocks: int = 0) -> Tensor:
 
 
 def unbind_steps(sequences: Iterable[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """Of ``[B, T, ...]`` each, step by step."""
     return zip(*(sequence.unbind(1) for sequence in sequences), strict=True)

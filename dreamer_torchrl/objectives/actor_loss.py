@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -12,25 +10,13 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
 from dreamer_torchrl.objectives.batch import check_keys
-from dreamer_torchrl.objectives.common import StepLoss
+from dreamer_torchrl.objectives.common import StepLoss, entries
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 
 
-def reinforce_loss(
-    log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tensor, entropy_scale: float
-) -> Tensor:
-    """REINFORCE with an entropy bonus, ``[...]`` each; the gradient flows through ``log_prob`` and ``entropy``."""
-    return -weight.detach() * (log_prob * advantage.detach() + entropy_scale * entropy)
-
-
-class Networks(NamedTuple):
-    """What a loss calls and does not train: in a tuple, they are no submodules."""
-
-    imagine: TensorDictModule
-    reward: TensorDictModule
-    continuation: TensorDictModule
-    value: TensorDictModule
-    slow_value: TensorDictModule | None
+def reinforce_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """REINFORCE with ``scale`` times the entropy, ``[...]`` each; only ``log_prob`` and ``entropy`` get a gradient."""
+    return -weight.detach() * (log_prob * advantage.detach() + scale * entropy)
 
 
 class ActorLoss(StepLoss):
@@ -46,10 +32,7 @@ class ActorLoss(StepLoss):
         reward, continuation, value: heads on ``features``.
         slow_value: the target critic; given, it replaces the value in returns and advantages (``slowtar``).
         horizon: gamma is 1 - 1 / horizon here, and 1 where the continue head has it (``discount_in_continue``).
-        return_lambda: of the lambda-return.
-        entropy_scale: weight of the actor's entropy.
-        scale: weight of the loss.
-        normalizer: running scale of the returns.
+        entropy_scale, scale: weights of the actor's entropy and of the loss.
 
     Example:
         >>> from dreamer_torchrl import Learner, build_agent
@@ -62,24 +45,14 @@ class ActorLoss(StepLoss):
         torch.Size([2, 4, 16, 1])
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        belief: NestedKey = "belief"
-        state: NestedKey = "state"
-        imagination: NestedKey = "imagination"
-        bootstrap: NestedKey = "bootstrap"
-        features: NestedKey = "features"
-        action: NestedKey = "action"
-        predicted_reward: NestedKey = "predicted_reward"
-        continuation: NestedKey = "continuation"
-        state_value: NestedKey = "state_value"
-        lambda_target: NestedKey = "lambda_target"
-        discount_weight: NestedKey = "discount_weight"
-        action_log_prob: NestedKey = "action_log_prob"
-        advantage: NestedKey = "advantage"
-        priority_weight: NestedKey = "priority_weight"
+    class _AcceptedKeys(
+        entries(
+            "belief state imagination bootstrap features action predicted_reward continuation state_value "
+            "lambda_target discount_weight action_log_prob advantage priority_weight"
+        )
+    ):
+        pass
 
-    tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
 
     def __init__(
@@ -100,15 +73,17 @@ class ActorLoss(StepLoss):
     ):
         super().__init__()
         self.actor = actor
-        self.networks = Networks(imagine, reward, continuation, value, slow_value)
+        # Called and not trained: in a dict, they are no submodules.
+        self.networks = {"imagine": imagine, "reward": reward, "continuation": continuation, "value": value}
+        if slow_value is not None:
+            self.networks["slow_value"] = slow_value
         self.gamma = 1.0 if discount_in_continue else 1 - 1 / horizon
         self.return_lambda, self.entropy_scale, self.scale = return_lambda, entropy_scale, scale
         self.normalizer = ReturnNormalizer() if normalizer is None else normalizer
 
     def _apply(self, fn: Callable[[Tensor], Tensor]) -> ActorLoss:
-        for network in self.networks:
-            if network is not None:
-                network._apply(fn)
+        for network in self.networks.values():
+            network._apply(fn)
         return super()._apply(fn)
 
     @property
@@ -120,50 +95,42 @@ class ActorLoss(StepLoss):
         return ["loss_actor"]
 
     def forward(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
-        """Data ``[...]`` to the loss and the data with its imagination."""
         keys = self.tensor_keys
         check_keys(tensordict, self.in_keys, "ActorLoss")
-
         # Imagination; the value keeps its graph, so that `ValueLoss` need not repeat it
         with torch.no_grad():
-            rollout = self.networks.imagine(tensordict.copy())
+            rollout = self.networks["imagine"](tensordict.copy())
             features, action = rollout.get(keys.features), rollout.get(keys.action)
             imagination = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
-            self.networks.reward(imagination)
-            self.networks.continuation(imagination)
-        self.networks.value(imagination)
+            self.networks["reward"](imagination)
+            self.networks["continuation"](imagination)
+        self.networks["value"](imagination)
         reward = imagination.get(keys.predicted_reward).squeeze(-1)  # [..., H + 1]
         continuation = imagination.get(keys.continuation).squeeze(-1)  # [..., H + 1]
         value = imagination.get(keys.state_value).detach().squeeze(-1)  # [..., H + 1]
-        if self.networks.slow_value is not None:
+        if "slow_value" in self.networks:
             with torch.no_grad():
-                slow = self.networks.slow_value(imagination.select(keys.features))
+                slow = self.networks["slow_value"](imagination.select(keys.features))
             value = slow.get(keys.state_value).squeeze(-1)
-
         # Lambda-return
         discount = self.gamma * continuation[..., 1:]  # [..., H]
         returns = lambda_return(reward[..., 1:], value[..., 1:], discount, self.return_lambda)  # [..., H]
         weight = (self.gamma * continuation).cumprod(-1) / self.gamma  # [..., H + 1]
-
-        # Advantage
         if self.training:
             self.normalizer.update(returns)
         advantage = (returns - value[..., :-1]) / self.normalizer.scale  # [..., H]
-
         # Policy gradient
         policy = self.actor.get_dist(imagination.select(*self.actor.in_keys))
         log_prob = policy.log_prob(imagination.get(keys.action))  # [..., H + 1]
         entropy = policy.entropy()[..., :-1]  # [..., H]
         loss = reinforce_loss(log_prob[..., :-1], advantage, entropy, weight[..., :-1], self.entropy_scale)
         loss = self.mean(loss, tensordict) * self.scale
-
         # Critic's data
         for key, tensor in ((keys.lambda_target, returns), (keys.advantage, advantage)):
             imagination.set(key, torch.nn.functional.pad(tensor, (0, 1)).unsqueeze(-1))  # no return at the last step
         imagination.set(keys.discount_weight, weight.unsqueeze(-1))
         imagination.set(keys.action_log_prob, log_prob.detach().unsqueeze(-1))
         data = tensordict.copy().set(keys.imagination, imagination).set(keys.bootstrap, returns[..., :1])
-
         # Metrics
         normalized = (returns - self.normalizer.low) / self.normalizer.scale
         metrics = {

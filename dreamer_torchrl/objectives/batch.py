@@ -19,7 +19,6 @@ TRANSITIONS = (
 
 
 def refuse_transitions(batch: TensorDictBase, reader: str) -> None:
-    """Raise a `ValueError` that names the adapter where a batch holds TorchRL's transitions."""
     if "next" in batch.keys():  # noqa: SIM118
         raise ValueError(f"{reader} got a batch with 'next', which {TRANSITIONS}")
 
@@ -47,15 +46,14 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
     if batch.ndim != 2:
         raise ValueError(f"A batch must be [B, context + T], this one is {list(batch.shape)}.")
     for key, space in spaces.items():
-        value = batch.get(key)
+        value, name = batch.get(key), repr(key_name(key))
         shape = tuple(value.shape[2:])
         if shape != space.shape:
-            raise ValueError(
-                f"{key_name(key)!r} has shape {list(shape)} per step, but the agent was built for "
-                f"{list(space.shape)}: build the agent from this environment's spec, or convert the data."
-            )
+            remedy = "build the agent from this environment's spec, or convert the data."
+            built = f"the agent was built for {list(space.shape)}"
+            raise ValueError(f"{name} has shape {list(shape)} per step, but {built}: {remedy}")
         if space is FLAG and value.dtype is not torch.bool:  # "not" of a byte is another byte
-            raise ValueError(f"{key_name(key)!r} has dtype {value.dtype}, but is a flag: convert it to bool.")
+            raise ValueError(f"{name} has dtype {value.dtype}, but is a flag: convert it to bool.")
         if value.device.type != "cpu":
             continue
         if value.is_floating_point():
@@ -68,23 +66,14 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
             continue
         if wrong.any():
             row, step = wrong.flatten(2).any(-1).nonzero()[0].tolist()
-            raise ValueError(
-                f"{key_name(key)!r} is {fault} at row {row}, step {step} of the batch: "
-                "find where it comes from, one such value would spoil all weights."
-            )
+            remedy = "find where it comes from, one such value would spoil all weights."
+            raise ValueError(f"{name} is {fault} at row {row}, step {step} of the batch: {remedy}")
 
 
 def split_context(
     batch: TensorDictBase, context: int, action_space: ActionSpace, belief: NestedKey, state: NestedKey
 ) -> TensorDictBase:
-    """Drop the context, and give each remaining step the latents and the action of the step before.
-
-    Args:
-        batch: steps ``[B, context + T]``.
-        context: how many leading steps only give their latents; with 0 the first step starts from zeros.
-        action_space: flattens the action.
-        belief, state: keys of the stored latents, which come back below ``previous`` if there is context.
-    """
+    """Give each step after the context the action of the step before and, with context, ``previous`` latents."""
     if batch.ndim != 2 or batch.shape[1] < context + 2:
         raise ValueError(
             f"A batch must be [B, context + T] with context {context} and T of at least 2 steps in sequence, "

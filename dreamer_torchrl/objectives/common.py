@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -15,6 +15,11 @@ from dreamer_torchrl.objectives.batch import TRANSITIONS, check_keys, refuse_tra
 
 ExtraLoss = Callable[[TensorDictBase], TensorDictBase]
 """From the data of an update to a TensorDict of ``loss_*``, which are summed up, and of metrics."""
+
+
+def entries(names: str) -> type:
+    """What TorchRL calls `_AcceptedKeys`: the entries that a loss reads and writes, each under its own name."""
+    return make_dataclass("Entries", [(name, NestedKey, name) for name in names.split()])
 
 
 class StepLoss(LossModule):
@@ -33,16 +38,12 @@ class StepLoss(LossModule):
 
     def make_value_estimator(self, value_type: Any = None, **hyperparameters: Any) -> NoReturn:
         """Refused: the lambda-return is part of the objective."""
-        raise NotImplementedError(
-            f"{type(self).__name__} takes no value estimator: its lambda-return is set by the constructor arguments "
-            "horizon and return_lambda of ActorLoss and ValueLoss."
-        )
+        remedy = "its lambda-return is set by horizon and return_lambda, arguments of ActorLoss and ValueLoss."
+        raise NotImplementedError(f"{type(self).__name__} takes no value estimator: {remedy}")
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """There is no value estimator."""
+    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None: ...
 
     def check(self, data: TensorDictBase) -> None:
-        """Refuse data without what this loss reads, and TorchRL's transitions."""
         name = type(self).__name__
         refuse_transitions(data, name)
         check_keys(data, self.in_keys, name)

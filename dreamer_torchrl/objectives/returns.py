@@ -12,11 +12,8 @@ from torch import Tensor, nn
 def lambda_return(reward: Tensor, value: Tensor, discount: Tensor, lambda_: Tensor | float) -> Tensor:
     """The lambda-return ``[..., T]`` of the states before each action, backwards from the last value.
 
-    Args:
-        reward: ``[..., T]``, received on arrival, as all of these belong to the step *after* each action.
-        value: ``[..., T]``, of the state arrived at.
-        discount: ``[..., T]``, gamma times the probability that the episode continues from there.
-        lambda_: a number, or ``[..., T]`` with 0 where the sequence breaks, so that the return bootstraps there.
+    Rewards, values and discounts (gamma times the probability of going on), ``[..., T]`` each, belong to the step
+    *after* each action; ``lambda_`` may be ``[..., T]`` with 0 where the sequence breaks, to bootstrap there.
     """
     immediate = (reward + discount * (1 - lambda_) * value).unbind(-1)
     onward = (discount * lambda_).unbind(-1)
@@ -44,12 +41,10 @@ class ReturnNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
-        """Move towards the percentiles of these returns, of any shape."""
         low, high = percentiles(returns, self.percentiles)
         self.low.lerp_(low.to(self.low.dtype), self.rate)
         self.high.lerp_(high.to(self.high.dtype), self.rate)
 
     @property
     def scale(self) -> Tensor:
-        """What advantages are divided by."""
         return (self.high - self.low).clamp_min(self.limit)

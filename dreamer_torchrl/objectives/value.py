@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
@@ -14,7 +13,7 @@ from torchrl.objectives import SoftUpdate
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
 from dreamer_torchrl.modules.tensordict_module import TensorModule
-from dreamer_torchrl.objectives.common import StepLoss
+from dreamer_torchrl.objectives.common import StepLoss, entries
 from dreamer_torchrl.objectives.returns import lambda_return
 
 
@@ -34,15 +33,14 @@ class ValueLoss(StepLoss):
     """Train the critic on imagination and on replay; the target critic is its target parameters.
 
     Step a ``torchrl.objectives.SoftUpdate(value_loss, tau=0.02)`` after each update. The replay term needs sequences
-    ``[B, T]`` with rewards and ``bootstrap``; its gradient reaches the world model.
+    ``[B, T]`` with rewards and ``bootstrap``.
 
     Args:
         value: head on ``features``.
         slow_scale: weight of the regularizer towards the target critic (``slowreg``).
         horizon, return_lambda: of the replay return; gamma is 1 - 1 / horizon.
-        replay_grad: whether the replay term has a gradient for the latents (``repval_grad``).
+        replay_grad: whether the replay term has a gradient for the latents, and so the model (``repval_grad``).
         scale, replay_scale: of the two terms; a ``replay_scale`` of 0 leaves the replay term out.
-        bins: of the value head.
 
     Example:
         >>> from dreamer_torchrl import build_agent
@@ -55,21 +53,14 @@ class ValueLoss(StepLoss):
         >>> losses["loss_value"].backward()
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        imagination: NestedKey = "imagination"
-        bootstrap: NestedKey = "bootstrap"
-        features: NestedKey = "features"
-        reward: NestedKey = "reward"
-        terminated: NestedKey = "terminated"
-        done: NestedKey = "done"
-        state_value: NestedKey = "state_value"
-        state_value_logits: NestedKey = "state_value_logits"
-        lambda_target: NestedKey = "lambda_target"
-        discount_weight: NestedKey = "discount_weight"
-        priority_weight: NestedKey = "priority_weight"
+    class _AcceptedKeys(
+        entries(
+            "imagination bootstrap features reward terminated done state_value state_value_logits "
+            "lambda_target discount_weight priority_weight"
+        )
+    ):
+        pass
 
-    tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
     value: TensorDictModule
     value_params: TensorDictParams
@@ -107,7 +98,6 @@ class ValueLoss(StepLoss):
         return ["loss_value", "loss_replay_value"] if self.replay_scale else ["loss_value"]
 
     def forward(self, tensordict: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
-        """Data with its imagination, as `ActorLoss` gives it, to the losses and the same data."""
         self.check(tensordict)
         imagined = self._imagined(tensordict.get(self.tensor_keys.imagination))  # [..., H]
         losses = {"loss_value": self.mean(imagined, tensordict) * self.scale}
@@ -135,10 +125,8 @@ class ValueLoss(StepLoss):
     def _replayed(self, data: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
         if data.ndim != 2 or data.shape[1] < 2:
-            raise ValueError(
-                f"The replay term needs sequences [B, T] of at least 2 steps, the data is {list(data.shape)}: "
-                "give it so, or leave the term out with replay_scale=0."
-            )
+            found = f"needs sequences [B, T] of at least 2 steps, the data is {list(data.shape)}"
+            raise ValueError(f"The replay term {found}: give it so, or leave the term out with replay_scale=0.")
         features = data.get(keys.features)  # [B, T, F]
         features = features if self.replay_grad else features.detach()
         logits = self._predict(self.value_params, features).get(keys.state_value_logits)
@@ -175,9 +163,7 @@ def replay_return(
 class SlowUpdate(SoftUpdate):
     """TorchRL's `SoftUpdate` of a target critic in one operation, which can be masked without reading the mask back.
 
-    Args:
-        value_loss: on its device, and not moved from there afterwards.
-        tau: share of the way towards the critic in each step.
+    The loss must be on its device, and not be moved from there afterwards.
     """
 
     def __init__(self, value_loss: ValueLoss, tau: float):
@@ -189,6 +175,5 @@ class SlowUpdate(SoftUpdate):
 
     @torch.no_grad()
     def step(self, where: Tensor | None = None) -> None:
-        """Move the target critic, unless ``where`` is False."""
         weight = self.tau if where is None else [where * self.tau] * len(self.fast)
         torch._foreach_lerp_(list(self.slow.values()), self.fast, weight)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -18,7 +17,7 @@ from dreamer_torchrl.modules.images import PixelError
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Space, key_name
 from dreamer_torchrl.objectives.batch import split_context
-from dreamer_torchrl.objectives.common import StepLoss
+from dreamer_torchrl.objectives.common import StepLoss, entries
 
 SCALES = {"reconstruction": 1.0, "reward": 1.0, "continue": 1.0, "dynamics": 1.0, "representation": 0.1}
 
@@ -36,20 +35,14 @@ class WorldModelLoss(StepLoss):
     model. Importance weights of a prioritized sampler, ``priority_weight`` ``[B, context + T]``, are optional.
 
     Args:
-        encoder: observation keys to ``encoded_latents``.
-        dynamics: an `ObserveSequence` as module.
-        decoder: ``features`` to the reconstruction of each key.
-        reward: ``features`` to ``reward_logits``.
-        continuation: ``features`` to ``continue_logits``.
+        encoder, dynamics, decoder, reward, continuation: `Encoder`, `ObserveSequence`, `Decoder` and heads as modules.
         spaces: what each observation key holds.
-        action_space: turns the recorded action into the flat one.
         latent: the kind of stochastic state, which has the KL (``agent.rssm.latent``).
         context: leading steps that only give the start latent, as stored with them; 0 starts from zeros.
         free_nats: below this KL there is no gradient.
         horizon: folded into the continue target if ``discount_in_continue`` (official ``contdisc``).
         reward_grad: whether the reward loss has a gradient for the latents.
-        scales: of ``reconstruction``, ``reward``, ``continue``, ``dynamics``, ``representation``.
-        bins: of the reward head.
+        scales: in place of some of ``SCALES``.
         priorities: write the loss of each step, ``priority`` ``[B, T]``, into the data, for a prioritized sampler.
 
     Example:
@@ -63,22 +56,14 @@ class WorldModelLoss(StepLoss):
         (torch.Size([2, 4]), torch.Size([2, 4, 320]))
     """
 
-    @dataclass
-    class _AcceptedKeys:
-        reward: NestedKey = "reward"
-        terminated: NestedKey = "terminated"
-        is_init: NestedKey = "is_init"
-        belief: NestedKey = "belief"
-        state: NestedKey = "state"
-        features: NestedKey = "features"
-        prior_logits: NestedKey = "prior_logits"
-        posterior_logits: NestedKey = "posterior_logits"
-        reward_logits: NestedKey = "reward_logits"
-        continue_logits: NestedKey = "continue_logits"
-        priority: NestedKey = "priority"
-        priority_weight: NestedKey = "priority_weight"
+    class _AcceptedKeys(
+        entries(
+            "reward terminated is_init belief state features prior_logits posterior_logits reward_logits "
+            "continue_logits priority priority_weight"
+        )
+    ):
+        pass
 
-    tensor_keys: _AcceptedKeys
     default_keys = _AcceptedKeys
 
     def __init__(
@@ -124,22 +109,16 @@ class WorldModelLoss(StepLoss):
         return [f"loss_{term}" for term in SCALES]
 
     def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
-        """Steps ``[B, context + T]`` to losses and data ``[B, T]``."""
         keys = self.tensor_keys
         self.check(batch)
         data = split_context(batch, self.context, self.action_space, keys.belief, keys.state)
-
-        # Posterior, prior
         self.encoder(data)
         self.dynamics(data)
         posterior, prior = data.get(keys.posterior_logits), data.get(keys.prior_logits)
-
-        # Predictions
         self.decoder(data)
         heads = data if self.reward_grad else data.copy().set(keys.features, data.get(keys.features).detach())
         data.update(self.reward(heads).select(*self.reward.out_keys))
         self.continuation(data)
-
         # Losses, [B, T] each
         dynamics, representation = kl(self.latent, posterior, prior, self.free_nats)
         reconstruction = {
@@ -158,8 +137,6 @@ class WorldModelLoss(StepLoss):
         losses = {f"loss_{term}": self.mean(value, data) * self.scales[term] for term, value in terms.items()}
         if self.priorities:
             data.set(keys.priority, sum(self.scales[term] * value.detach() for term, value in terms.items()))
-
-        # Metrics
         with torch.no_grad():
             metrics = {f"reconstruction/{key_name(key)}": value.mean() for key, value in reconstruction.items()}
             metrics["prior_entropy"] = self.latent.entropy(prior).mean()

@@ -15,8 +15,7 @@ from torchrl.envs import GymWrapper
 
 from dreamer_torchrl.agents.agent import Agent, Size
 from dreamer_torchrl.collectors.stream_env import StreamEnv
-
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+from tests.objectives.examples import TINY
 
 
 class Noise(gymnasium.Env):
@@ -89,17 +88,15 @@ def crane() -> gymnasium.Env:
 def environment(name: str) -> gymnasium.Env:
     """One of `NAMES`."""
     box = spaces.Box(-1, 1, (3,))
-    if name == "crane":
-        return crane()
-    if name == "picture":
-        return Noise(spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(4))
-    if name == "multi_discrete":
-        return Noise(box, spaces.MultiDiscrete([3, 2]))
-    if name == "alike_discrete":
-        return Noise(box, spaces.MultiDiscrete([[3, 3], [3, 3]]))
-    if name == "tile":
-        return Noise(spaces.Discrete(16), spaces.Discrete(4))
-    return gymnasium.make(name)
+    shown_and_taken = {
+        "picture": (spaces.Box(0, 255, (64, 64, 3), np.uint8), spaces.Discrete(4)),
+        "multi_discrete": (box, spaces.MultiDiscrete([3, 2])),
+        "alike_discrete": (box, spaces.MultiDiscrete([[3, 3], [3, 3]])),
+        "tile": (spaces.Discrete(16), spaces.Discrete(4)),
+    }
+    if name in shown_and_taken:
+        return Noise(*shown_and_taken[name])
+    return crane() if name == "crane" else gymnasium.make(name)
 
 
 NAMES = ("CartPole-v1", "Pendulum-v1", "picture", "crane", "multi_discrete", "alike_discrete", "tile")

@@ -13,13 +13,11 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Mult
 from torchrl.envs import ActionScaling, Compose, EnvBase, GymEnv, InitTracker, SerialEnv, TransformedEnv
 from torchrl.envs.utils import ExplorationType
 
-from dreamer_torchrl import Agent, Size, build_agent
+from dreamer_torchrl import Agent, build_agent
+from tests.objectives.examples import TINY
 
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
-LATENTS = ("belief", "state", "previous_action")
 RANDOM, DETERMINISTIC = ExplorationType.RANDOM, ExplorationType.DETERMINISTIC
 every_exploration = pytest.mark.parametrize("exploration", [RANDOM, DETERMINISTIC], ids=["random", "deterministic"])
-with_and_without_primer = pytest.mark.parametrize("primed", [False, True], ids=["bare", "primed"])
 
 
 class Crane(EnvBase):

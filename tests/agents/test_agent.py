@@ -29,12 +29,12 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from dreamer_torchrl import Learner, Player, Size, build_agent
 from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.spaces import Space
+from tests.objectives.examples import TINY
 
 VECTOR = Composite(observation=Unbounded((24,)))
 IMAGE = Composite(pixels=Bounded(0, 255, (64, 64, 3), dtype=torch.uint8))
 MOVE = Bounded(-1, 1, (6,))
 PRESS = OneHot(6)
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 OFFICIAL = {  # belief, hidden, classes, depth, units
     "size1m": (512, 64, 4, 4, 64),
     "size12m": (2048, 256, 16, 16, 256),
@@ -84,9 +84,6 @@ def test_named_sizes_are_the_official_ones() -> None:
         build_agent(VECTOR, MOVE, "size2m")
     with pytest.raises(ValueError, match="does not split into 4 blocks"):
         build_agent(VECTOR, MOVE, Size(belief=18, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8))
-
-
-# Specs
 
 
 @pytest.mark.parametrize("key", ["keys", "observation.image"])
@@ -145,9 +142,6 @@ def test_one_environment_and_several_give_the_same_agent(name: str) -> None:
     ):
         same = build_agent(*specs, TINY)
         assert (same.spaces, same.action_space.spaces) == (agent.spaces, agent.action_space.spaces)
-
-
-# Options
 
 
 @pytest.mark.parametrize(("unimix", "least"), [(0.0, 0.0), (0.01, 0.01 / 6)])

@@ -45,9 +45,6 @@ def row(value: Any, place: int) -> Any:
     return {name: row(each, place) for name, each in value.items()} if isinstance(value, dict) else value[place]
 
 
-# The same as TorchRL's policy
-
-
 @pytest.mark.parametrize(
     ("name", "categorical", "sample"),
     [("Pendulum-v1", False, True), ("crane", False, True), ("crane", True, False), ("tile", True, True)],
@@ -109,9 +106,6 @@ def test_several_environments_are_as_many_single_ones(name: str, count: int) -> 
             torch.testing.assert_close(states[place].belief[0], state.belief[place])
 
 
-# What is remembered
-
-
 def test_a_state_stays_as_it_is() -> None:
     """One may go back to it; what the caller does to the action is not remembered either."""
     agent = small(Unbounded((3,)), Unbounded((2,)))
@@ -125,9 +119,6 @@ def test_a_state_stays_as_it_is() -> None:
     assert all(value.equal(before) for value, before in zip(state, kept, strict=True))
     assert later.previous_action.equal(kept_later)
     assert (again == chosen).all()
-
-
-# Bounds
 
 
 def test_bounds_are_met_exactly_and_never_passed() -> None:
@@ -151,9 +142,6 @@ def test_bounds_are_met_exactly_and_never_passed() -> None:
 def test_impossible_bounds_are_refused(bounds: dict[Any, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         Player(agent_for("crane"), bounds=bounds)
-
-
-# Observations
 
 
 def test_numbers_of_every_kind_are_the_same_observation() -> None:

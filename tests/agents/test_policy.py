@@ -13,18 +13,9 @@ from torchrl.envs import GymEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl import Agent, build_agent
-from tests.agents.policy_examples import (
-    DETERMINISTIC,
-    LATENTS,
-    RANDOM,
-    TINY,
-    Crane,
-    agent_for,
-    environment,
-    every_exploration,
-    seen,
-    with_and_without_primer,
-)
+from dreamer_torchrl.keys import LATENTS
+from tests.agents.policy_examples import DETERMINISTIC, RANDOM, Crane, agent_for, environment, every_exploration, seen
+from tests.objectives.examples import TINY
 
 
 @torch.no_grad()
@@ -45,10 +36,7 @@ def assert_aligned(agent: Agent, steps: TensorDictBase, first: int = 0, modes: b
             assert (row["state"].argmax(-1) == logits.argmax(-1))[first:].all()
 
 
-# In TorchRL's loops
-
-
-@with_and_without_primer
+@pytest.mark.parametrize("primed", [False, True], ids=["bare", "primed"])
 def test_collector_over_three_environments_keeps_latents_with_their_observation(primed: bool) -> None:
     """Over several batches: latents go on where the last batch ended, and each environment resets alone."""
     agent = agent_for(environment("Crane"))
@@ -72,9 +60,6 @@ def test_primer_gives_an_environment_with_correct_specs() -> None:
         assert env.full_state_spec.is_in(step.select(*LATENTS))
 
 
-# Resets
-
-
 @every_exploration
 def test_is_init_forgets_exactly(exploration: ExplorationType) -> None:
     """Bit for bit as if nothing had been before, in those rows alone where it is set."""
@@ -92,9 +77,6 @@ def test_is_init_forgets_exactly(exploration: ExplorationType) -> None:
     for key in ("belief", "state", "action"):
         assert (used[key][same] == fresh[key][same]).all()
     assert (used["belief"][2] != fresh["belief"][2]).any()
-
-
-# Exploration and randomness
 
 
 def test_deterministic_exploration_takes_modes() -> None:
@@ -127,9 +109,6 @@ def test_random_exploration_draws_states_and_actions_from_their_distributions(na
         assert_close(many["state"].mean(0), probs, atol=0.04, rtol=0)
         policy = agent.actor.distribution(agent.actor(agent.rssm.latent.features(many["belief"], many["state"])))
         assert_close(many["previous_action"].mean(0), policy.mean.mean(0), atol=0.06, rtol=0)
-
-
-# With the agent
 
 
 def test_without_is_init_the_mend_is_told() -> None:

@@ -41,10 +41,7 @@ def test_a_small_run(tmp_path: Path) -> None:
     )
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     parts = {part["part"]: part for part in json.loads((tmp_path / "new" / "trial.json").read_text())["parts"]}
-    assert list(parts) == [
-        *("imports", "verify-proprio_cont", "exactness"),
-        "eager-proprio_size1m-float32",
-    ]
+    assert list(parts) == [*("imports", "verify-proprio_cont", "exactness"), "eager-proprio_size1m-float32"]
     assert {part["status"] for part in parts.values()} == {"ok"}
     assert str(ROOT) not in parts["imports"]["printed"][-1]  # from the folder of links, not from where it is installed
     assert parts["exactness"]["record"]["captured"]["wrong"] == []
@@ -138,9 +135,6 @@ def test_a_check_beside_the_warm_up_is_over_before_anything_is_timed(gpu: Module
         times = [float(number) for number in parts["compiled"]["printed"]]
         warm, timed = (float(number) for number in parts["timed"]["printed"][-1].split())
         assert times[0] < warm < timed and times[-1] < timed
-
-
-# What exactness.py leaves behind
 
 
 def test_exactness_keeps_finished_cases(gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,11 +29,13 @@ SPACES = {
 }
 
 
-def model(size: str, dtype: torch.dtype = torch.float64, unimix: float = 0.01, std: float = 0.5) -> RSSM:
+def model(
+    size: str, dtype: torch.dtype = torch.float64, unimix: float = 0.01, std: float = 0.5, action_size: int = A
+) -> RSSM:
     """An RSSM without any parameter that is 0 or 1."""
     torch.manual_seed(0)
     belief, hidden, stochastic, classes, blocks = SIZES[size]
-    rssm = RSSM(A, E, belief, hidden, stochastic, classes, blocks, unimix)
+    rssm = RSSM(action_size, E, belief, hidden, stochastic, classes, blocks, unimix)
     for parameter in rssm.parameters():
         nn.init.normal_(parameter, std=std)
     return rssm.to(dtype)
@@ -73,9 +75,6 @@ def starts(rssm: RSSM, actor: Actor, rows: int, length: int) -> Inputs:
 
 
 def plain_dream(rssm: RSSM, actor: Actor, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    def policy(features: Tensor, noise: Tensor | None) -> Tensor:
-        return actor.distribution(actor(features)).sample(noise)
-
     given = {name: inputs[name] for name in ("noise", "action_noise")}
-    features, actions = imagine(rssm, inputs["belief"], inputs["state"], policy, **given)
+    features, actions = imagine(rssm, inputs["belief"], inputs["state"], actor.act, **given)
     return features, F.pad(actions, (0, 0, 0, 1))

@@ -33,11 +33,13 @@ pytestmark = needs_compiler
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test asks anew, and so do the tests after this file."""
     monkeypatch.delenv("CC", raising=False)
-    for known in (build.library, build.why_not):
-        known.cache_clear()
+    forget()
     yield
-    for known in (build.library, build.why_not):
-        known.cache_clear()
+    forget()
+
+
+def forget() -> None:
+    build.library.cache_clear(), build.why_not.cache_clear()
 
 
 def script(path: Path, text: str) -> str:
@@ -81,15 +83,14 @@ def test_the_kernels_are_built_into_the_cache(tmp_path: Path, monkeypatch: pytes
     script(tmp_path / "other", "exit 1")
     os.utime(tmp_path / "other", ns=(os.stat(compiler).st_atime_ns, os.stat(compiler).st_mtime_ns))
     shutil.move(tmp_path / "other", compiler)  # the same compiler, as far as one can see
-    build.library.cache_clear()
-    build.why_not.cache_clear()
+    forget()
     assert build.available(torch.float32)
 
 
 # Once for each version and machine
 
 
-def test_the_fingerprint_sees_sources_and_compiler(tmp_path: Path) -> None:
+def test_the_fingerprint_sees_sources_compiler_and_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = script(tmp_path / "compiler", "exit 0")
     same, twin = (script(tmp_path / "twin", "exit 0") for _ in range(2))
     prints = [build.fingerprint(sources, compiler) for sources in (SMALL, SMALL | {"a.h": b""}, {"kernels.c": b""})]
@@ -98,14 +99,10 @@ def test_the_fingerprint_sees_sources_and_compiler(tmp_path: Path) -> None:
     os.utime(compiler, ns=(0, 0))  # an update of the compiler
     prints.append(build.fingerprint(SMALL, compiler))
     assert len(set(prints)) == len(prints)
-    assert build.fingerprint(SMALL, twin) == build.fingerprint(dict(reversed(SMALL.items())), same)
-
-
-def test_the_fingerprint_sees_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home that several machines share gets a library for each kind."""
-    before = build.fingerprint(SMALL, real_compiler)
-    monkeypatch.setattr(build, "_processor", str)
-    assert build.fingerprint(SMALL, real_compiler) != before
+    before = build.fingerprint(SMALL, twin)
+    assert before == build.fingerprint(dict(reversed(SMALL.items())), same)
+    monkeypatch.setattr(build, "_processor", str)  # several machines may share a home
+    assert build.fingerprint(SMALL, twin) != before
 
 
 @pytest.mark.parametrize("damage", ["truncated", "zeroed"])
@@ -189,25 +186,21 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     shutil.rmtree(path.parent)
 
 
-def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_cache_is_and_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a container under a number that no list of users knows."""
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", homeless)
-    path = build.build(SMALL, real_compiler, build.cache_folder())
-    assert number(path) == 42
-    shutil.rmtree(path.parent)
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert build.cache_folder() == tmp_path / "dreamer_torchrl"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert build.cache_folder() == tmp_path / ".cache/dreamer_torchrl"
+    monkeypatch.setattr(Path, "home", homeless)
+    path = build.build(SMALL, real_compiler, build.cache_folder())
+    assert number(path) == 42
+    shutil.rmtree(path.parent)
 
 
 # Without kernels
@@ -276,6 +269,8 @@ def test_status_says_whether_kernels_run_and_why_not(monkeypatch: pytest.MonkeyP
     assert status(device="cuda") == "Kernels in C do not run: they are for a CPU, and this is cuda."
     monkeypatch.setenv("CC", "no_such_compiler")
     assert status().startswith("Kernels in C do not run, updates are slower: There is no C compiler (no_such_compiler)")
+    with pytest.warns(UserWarning, match=r"do not run in torch.float64.*no C compiler \(no_such_compiler\)"):
+        assert not build.available(torch.float64)
     monkeypatch.delenv("CC")
-    build.library.cache_clear(), build.why_not.cache_clear()
+    forget()
     assert status() == "Kernels in C run."

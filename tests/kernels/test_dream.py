@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.testing import assert_close
-from torchrl.data import TensorSpec
 
 from dreamer_torchrl.kernels import attach
 from dreamer_torchrl.kernels.sequence import native_imagine
 from dreamer_torchrl.kernels.weights import actor_fits
-from dreamer_torchrl.modules import RSSM, ActionSpace, ImagineRollout
+from dreamer_torchrl.modules import ActionSpace, ImagineRollout
 from tests.kernels.compilers import every_dtype, needs_compiler
-from tests.kernels.sequence_examples import SIZES, SPACES, E, actor_of, model, plain_dream, starts
+from tests.kernels.sequence_examples import SPACES, actor_of, model, plain_dream, starts
 
 pytestmark = needs_compiler
-
-
-def dreamer(size: str, spec: TensorSpec, dtype: torch.dtype = torch.float64) -> RSSM:
-    """A model for actions of a kind."""
-    torch.manual_seed(0)
-    belief, hidden, stochastic, classes, blocks = SIZES[size]
-    rssm = RSSM(ActionSpace(spec).size, E, belief, hidden, stochastic, classes, blocks)
-    for parameter in rssm.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    return rssm.to(dtype)
 
 
 @every_dtype
 @pytest.mark.parametrize("kind", SPACES)
 @pytest.mark.parametrize(("size", "rows", "length"), [("odd", 37, 6), ("one_class", 1, 1), ("wide", 8, 15)])
 def test_a_dream(kind: str, size: str, rows: int, length: int, dtype: torch.dtype) -> None:
-    rssm = dreamer(size, SPACES[kind], dtype)
+    rssm = model(size, dtype, action_size=ActionSpace(SPACES[kind]).size)
     actor = actor_of(rssm, SPACES[kind], dtype)
     inputs = starts(rssm, actor, rows, length)
     found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)
@@ -48,7 +36,7 @@ def test_a_dream(kind: str, size: str, rows: int, length: int, dtype: torch.dtyp
 def test_actors(unimix: float, layers: int) -> None:
     """Of any depth; drawing with a uniform share in it draws otherwise."""
     spec = SPACES["all_of_it"]
-    rssm = dreamer("small", spec)
+    rssm = model("small", action_size=ActionSpace(spec).size)
     actor = actor_of(rssm, spec, layers=layers, unimix=unimix)
     inputs = starts(rssm, actor, 50, 4)
     found, wanted = native_imagine(rssm, actor, **inputs), plain_dream(rssm, actor, inputs)

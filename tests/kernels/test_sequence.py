@@ -65,9 +65,6 @@ def renamed(inputs: Inputs) -> Inputs:
     return {("previous_action" if name == "action" else name): value for name, value in inputs.items()}
 
 
-# Observed sequences
-
-
 @every_dtype
 @every_size
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (11, 7), (40, 2)])

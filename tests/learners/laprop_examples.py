@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dreamer_torchrl.learners.laprop import LaProp
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 MODES = {
     "foreach": {},
     "capturable": {"capturable": True},
     "native": {"native": True},  # plain where no kernels can be built
 }
 every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
-
-
-def part(table: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
 
 
 def parameter(*values: float, dtype: torch.dtype = torch.float32) -> nn.Parameter:

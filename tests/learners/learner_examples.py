@@ -8,9 +8,8 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Composite, OneHot, Unbounded
 
-from dreamer_torchrl import Agent, Hyperparameters, Learner, Size, build_agent
-
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+from dreamer_torchrl import Agent, Hyperparameters, Learner, build_agent
+from tests.objectives.examples import TINY
 
 
 def learner_for(

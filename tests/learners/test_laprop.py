@@ -15,8 +15,9 @@ from torch.testing import assert_close
 
 from dreamer_torchrl.learners.laprop import LaProp
 from tests.kernels.compilers import needs_compiler
-from tests.learners.laprop_examples import MODES, every_mode, golden, groups, parameter, part, random_parameters, train
+from tests.learners.laprop_examples import MODES, every_mode, groups, parameter, random_parameters, train
 from tests.learners.laprop_reference import ReferenceLaProp, adaptive_clip
+from tests.objectives.examples import golden, part
 
 
 @pytest.fixture(scope="module")

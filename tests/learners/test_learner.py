@@ -21,8 +21,8 @@ from dreamer_torchrl import Hyperparameters, Learner, Size, build_agent
 from dreamer_torchrl.learners.learner import MakeOptimizer, example_batch, set_generator_state, total
 from dreamer_torchrl.modules import observe
 from dreamer_torchrl.objectives.common import DreamerLoss
-from tests.learners.learner_examples import TINY, learner_for, weights
-from tests.objectives.examples import tiny_learner
+from tests.learners.learner_examples import learner_for, weights
+from tests.objectives.examples import TINY, tiny_learner
 from tests.training.training_examples import differences
 
 SMALL = Size(belief=64, hidden=16, stochastic=8, classes=4, blocks=4, depth=2, units=16)
@@ -36,9 +36,6 @@ LOSSES = {f"loss_{name}" for name in "dynamics representation reconstruction rew
 LOSSES |= {"loss_actor", "loss_value", "loss_replay_value"}
 FAST = Hyperparameters(learning_rate=1e-2, warmup=5, imagination_length=3)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-
-
-# It learns
 
 
 def test_a_tiny_agent_overfits_one_batch() -> None:
@@ -73,9 +70,6 @@ def test_every_parameter_learns() -> None:
         learner.update(example_batch(learner.agent, batch=2, length=4, seed=seed))
     after = weights(learner.agent)
     assert not [name for name, value in before.items() if (value == after[name]).all()]
-
-
-# What comes out
 
 
 @every_dtype
@@ -119,9 +113,6 @@ def test_an_agent_that_was_moved_is_refused() -> None:
     learner.agent.to("meta")
     with pytest.raises(RuntimeError, match="moved from cpu to meta after its Learner was built"):
         learner.update(batch)
-
-
-# What is added to it
 
 
 def test_priorities_are_the_world_models_loss_of_each_step() -> None:
@@ -201,9 +192,6 @@ def test_a_subclass_changes_the_losses() -> None:
         learner.update(example_batch(learner.agent, batch=2, length=4))
 
 
-# Repetition
-
-
 def test_same_seed_same_weights_bit_for_bit() -> None:
     batches = [example_batch(learner_for().agent, batch=2, length=4, seed=seed) for seed in range(3)]
 
@@ -281,7 +269,7 @@ def test_compiled_networks_and_steps_give_the_same_numbers_and_gradients() -> No
             trained |= dict(getattr(learner.agent, name).named_parameters(name))
         gradients = torch.autograd.grad(total(losses), list(trained.values()))
         with torch.no_grad():
-            dream = learner.actor_loss.networks.imagine(data)
+            dream = learner.actor_loss.networks["imagine"](data)
         found.append((losses.to_dict(), dict(zip(trained, gradients, strict=True)), dream.to_dict()))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
     assert len(found[0][1]) > 30 and {"features", "action"} <= found[0][2].keys()

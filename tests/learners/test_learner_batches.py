@@ -12,7 +12,8 @@ from torchrl.data import Composite, OneHot, Unbounded
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.learners.learner import example_batch
-from tests.learners.learner_examples import TINY, learner_for, losses_of, weights
+from tests.learners.learner_examples import learner_for, losses_of, weights
+from tests.objectives.examples import TINY
 
 # Context
 
@@ -39,9 +40,6 @@ def test_the_contexts_action_matters_and_nothing_else_of_it() -> None:
     assert (losses_of(batch) == losses_of(other)).all()
     other["action"][:, 0] ^= True
     assert not (losses_of(batch) == losses_of(other)).all()
-
-
-# Bad batches
 
 
 def test_a_missing_entry_is_named_with_what_is_there() -> None:

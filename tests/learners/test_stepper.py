@@ -12,7 +12,8 @@ from torchrl.trainers import Trainer
 from dreamer_torchrl import Hyperparameters, Learner, build_agent
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.learners.stepper import LearnerStepper
-from tests.learners.learner_examples import TINY, weights
+from tests.learners.learner_examples import weights
+from tests.objectives.examples import TINY
 
 LENGTH, SLICES = 6, 4
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tensordict import NestedKey, TensorDict, unravel_key
@@ -13,15 +11,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.objectives import examples
 
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Tensor]:
     """Tables of the official functions."""
-    with np.load(GOLDEN / "tables_dists.npz", allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
+    return examples.golden("tables_dists.npz")
 
 
 @pytest.fixture(scope="session")

@@ -13,34 +13,22 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.modules import ActionDistribution, ActionSpace, Actor
 
-SPECS: dict[str, TensorSpec] = {
-    "continuous": Bounded(-1, 1, (3,)),
-    "continuous_matrix": Bounded(-1, 1, (2, 3)),
-    "one_hot": OneHot(4),
-    "categorical": Categorical(4),
-    "categorical_int32": Categorical(4, shape=(2,), dtype=torch.int32),
-    "multi_categorical": MultiCategorical([2, 5, 3]),
-    "multi_one_hot": MultiOneHot([2, 5, 3]),
-    "binary": Binary(3),
-    "composite": Composite(
-        steer=Bounded(-1, 1, (2,)),
-        gear=Categorical(3),
-        arm=Composite(joints=Bounded(-1, 1, (2, 2)), grip=OneHot(2), tool=MultiCategorical([2, 4])),
-        buttons=Binary(2),
-    ),
+ARM = Composite(joints=Bounded(-1, 1, (2, 2)), grip=OneHot(2), tool=MultiCategorical([2, 4]))
+MANY = Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3), arm=ARM, buttons=Binary(2))
+# Specs, and what their variables are in the order of the flat action: 0 for a float, else its number of classes.
+CASES: dict[str, tuple[TensorSpec, list[int]]] = {
+    "continuous": (Bounded(-1, 1, (3,)), [0, 0, 0]),
+    "continuous_matrix": (Bounded(-1, 1, (2, 3)), [0] * 6),
+    "one_hot": (OneHot(4), [4]),
+    "categorical": (Categorical(4), [4]),
+    "categorical_int32": (Categorical(4, shape=(2,), dtype=torch.int32), [4, 4]),
+    "multi_categorical": (MultiCategorical([2, 5, 3]), [2, 5, 3]),
+    "multi_one_hot": (MultiOneHot([2, 5, 3]), [2, 5, 3]),
+    "binary": (Binary(3), [2, 2, 2]),
+    "composite": (MANY, [2, 0, 0, 0, 0, 2, 4, 2, 2, 3, 0, 0]),  # arm/grip, joints, tool, buttons, gear, steer
 }
-# What the variables of each spec are, in the order of the flat action: 0 for a float, else its number of classes.
-VARIABLES = {
-    "continuous": [0, 0, 0],
-    "continuous_matrix": [0] * 6,
-    "one_hot": [4],
-    "categorical": [4],
-    "categorical_int32": [4, 4],
-    "multi_categorical": [2, 5, 3],
-    "multi_one_hot": [2, 5, 3],
-    "binary": [2, 2, 2],
-    "composite": [2, 0, 0, 0, 0, 2, 4, 2, 2, 3, 0, 0],  # arm/grip, arm/joints, arm/tool, buttons, gear, steer
-}
+SPECS = {name: spec for name, (spec, _) in CASES.items()}
+VARIABLES = {name: variables for name, (_, variables) in CASES.items()}
 every_spec = pytest.mark.parametrize("name", SPECS)
 
 
@@ -84,9 +72,6 @@ def torch_distributions(parameters: Tensor, name: str) -> list[td.Distribution]:
     return result
 
 
-# Action spaces.
-
-
 @every_spec
 def test_sizes_follow_the_spec(name: str) -> None:
     space, variables = ActionSpace(SPECS[name]), VARIABLES[name]
@@ -128,9 +113,6 @@ def test_keys_are_nested_and_sorted() -> None:
     }
 
 
-# Noise.
-
-
 @every_spec
 def test_noise_is_uniform_for_classes_and_normal_for_floats(name: str) -> None:
     space = ActionSpace(SPECS[name])
@@ -160,9 +142,6 @@ def test_each_variable_reads_its_own_noise(name: str) -> None:
             assert not lowest[i].equal(first[i])
 
 
-# Distributions.
-
-
 @every_spec
 def test_log_prob_and_entropy_agree_with_torch(name: str) -> None:
     policy = policy_for(name, 2, 7)
@@ -175,9 +154,6 @@ def test_log_prob_and_entropy_agree_with_torch(name: str) -> None:
     modes = [d.mean if isinstance(d, td.Independent) else d.mode for d in theirs]
     assert_close(policy.mode, torch.cat(modes, -1))
     assert (policy.batch_shape, policy.event_shape) == ((2, 7), (policy.space.size,))
-
-
-# TorchRL's ways of asking.
 
 
 @every_spec

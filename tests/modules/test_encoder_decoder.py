@@ -54,9 +54,6 @@ def decoder(spaces: dict[NestedKey, Space], **options: int) -> Decoder:
     return Decoder(spaces, BELIEF, STATE, **{"units": 8, "depth": 2, **options})
 
 
-# Encoder.
-
-
 def test_vectors_come_first_in_the_order_of_their_keys_then_the_image() -> None:
     encoder = Encoder(SPACES, units=8, depth=2)
     values = draw(SPACES, 2, 5)
@@ -80,9 +77,6 @@ def test_vectors_come_first_in_the_order_of_their_keys_then_the_image() -> None:
     features = encoder.image(image.flatten(0, 1))  # [10, 3, 3, 8]
     assert features.shape == (10, 3, 3, 8)
     assert_close(encoded[..., 8:], features.reshape(2, 5, -1), rtol=1e-5, atol=1e-5)
-
-
-# Images of any layout and size.
 
 
 def test_channels_first_and_last_are_the_same_picture() -> None:
@@ -133,9 +127,6 @@ def test_sides_that_do_not_work_are_named_with_those_that_do(
         build(spaces)
 
 
-# Decoder.
-
-
 def test_the_smallest_picture_is_filled_block_by_block_of_channels() -> None:
     decode = Decoder({"image": Image(48, 64, 3)}, BELIEF, STATE, units=8, depth=4).double()
     image = decode.image
@@ -159,9 +150,6 @@ def test_a_depth_whose_channels_do_not_split_into_blocks_is_refused(depth: int) 
     # 4 x 3 channels in 8 blocks: the number of pixels happens to fit, and the rows of a batch would mix in silence.
     with pytest.raises(ValueError, match=f"depth.*{depth}"):
         decoder({"image": Image(64, 64, 3)}, depth=depth)
-
-
-# Cost of a reconstruction.
 
 
 def test_symlog_squared_error_is_official(golden: dict[str, Tensor]) -> None:
@@ -194,9 +182,6 @@ def test_a_perfect_prediction_costs_nothing_and_is_the_observation(key: NestedKe
     if isinstance(space, Image):  # pixels stay in 0 to 1
         back = (back * 255).round().to(torch.uint8)
     assert_close(back, observation)  # dtype included
-
-
-# Precision and faces.
 
 
 def test_bfloat16_goes_through_and_losses_stay_float32() -> None:

@@ -34,12 +34,6 @@ def test_a_two_hot_head_predicts_the_mean_of_its_bins(layers: int) -> None:
     assert_close(prediction, (logits.softmax(-1) * bins).sum(-1, keepdim=True), rtol=1e-5, atol=1e-3)
 
 
-def test_a_continue_head_gives_a_logit_and_its_probability() -> None:
-    logits, probability = ContinueHead(6, units=8)(torch.randn(2, 5, 6))
-    assert (logits.shape, probability.shape) == ((2, 5, 1), (2, 5, 1))
-    assert_close(probability, logits.sigmoid())
-
-
 @pytest.mark.parametrize("head", [TwoHotHead(6, units=8, layers=1), ContinueHead(6, units=8)], ids=["number", "yes_no"])
 def test_heads_compute_in_bfloat16_and_give_float32(head: nn.Module) -> None:
     features = torch.randn(7, 6)
@@ -65,5 +59,7 @@ def test_faces(check_faces: Callable[..., TensorDict]) -> None:
     features = torch.randn(2, 5, 6)
     value = check_faces(scrambled(TwoHotHead(6, units=8, layers=1)), features)
     assert value["state_value"].shape == (2, 5, 1)
-    check_faces(ContinueHead(6, units=8), features)
+    found = check_faces(ContinueHead(6, units=8), features)
+    assert found["continuation"].shape == (2, 5, 1)
+    assert_close(found["continuation"], found["continue_logits"].sigmoid())
     check_faces(Actor(6, SPACE, units=8), features)

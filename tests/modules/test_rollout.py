@@ -85,9 +85,6 @@ def test_a_sequence_in_bfloat16_gives_float32_gradients() -> None:
             assert parameter.grad.isfinite().all() and parameter.grad.any(), name
 
 
-# Observed sequences as a module.
-
-
 def test_a_sequence_module_adds_prior_and_features() -> None:
     rssm, inputs = model(), sequence_inputs(resets=True)
     beliefs, states, logits = in_one_go(rssm, inputs)
@@ -114,9 +111,6 @@ def test_only_the_first_of_the_previous_latents_is_used_and_indices_do_as_well()
             assert_close(output, wanted)
 
 
-# Imagination.
-
-
 def actor_of(rssm: RSSM) -> Actor:
     space = ActionSpace(Composite(steer=Bounded(-1, 1, (1,)), gear=Categorical(2)))
     actor = Actor(F_SIZE, space, units=8).to(rssm.prior_logits.bias.dtype)
@@ -135,16 +129,12 @@ def test_a_dream_under_a_policy_equals_its_steps() -> None:
     rssm = model()
     actor = actor_of(rssm)
     belief, state, noise, action_noise = dream_inputs()
-
-    def policy(features: Tensor, given: Tensor | None) -> Tensor:
-        return actor.distribution(actor(features)).sample(given)
-
-    features, actions = imagine(rssm, belief, state, policy, noise, action_noise)
+    features, actions = imagine(rssm, belief, state, actor.act, noise, action_noise)
     assert (features.shape, actions.shape) == ((7, 6, F_SIZE), (7, 5, A))
     assert not features.requires_grad and not actions.requires_grad
     assert_close(features[:, 0], rssm.latent.features(belief, state))
     for h in range(5):
-        action = policy(rssm.latent.features(belief, state), action_noise[:, h])
+        action = actor.act(rssm.latent.features(belief, state), action_noise[:, h])
         assert_close(actions[:, h], action)
         belief, state, _ = rssm.imagine(belief, state, action, noise[:, h])
         assert_close(features[:, h + 1], rssm.latent.features(belief, state))

@@ -49,9 +49,6 @@ def core_by_hand(core: BlockGRU, belief: Tensor, state: Tensor, action: Tensor) 
     return torch.cat(blocks, -1)
 
 
-# One step.
-
-
 def test_the_recurrence_is_the_one_written_in_the_recordings() -> None:
     core = model().core
     _, action, belief, state, _ = step_inputs(7)

@@ -44,18 +44,14 @@ VECTORS = {**CONTINUOUS, **DISCRETE}
 every_vector = pytest.mark.parametrize("spec", [spec for spec, _ in VECTORS.values()], ids=VECTORS)
 
 
-@pytest.mark.parametrize(("spec", "size"), CONTINUOUS.values(), ids=CONTINUOUS)
-def test_float_specs_are_continuous(spec: TensorSpec, size: int) -> None:
-    space = space_from_spec(spec)
-    assert isinstance(space, Continuous)
-    assert (space.shape, space.size) == (tuple(spec.shape), size)
-
-
-@pytest.mark.parametrize(("spec", "classes"), DISCRETE.values(), ids=DISCRETE)
-def test_specs_of_classes_and_bounded_integers_are_discrete(spec: TensorSpec, classes: tuple[int, ...]) -> None:
-    space = space_from_spec(spec)
-    assert isinstance(space, Discrete)
-    assert (space.shape, space.classes, space.size) == (tuple(spec.shape), classes, sum(classes))
+def test_specs_of_floats_are_continuous_and_those_of_classes_and_bounded_integers_discrete() -> None:
+    for spec, size in CONTINUOUS.values():
+        space = space_from_spec(spec)
+        assert (type(space), space.shape, space.size) == (Continuous, tuple(spec.shape), size)
+    for spec, classes in DISCRETE.values():
+        space = space_from_spec(spec)
+        assert (type(space), space.shape, space.classes) == (Discrete, tuple(spec.shape), classes)
+        assert space.size == sum(classes)
 
 
 @every_vector

@@ -1,10 +1,12 @@
-"""What the tests of the losses share: losses made by hand, a tiny learner, and which parts a loss teaches."""
+"""What the tests of the losses share: recorded tables, losses made by hand, a tiny learner, and what a loss teaches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchrl.data import Composite, OneHot, Unbounded
@@ -15,6 +17,25 @@ from dreamer_torchrl.modules import ObserveSequence, TwoHotDist
 from dreamer_torchrl.objectives.common import ExtraLoss
 
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
+
+
+def golden(name: str) -> dict[str, Tensor]:
+    """A table of the official functions."""
+    with np.load(Path(__file__).parents[1] / "golden" / name, allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def part(table: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
+
+
+def tiny_agent() -> Agent:
+    """An agent whose every weight, also of the heads that start at zero, says something."""
+    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return agent
 
 
 def world_model_loss(agent: Agent, **options: Any) -> WorldModelLoss:
@@ -38,13 +59,8 @@ def tiny_learner(
     priorities: bool = False,
     **hyperparameters: Any,
 ) -> Learner:
-    """A learner whose every weight, also of the heads that start at zero, says something."""
-    agent = Agent(Composite(observation=Unbounded((3,))), OneHot(2), TINY)
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
     h = Hyperparameters(imagination_length=3, **hyperparameters)
-    return Learner(agent, h, optimizer=optimizer, extra_losses=extra_losses, priorities=priorities)
+    return Learner(tiny_agent(), h, optimizer=optimizer, extra_losses=extra_losses, priorities=priorities)
 
 
 def taught_by(loss: Tensor, agent: Agent) -> set[str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tensordict import NestedKey, TensorDict
@@ -23,9 +20,8 @@ from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace
 from dreamer_torchrl.modules.rollout import ImagineRollout
 from dreamer_torchrl.objectives import ActorLoss, ValueLoss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer
-from tests.objectives.examples import RecordedCritic, taught_by, tiny_learner
+from tests.objectives.examples import RecordedCritic, golden, part, taught_by, tiny_learner
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 RETURNS = {"rtol": 1e-4, "atol": 0.1}  # the table's critic predicts millions: numbers near 0 are what is left of those
 KINDS: dict[str, TensorSpec] = {"disc": OneHot(4), "cont": Bounded(-1, 1, (3,))}
 CASES = [
@@ -36,17 +32,12 @@ CASES = [
 ROWS, LENGTH = 6, 4
 
 
-# --- Recorded dreams --------------------------------------------------------------------------------------------------
-
-
 class Recorded:
     """Modules that answer as the official ones did when the tables were made, and a loss made of them."""
 
     def __init__(self, kind: str = "disc", slow_target: bool = False, **options: Any):
-        with np.load(GOLDEN / "tables_losses.npz", allow_pickle=False) as file:
-            self.table = {key: torch.from_numpy(file[key]) for key in file.files if key.startswith("imag_loss/")}
-        t = {key.removeprefix("imag_loss/in/"): value for key, value in self.table.items()}
-        self.inputs = t
+        self.table = part(golden("tables_losses.npz"), "imag_loss/")
+        t = part(self.table, "in/")
         self.space = ActionSpace(KINDS[kind])
         self.action = self.space.flatten({"action": t[f"act_{kind}"]}) if kind == "cont" else one_hot(t["act_disc"])
         outputs = ("pol_logits",) if kind == "disc" else ("pol_mean", "pol_std")
@@ -100,7 +91,7 @@ def one_hot(index: Tensor) -> Tensor:
 def test_official_imagination_losses(kind: str, contdisc: bool, slowtar: bool) -> None:
     """Both losses, returns, normalizer and gradients, from the loss modules."""
     recorded = Recorded(kind, slowtar, discount_in_continue=contdisc)
-    expected = part(recorded.table, f"imag_loss/{kind}_contdisc{contdisc:d}_slowtar{slowtar:d}/")
+    expected = part(recorded.table, f"{kind}_contdisc{contdisc:d}_slowtar{slowtar:d}/")
     losses, data = recorded.run()
     losses.update(recorded.value_loss(data)[0])
     dream, normalizer = data["imagination"], recorded.loss.normalizer
@@ -119,13 +110,6 @@ def test_official_imagination_losses(kind: str, contdisc: bool, slowtar: bool) -
         assert_close(gradient, expected["grad_value_logits_row0"], rtol=1e-3, atol=1e-5)
 
 
-def part(table: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in table.items() if key.startswith(prefix)}
-
-
-# --- Arguments --------------------------------------------------------------------------------------------------------
-
-
 def test_normalizer_is_the_one_given() -> None:
     """Its scale divides the advantages, its state belongs to the loss."""
     normalizer = ReturnNormalizer(percentiles=(10, 90), rate=0.5, limit=1e9)
@@ -136,9 +120,6 @@ def test_normalizer_is_the_one_given() -> None:
     returns, value = data["imagination", "lambda_target"], data["imagination", "state_value"].detach()
     assert_close(data["imagination", "advantage"][:, :-1], (returns - value)[:, :-1] / 1e9)
     assert {"normalizer.low", "normalizer.high"} <= recorded.loss.state_dict().keys()
-
-
-# --- As a LossModule --------------------------------------------------------------------------------------------------
 
 
 def latents_of(learner: Learner) -> TensorDict:
@@ -152,7 +133,15 @@ def test_only_the_actor_is_taught() -> None:
     learner = tiny_learner()
     data = latents_of(learner)
     assert data["belief"].requires_grad
-    losses, _ = learner.actor_loss(data)
+    losses, imagined = learner.actor_loss(data)
+    for key in (
+        "lambda_target",
+        "advantage",
+        "discount_weight",
+        "action_log_prob",
+    ):
+        assert not imagined["imagination", key].requires_grad
+    assert not imagined["bootstrap"].requires_grad
     assert taught_by(losses["loss_actor"], learner.agent) == {"actor"}
     assert all(parameter.grad.count_nonzero() for parameter in learner.agent.actor.parameters())
 
@@ -175,7 +164,7 @@ def test_all_keys_may_be_others() -> None:
         agent.continuation.tensordict_module([key["features"]], ["continue_logits", key["continuation"]]),
         agent.value.tensordict_module([key["features"]], ["state_value_logits", key["state_value"]]),
     ).eval()
-    attach(usual.networks.imagine, False)  # the same operations for both
+    attach(usual.networks["imagine"], False)  # the same operations for both
     renamed.set_keys(**key)
     assert renamed.in_keys == [key["belief"], key["state"]]
     data = latents_of(learner)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -17,9 +15,8 @@ from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.spaces import Discrete
 from dreamer_torchrl.objectives.batch import check_steps, split_context
-from tests.objectives.examples import tiny_learner
+from tests.objectives.examples import golden, tiny_learner
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FLOATS = ActionSpace(Unbounded((2,)))
 
 
@@ -38,17 +35,13 @@ def first_numbers(value: Tensor) -> list[float]:
     return value[0, :, 0].tolist()
 
 
-# --- Context ----------------------------------------------------------------------------------------------------------
-
-
 def test_official_replay_context() -> None:
     """All entries lose the context; latents and action of the step before come along.
 
     The official function keeps a running carry in rows that follow on from the last batch. Here every row starts from
     what is stored, as the official code does in rows with ``consec`` 0.
     """
-    with np.load(GOLDEN / "tables_replay_context.npz", allow_pickle=False) as file:
-        table = {key: torch.from_numpy(file[key]) for key in file.files}
+    table = golden("tables_replay_context.npz")
     batch = TensorDict({key: table[f"in/data/{key}"] for key in ("vector", "reward", "is_first", "action")}, [3, 5])
     batch["belief"], batch["state"] = table["in/data/dyn/deter"], table["in/data/dyn/stoch"]
     data = split(batch, context=1)
@@ -90,9 +83,6 @@ def test_wrong_batch_dimensions(shape: tuple[int, ...], context: int) -> None:
     assert f"context {context} and T of at least 2" in str(error.value)
 
 
-# --- Checks -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_class_that_does_not_exist_is_located(wrong: int) -> None:
     spaces = {"gear": Discrete((2, 4), (2,))}
@@ -101,9 +91,6 @@ def test_class_that_does_not_exist_is_located(wrong: int) -> None:
     batch["gear"][1, 3, 1] = wrong
     with pytest.raises(ValueError, match=r"'gear' is outside its classes.* at row 1, step 3"):
         check_steps(batch, spaces)
-
-
-# TorchRL's transitions
 
 
 def test_transitions_are_refused_by_the_name_of_their_adapter() -> None:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.testing import assert_close
 
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentiles
 from dreamer_torchrl.objectives.value import replay_return
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.objectives.examples import golden, part
 
 number = st.floats(-10, 10)
 share = st.floats(0, 1)
 many = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 percents = st.floats(0, 100)
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
 def mixed_n_step_returns(steps: list[tuple[float, float, float, float]]) -> list[float]:
@@ -43,12 +34,9 @@ def mixed_n_step_returns(steps: list[tuple[float, float, float, float]]) -> list
     return returns
 
 
-# --- Lambda return ----------------------------------------------------------------------------------------------------
-
-
 def test_official_lambda_return() -> None:
     """A recorded sequence, with terminal and merely last steps in it."""
-    t = {key.removeprefix("lambda_return/"): value for key, value in golden("tables_losses.npz").items()}
+    t = part(golden("tables_losses.npz"), "lambda_return/")
     returns = replay_return(t["rew"], t["boot"], t["term"].float(), t["last"].float(), 1 - 1 / 333, 0.95)
     assert_close(returns, t["ret_disc0.997_lam0.95"], rtol=1e-6, atol=1e-6)
 
@@ -70,18 +58,12 @@ def test_a_break_in_a_recording_is_bridged_by_its_value_and_an_end_is_not() -> N
     assert terminated.tolist() == [[1 + 0.5 * 2, 2, 3 + 0.5 * 30]]
 
 
-# --- Percentile -------------------------------------------------------------------------------------------------------
-
-
 @given(many, percents)
 def test_percentile_is_that_of_numpy_and_torch(values: list[float], percent: float) -> None:
     (found,) = percentiles(torch.tensor(values, dtype=torch.float64), (percent,))
     close = {"rtol": 1e-9, "atol": 1e-6}
     assert_close(found, torch.tensor(np.percentile(values, percent)), **close)
     assert_close(found, torch.quantile(torch.tensor(values, dtype=torch.float64), percent / 100), **close)
-
-
-# --- Normalizer -------------------------------------------------------------------------------------------------------
 
 
 def test_official_normalizer() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tensordict import NestedKey, TensorDict
@@ -18,23 +16,12 @@ from torchrl.objectives import SoftUpdate
 from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss
-from tests.objectives.examples import RecordedCritic, taught_by, tiny_learner
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.objectives.examples import RecordedCritic, golden, part, taught_by, tiny_learner
 
 
-# --- Official numbers -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def table() -> dict[str, Tensor]:
-    with np.load(GOLDEN / "tables_losses.npz", allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files if key.startswith("repl_loss/")}
-
-
-def test_official_replay_loss(table: dict[str, Tensor]) -> None:
-    """The same from the loss module."""
-    t = {key.removeprefix("repl_loss/in/"): value for key, value in table.items()}
+def test_official_replay_loss() -> None:
+    table = golden("tables_losses.npz")
+    t = part(table, "repl_loss/in/")
     shape = t["rew"].shape
     value = TensorDictModule(RecordedCritic(t["value_logits"]), ["features"], ["state_value_logits", "state_value"])
     loss = ValueLoss(value, replay_scale=1.0)
@@ -45,9 +32,6 @@ def test_official_replay_loss(table: dict[str, Tensor]) -> None:
     data["features"] = torch.arange(shape.numel()).view(*shape, 1).float()
     data["imagination"] = dream(features=torch.zeros(*shape, 3, 1))
     assert_close(loss(data)[0]["loss_replay_value"], table["repl_loss/repval"].mean(), rtol=1e-5, atol=1e-5)
-
-
-# --- Arguments --------------------------------------------------------------------------------------------------------
 
 
 def dream(features: Tensor, **given: Tensor) -> TensorDict:
@@ -114,9 +98,6 @@ def test_without_replay_scale_no_replay_is_needed() -> None:
     assert found["loss_value"] == losses()["loss_value"]
 
 
-# --- Gradients --------------------------------------------------------------------------------------------------------
-
-
 def value_losses(learner: Learner) -> TensorDict:
     batch = example_batch(learner.agent, batch=2, length=4)
     _, data = learner.world_model_loss(batch.set("noise", learner.draw_noise(2, 5)))
@@ -144,9 +125,6 @@ def test_slow_critic_learns_nothing() -> None:
     assert all(parameter.grad is None for parameter in slow)
     assert not any(parameter.requires_grad for parameter in slow)
     SoftUpdate(loss, tau=0.02)
-
-
-# --- As a LossModule --------------------------------------------------------------------------------------------------
 
 
 def test_logits_in_the_dream_save_work_and_change_nothing() -> None:

@@ -17,29 +17,15 @@ from tensordict import NestedKey, TensorDict
 from torch import Tensor, nn
 from torch.distributions import Categorical, kl_divergence
 from torch.testing import assert_close
-from torchrl.data import Composite, OneHot, Unbounded
 
-from dreamer_torchrl.agents.agent import Agent, Size
+from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.learners.learner import example_batch
 from dreamer_torchrl.modules.distributions import OneHotDist
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.rollout import ObserveSequence
 from dreamer_torchrl.objectives import WorldModelLoss
 from dreamer_torchrl.objectives.world_model import SCALES, kl
-from tests.objectives.examples import taught_by, world_model_loss
-
-TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
-
-
-def tiny_agent(*keys: str) -> Agent:
-    """An agent whose every weight, also of the heads that start at zero, says something."""
-    torch.manual_seed(0)
-    observations = {key: Unbounded((3,)) for key in keys or ("observation",)}
-    agent = Agent(Composite(observations), OneHot(2), TINY)
-    with torch.no_grad():
-        for parameter in agent.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return agent
+from tests.objectives.examples import taught_by, tiny_agent, world_model_loss
 
 
 def batch_for(agent: Agent, length: int = 4) -> TensorDict:
@@ -54,12 +40,11 @@ def batch_for(agent: Agent, length: int = 4) -> TensorDict:
 
 def run(**options: Any) -> tuple[dict[str, Tensor], TensorDict]:
     """Losses and data of the same agent and batch under other options."""
+    torch.manual_seed(0)
     agent = tiny_agent()
     losses, data = world_model_loss(agent, **options)(batch_for(agent))
     return losses.to_dict(), data
 
-
-# --- KL ---------------------------------------------------------------------------------------------------------------
 
 logit_lists = st.lists(st.floats(-8, 8), min_size=6, max_size=6)
 
@@ -82,9 +67,6 @@ def test_kl_never_falls_below_the_free_nats(a: list[float], b: list[float], free
     assert (dynamics >= free_nats).all()
     assert_close(dynamics, free.clamp_min(free_nats))
     assert_close(representation, dynamics)
-
-
-# --- Arguments --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("term", SCALES)
@@ -125,9 +107,6 @@ def test_reward_grad() -> None:
         losses, data = world_model_loss(agent, reward_grad=reward_grad)(batch_for(agent))
         assert taught_by(losses["loss_reward"], agent) == taught
         assert data["features"].requires_grad
-
-
-# --- As a LossModule --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,9 +160,6 @@ def test_all_keys_may_be_others() -> None:
         assert_close(found[key], value)
     assert loss.in_keys[2:] == [NAMES[name] for name in ("is_init", "reward", "terminated", "belief", "state")]
     assert {field.name for field in fields(loss.default_keys)}.isdisjoint(data.keys())
-
-
-# --- Bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_scale_is_named_with_those_that_exist() -> None:
