@@ -157,7 +157,7 @@ def possible(schema: Mapping[str, Any]) -> str:
         first, *_ = (one for one in schema["anyOf"] if one["type"] != "null")
         return f"{possible(first)}, null"
     if "enum" in schema:
-        return ", ".join(schema["enum"])
+        return ", ".join(map(str, schema["enum"]))
     if schema["type"] == "array":
         return f"{schema['maxItems']} numbers" if "maxItems" in schema else "list of texts"
     least, most = schema.get("minimum"), schema.get("maximum")

@@ -74,13 +74,13 @@ class Agent(nn.Module):
         self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
         self.size = size = Size.named(size) if isinstance(size, str) else size
         if encoder is None:
-            self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype)
+            self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype, patch=size.patch)
         else:
             self.encoder = _fitted(encoder(self.spaces), self.spaces)
         numbers = (size.belief, size.hidden, size.stochastic, size.classes, size.blocks)
         self.rssm = RSSM(self.action_space.size, self.encoder.out_features, *numbers, unimix)
         features = self.rssm.feature_size
-        self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth)
+        self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth, patch=size.patch)
         self.reward = TwoHotHead(features, size.units, layers=1)
         self.continuation = ContinueHead(features, size.units)
         self.actor = Actor(features, self.action_space, size.units, unimix=actor_unimix)

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from importlib import resources
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dreamer_torchrl.limits import Within
 
@@ -24,6 +24,7 @@ class Size:
     blocks: Units
     depth: Units
     units: Units
+    patch: Literal[1, 2, 4, 8] = 1
 
     def __post_init__(self) -> None:
         if self.belief % self.blocks:
@@ -39,4 +40,4 @@ class Size:
             raise ValueError(f"Unknown size {name!r}: there are {', '.join(known)}.")
         # Without a YAML library, which is not there where only torch and TorchRL are.
         values = dict(re.findall(r"^(\w+): *(\d+)", file.read_text(), re.MULTILINE))
-        return cls(**{field.name: int(values[field.name]) for field in fields(cls)})
+        return cls(**{field.name: int(values[field.name]) for field in fields(cls) if field.name in values})

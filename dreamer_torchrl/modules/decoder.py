@@ -11,8 +11,8 @@ from tensordict import NestedKey, unravel_key
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import OneHotDist, symexp, symlog
-from dreamer_torchrl.modules.encoder import STAGES, split_keys, stacked_sides
-from dreamer_torchrl.modules.images import PixelStage, UpsampleStage, pixel_error
+from dreamer_torchrl.modules.encoder import split_keys, stacked_sides, stage_channels
+from dreamer_torchrl.modules.images import PatchPixels, PixelStage, UpsampleStage, pixel_error
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space, Spaces
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
@@ -34,7 +34,14 @@ class Decoder(nn.Module, AsTensorDictModule):
     in_keys = ("features",)
 
     def __init__(
-        self, spaces: Spaces, belief_size: int, state_size: int, units: int = 64, depth: int = 4, layers: int = 3
+        self,
+        spaces: Spaces,
+        belief_size: int,
+        state_size: int,
+        units: int = 64,
+        depth: int = 4,
+        layers: int = 3,
+        patch: int = 1,
     ):
         super().__init__()
         self.spaces = dict(spaces)
@@ -46,7 +53,7 @@ class Decoder(nn.Module, AsTensorDictModule):
         self.vector_heads = nn.ModuleList(Linear(units, spaces[key].size) for key in self.vector_keys)
         if self.image_keys:
             sides = stacked_sides(spaces, self.image_keys)
-            self.image = ImageDecoder(belief_size, state_size, sides, units, depth)
+            self.image = ImageDecoder(belief_size, state_size, sides, units, depth, patch)
 
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
         predictions = {}
@@ -67,10 +74,12 @@ class Decoder(nn.Module, AsTensorDictModule):
 class ImageDecoder(nn.Module):
     """Features to pixels: two maps to the smallest picture, added, then four times upsample and convolve."""
 
-    def __init__(self, belief_size: int, state_size: int, sides: tuple[int, int, int], units: int, depth: int):
+    def __init__(
+        self, belief_size: int, state_size: int, sides: tuple[int, int, int], units: int, depth: int, patch: int = 1
+    ):
         super().__init__()
         height, width, channels = sides
-        sizes = [depth * stage for stage in STAGES]  # of the encoder's stages, walked backwards here
+        sizes = stage_channels(depth, patch)  # of the encoder's stages, walked backwards here
         if sizes[-1] % BLOCKS:
             found = f"{sizes[-1]} channels, no multiple of {BLOCKS}"
             raise ValueError(f"depth={depth} gives {found}: choose an even depth.")
@@ -80,7 +89,7 @@ class ImageDecoder(nn.Module):
         self.from_state = nn.Sequential(HiddenLayer(state_size, 2 * units), Linear(2 * units, prod(self.smallest)))
         self.norm = NormSilu(sizes[-1])
         self.stages = nn.Sequential(*[UpsampleStage(a, b) for a, b in pairwise(reversed(sizes))])
-        self.out = PixelStage(sizes[0], channels)
+        self.out = PixelStage(sizes[0], channels) if patch == 1 else PatchPixels(sizes[0], channels, patch)
 
     def forward(self, features: Tensor) -> Tensor:
         belief, state = features[:, : self.belief_size], features[:, self.belief_size :]

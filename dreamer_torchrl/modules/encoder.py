@@ -9,7 +9,7 @@ from tensordict import NestedKey
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import symlog
-from dreamer_torchrl.modules.images import ImageStage
+from dreamer_torchrl.modules.images import ImageStage, PatchStage
 from dreamer_torchrl.modules.layers import MLP
 from dreamer_torchrl.modules.spaces import Continuous, Image, Spaces, key_name
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
@@ -24,6 +24,7 @@ class Encoder(nn.Module, AsTensorDictModule):
         spaces: what each key holds.
         units, layers: of the vector MLP.
         depth: channels of the convolutions are multiples of it.
+        patch: side of the patches of pixels that one linear layer encodes in place of the first convolutions; 1: none.
         dtype: precision in which everything from here on computes (the weights' own, if left out).
 
     Example:
@@ -36,7 +37,13 @@ class Encoder(nn.Module, AsTensorDictModule):
     out_keys = ("encoded_latents",)
 
     def __init__(
-        self, spaces: Spaces, units: int = 64, depth: int = 4, layers: int = 3, dtype: torch.dtype | None = None
+        self,
+        spaces: Spaces,
+        units: int = 64,
+        depth: int = 4,
+        layers: int = 3,
+        dtype: torch.dtype | None = None,
+        patch: int = 1,
     ):
         super().__init__()
         if not spaces:
@@ -49,8 +56,9 @@ class Encoder(nn.Module, AsTensorDictModule):
             self.out_features += units
         if self.image_keys:
             height, width, channels = stacked_sides(spaces, self.image_keys)
-            sizes = [channels] + [depth * stage for stage in STAGES]
-            self.image = nn.Sequential(*[ImageStage(a, b) for a, b in pairwise(sizes)])
+            sizes = stage_channels(depth, patch)
+            first = ImageStage(channels, sizes[0]) if patch == 1 else PatchStage(channels, sizes[0], patch)
+            self.image = nn.Sequential(first, *[ImageStage(a, b) for a, b in pairwise(sizes)])
             self.out_features += (height // 16) * (width // 16) * sizes[-1]
 
     def forward(self, *observations: Tensor) -> Tensor:
@@ -69,6 +77,18 @@ class Encoder(nn.Module, AsTensorDictModule):
             encoded = self.image(pixels.div(255).sub_(0.5))
             parts.append(encoded.reshape(*stacked.shape[:-3], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def stage_channels(depth: int, patch: int = 1) -> list[int]:
+    """Channels of the image stages, of which the first one makes patches.
+
+    Example:
+        >>> stage_channels(4), stage_channels(4, patch=4)
+        ([8, 12, 16, 16], [12, 16, 16])
+    """
+    if patch not in (1, 2, 4, 8):
+        raise ValueError(f"patch={patch} is impossible: give 1, 2, 4 or 8.")
+    return [depth * stage for stage in STAGES[max(0, patch.bit_length() - 2) :]]
 
 
 def split_keys(spaces: Spaces) -> tuple[list[NestedKey], list[NestedKey]]:

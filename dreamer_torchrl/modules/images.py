@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dreamer_torchrl.modules.layers import Conv, NormSilu, convolve, rms_norm
+from dreamer_torchrl.modules.layers import Conv, HiddenLayer, Linear, NormSilu, convolve, rms_norm
 
 KERNEL = 5
 
@@ -55,6 +55,42 @@ class PixelStage(Conv):
 def pixel_error(prediction: Tensor, observation: Tensor) -> Tensor:
     """Squared errors of pixels in [0, 1] against bytes, both ``[..., a, b, c]``, summed over the image: ``[...]``."""
     return (prediction - observation / 255).square().sum((-1, -2, -3))
+
+
+class PatchStage(HiddenLayer):
+    """A hidden layer on each patch of ``patch x patch`` pixels: ``[N, h, w, c]`` to ``[N, h / patch, w / patch, C]``.
+
+    In place of the first stages, whose convolutions at full resolution are most of a small network's time.
+
+    Example:
+        >>> PatchStage(3, 8, patch=4)(torch.ones(2, 12, 8, 3)).shape
+        torch.Size([2, 3, 2, 8])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch: int):
+        super().__init__(in_channels * patch**2, out_channels)
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x.unflatten(2, (-1, self.patch)).unflatten(1, (-1, self.patch)).transpose(2, 3)
+        return super().forward(patches.flatten(3))
+
+
+class PatchPixels(Linear):
+    """The reverse of `PatchStage`: linear, sigmoid, ``[N, h, w, c]`` to ``[N, patch h, patch w, C]``.
+
+    Example:
+        >>> PatchPixels(8, 3, patch=4)(torch.ones(2, 3, 2, 8)).shape
+        torch.Size([2, 12, 8, 3])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch: int):
+        super().__init__(in_channels, out_channels * patch**2)
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(super().forward(x)).unflatten(-1, (self.patch, self.patch, -1))
+        return interleaved(y)
 
 
 class PixelError(nn.Module):

@@ -206,3 +206,18 @@ def test_faces(check_faces: Callable[..., None]) -> None:
     assert encoder.in_keys == list(SPACES)
     check_faces(encoder, *values.values())
     check_faces(decoder(SPACES), torch.randn(2, 5, BELIEF + STATE))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4, 8])
+def test_patches_replace_the_first_stages(patch: int) -> None:
+    spaces = {"pixels": Image(48, 64, 3)}
+    encoder, decoder = Encoder(spaces, depth=2, patch=patch), Decoder(spaces, 16, 4, depth=2, patch=patch)
+    encoded = encoder(torch.zeros(2, 5, 48, 64, 3, dtype=torch.uint8))
+    assert encoded.shape == (2, 5, encoder.out_features) and encoder.out_features == 3 * 4 * 8
+    assert decoder(torch.zeros(2, 5, 20)).shape == (2, 5, 48, 64, 3)
+    assert len(encoder.image) == len(decoder.image.stages) + 1 == 5 - max(1, patch.bit_length() - 1)
+
+
+def test_a_patch_of_three_is_refused() -> None:
+    with pytest.raises(ValueError, match="patch=3 is impossible: give 1, 2, 4 or 8"):
+        Encoder({"pixels": Image(48, 64, 3)}, patch=3)

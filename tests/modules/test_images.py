@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from dreamer_torchrl.kernels import attach, image_operators
-from dreamer_torchrl.modules.images import ImageStage, PixelError, PixelStage, UpsampleStage
+from dreamer_torchrl.modules.images import ImageStage, PatchPixels, PatchStage, PixelError, PixelStage, UpsampleStage
 
 Stage = Callable[..., Tensor]
 SHAPES = {"batch": (5, 8, 12, 3), "one": (1, 6, 10, 4), "thin": (3, 2, 4, 2)}
@@ -159,3 +159,14 @@ def test_pixels_cost_their_squared_error(batch: tuple[int, ...], attached: bool)
 
     found = with_gradients(lambda pixels: cost(pixels, observation), [prediction])
     assert_close(found, with_gradients(plain, [prediction]), rtol=1e-6, atol=1e-6)  # bytes become float32
+
+
+def test_patches_are_strided_convolutions_whose_kernels_are_the_stride() -> None:
+    down, up, x = PatchStage(3, 8, 4).double(), PatchPixels(8, 3, 4).double(), torch.randn(2, 8, 12, 3).double()
+    kernel = down.linear.weight.unflatten(1, (4, 4, 3)).permute(0, 3, 1, 2)  # [8, 3, 4, 4]
+    coarse = F.conv2d(x.movedim(-1, 1), kernel, down.linear.bias, stride=4).movedim(1, -1)
+    assert_close(down(x), normed(coarse, down.after.norm.weight))
+    kernel = up.weight.unflatten(0, (4, 4, 3)).permute(3, 2, 0, 1)  # [8, 3, 4, 4]
+    bias = up.bias.unflatten(0, (4, 4, 3)).repeat(2, 3, 1)  # [8, 12, 3]
+    fine = F.conv_transpose2d(down(x).movedim(-1, 1), kernel, stride=4).movedim(1, -1)
+    assert_close(up(down(x)), torch.sigmoid(fine + bias))
