@@ -10,7 +10,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize(("threads", "belief"), [(1, 32), pytest.param(2, 256, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("threads", "belief"), [(1, 32), (2, 256)])
 def test_a_killed_run_ends_as_one_that_was_not(
     threads: int, belief: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

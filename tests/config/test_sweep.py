@@ -100,6 +100,7 @@ def typed(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=500)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_stopped_and_the_same_command_continues_it(tmp_path: Path) -> None:
     """Ctrl-C comes while the first run trains: it saves itself, and the other one does not begin."""
     endless = [*SMALL, "seed=0,1", "total_steps=1e6"]
@@ -135,6 +136,7 @@ def test_a_sweep_is_stopped_and_the_same_command_continues_it(tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"runs"}
 
 
+@pytest.mark.slow
 def test_another_launcher_trains_the_same_runs(tmp_path: Path) -> None:
     """Two at a time, with an environment's short name, null and an argument in the overrides."""
     small = [*SMALL[:-1], "env=lunarlander,cartpole", "env.arguments.render_mode=null", "total_steps=20"]

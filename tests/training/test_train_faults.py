@@ -151,6 +151,7 @@ def fill(folder: Path, but: int) -> Path:
     return ballast
 
 
+@pytest.mark.slow
 def test_a_replay_on_disk_takes_the_room_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Not that of its capacity; and what the last process left of it is no reason to refuse the next."""
     run, options = tmp_path / "disk" / "run", ("replay.storage=disk", "replay.capacity=1000000", "eval.every=0")
