@@ -156,11 +156,11 @@ def test_import_is_fast_and_brings_no_environment_library() -> None:
 def test_sizes_hang_together(path: Path) -> None:
     """Every size has the same keys; an official one follows from its number of units."""
     size = yaml.safe_load(path.read_text())
-    assert list(size) == ["belief", "hidden", "stochastic", "classes", "blocks", "depth", "units"]
+    assert list(size) == ["belief", "hidden", "stochastic", "classes", "blocks", "depth", "units", "patch"]
     units = size["units"]
     assert (size["belief"], size["hidden"], size["blocks"]) == (8 * units, units, 8)
     if path.stem != "nano":
-        assert (size["stochastic"], size["classes"], size["depth"]) == (32, units // 16, units // 16)
+        assert (size["stochastic"], size["classes"], size["depth"], size["patch"]) == (32, units // 16, units // 16, 1)
 
 
 @pytest.fixture(scope="module")
