@@ -1,7 +1,5 @@
 """From specs and a size to world model, actor, critic and policy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

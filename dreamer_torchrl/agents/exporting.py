@@ -11,8 +11,6 @@ dtypes that ``files["policy.json"]`` lists. Where ``is_init`` ``[N, 1]`` is set 
 may start with zeros. A policy that draws takes two more arguments, ``noise`` and ``action_noise``.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import platform

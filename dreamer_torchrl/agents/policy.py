@@ -1,7 +1,5 @@
 """Observation and latents in, action and latents out."""
 
-from __future__ import annotations
-
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase

@@ -1,7 +1,5 @@
 """Checkpoints of the official JAX agent, read and written."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import isqrt, sqrt
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which official array is which parameter of ours, and how one is laid out as the other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

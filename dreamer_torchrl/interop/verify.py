@@ -5,8 +5,6 @@
 The recordings and the comparison, `benchmarks/verification.py`, are part of the repository and not of the wheel.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

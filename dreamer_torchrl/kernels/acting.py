@@ -1,7 +1,5 @@
 """One step of acting by a kernel, which reads the weights where they are."""
 
-from __future__ import annotations
-
 import ctypes
 
 import torch

@@ -1,7 +1,5 @@
 """Which parts of a network have a faster implementation, and how they get it."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from dreamer_torchrl.kernels.acting import NativeRSSM

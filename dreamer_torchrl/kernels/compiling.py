@@ -1,7 +1,5 @@
 """Build the kernels with the machine's C compiler, once for each version, machine and precision, and load them."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import hashlib

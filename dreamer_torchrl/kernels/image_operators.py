@@ -4,8 +4,6 @@ They keep little for the way back: of a stage that halves, a byte for each numbe
 `modules/images.py` says what each computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Linear layers by the kernels: bias in the same pass, norm and silu while the numbers are still in the cache."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

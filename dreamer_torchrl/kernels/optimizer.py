@@ -1,7 +1,5 @@
 """The optimizer's update by a kernel, in one pass over each parameter."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Norm and silu, and two-hot predictions, by the kernels: one pass where plain operations take ten."""
 
-from __future__ import annotations
-
 import ctypes
 from typing import Any
 

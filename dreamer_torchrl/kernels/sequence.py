@@ -3,8 +3,6 @@
 Backwards, only the gradient of belief and state goes step by step; the weights' are products over all steps at the end.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections import namedtuple
 from typing import Any

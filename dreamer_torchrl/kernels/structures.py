@@ -1,7 +1,5 @@
 """The kernels' arguments: csrc/structures.h describes them, in C and, read by this module, in Python."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 from importlib import resources

@@ -1,7 +1,5 @@
 """Weights of modules as the kernels' structures."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 from typing import Any

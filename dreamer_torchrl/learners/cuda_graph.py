@@ -1,7 +1,5 @@
 """A whole update as one CUDA graph: captured once, then launched as one, with new steps in the same memory."""
 
-from __future__ import annotations
-
 import copy
 import gc
 from collections.abc import Callable

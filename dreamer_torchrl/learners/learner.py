@@ -1,7 +1,5 @@
 """Updates: losses, gradients, optimizer, target critic, and fresh latents for the replay."""
 
-from __future__ import annotations
-
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """An agent's networks as the losses of DreamerV3, compiled where that is worth it."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import sysconfig

@@ -1,7 +1,5 @@
 """Our learner in TorchRL's `Trainer`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

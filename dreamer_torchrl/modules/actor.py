@@ -3,8 +3,6 @@
 Inside the agent an action is one flat float vector: floats as they are, classes one-hot, keys in sorted order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Latents back to observations, and what a wrong reconstruction costs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod

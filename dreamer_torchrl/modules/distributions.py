@@ -3,8 +3,6 @@
 Parameters may come in bfloat16; probabilities are float32. Torch's own distributions round otherwise than these.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import cached_property

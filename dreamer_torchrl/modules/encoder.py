@@ -1,7 +1,5 @@
 """Observations of any keys to one vector: vectors through an MLP, images through convolutions."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -1,7 +1,5 @@
 """Heads that predict a number or a probability from features."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

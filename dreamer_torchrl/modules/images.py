@@ -1,7 +1,5 @@
 """The stages that halve and double images, and what wrong pixels cost, of plain operations."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """The stochastic part of the latent state: how it is sampled, compared, read by networks and stored in the replay."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Layers as the official code defines them. Each casts its weights, which stay float32, to its input's precision."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from math import sqrt
 

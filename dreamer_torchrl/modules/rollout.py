@@ -4,8 +4,6 @@ What stays inside is in `StepWeights`. Actions, observations, the prior and the 
 and backwards the gradients of the weights are (`deferred_weights`). The tests compare with the steps of `rssm.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The recurrent state-space model, one step at a time; `rollout.py` runs the same over whole sequences and rollouts."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """What one key of an observation or action holds: floats, classes or an image, read off its TorchRL spec."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod

@@ -1,7 +1,5 @@
 """A plain module as TensorDictModule: where its inputs come from and where its outputs go."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tensordict import NestedKey, TensorDictBase

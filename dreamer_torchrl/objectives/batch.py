@@ -1,7 +1,5 @@
 """A batch of recorded steps: checks, and the split into context and trained steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

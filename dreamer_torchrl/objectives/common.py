@@ -1,7 +1,5 @@
 """What the three losses share, and the three of them as one module."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import fields, make_dataclass
 from difflib import get_close_matches

@@ -1,7 +1,5 @@
 """Returns and their scale."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

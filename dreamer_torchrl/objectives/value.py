@@ -1,7 +1,5 @@
 """The loss of the critic, on imagined and on replayed returns, and its target network."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """The loss of the world model: KL of the latents, reconstruction, reward and continuation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch
