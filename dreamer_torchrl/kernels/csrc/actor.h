@@ -1,14 +1,8 @@
 /* Perceptrons and the actor: from features to a drawn action, as modules/actor.py says. */
 
-typedef struct {
-    Matrix weight;
-    const real *bias, *scale;
-} Layer;
+typedef struct { Matrix weight; const real *bias, *scale; } Layer;
 
-typedef struct {
-    Layer layer[MOST_LAYERS];
-    int count, widest;
-} Network;
+typedef struct { Layer layer[MOST_LAYERS]; int count, widest; } Network;
 
 /* A matrix that will meet many rows is packed, one that meets few is read where it is. */
 static Layer layer_of(Arena *memory, const LayerWeights *w, int packed) {
@@ -38,10 +32,7 @@ static Rows perceptron(int n, const Network *network, Rows x, Rows here, Rows th
     return x;
 }
 
-typedef struct {
-    const LayersArguments *a;
-    Network network;
-} LayersJob;
+typedef struct { const LayersArguments *a; Network network; } LayersJob;
 
 static void layers_tile(const void *given, long row, int n, Arena *memory) {
     const LayersJob *job = given;

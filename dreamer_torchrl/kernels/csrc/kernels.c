@@ -26,11 +26,7 @@ typedef float real;
 #include "structures.h"
 
 /* Memory that is given back all at once. Where there is none, `take` goes back to where the arena was opened. */
-typedef struct {
-    jmp_buf without;
-    void *blocks[64];
-    int count;
-} Arena;
+typedef struct { jmp_buf without; void *blocks[64]; int count; } Arena;
 
 static void *take(Arena *memory, size_t bytes) {
     void *block = memory->count < 64 ? aligned_alloc(64, (bytes + 63) / 64 * 64 + 64) : 0;
@@ -38,9 +34,7 @@ static void *take(Arena *memory, size_t bytes) {
     return memory->blocks[memory->count++] = block;
 }
 
-static void release(Arena *memory) {
-    while (memory->count) free(memory->blocks[--memory->count]);
-}
+static void release(Arena *memory) { while (memory->count) free(memory->blocks[--memory->count]); }
 
 /* Open an arena in a function that gives 1 where there is no memory. */
 #define OPEN(memory)              \

@@ -3,9 +3,7 @@
 typedef int Words __attribute__((vector_size(VECTOR_BYTES), may_alias));
 
 /* a where the mask is set, else b. */
-static inline Vector pick(Words mask, Vector a, Vector b) {
-    return (Vector)((mask & (Words)a) | (~mask & (Words)b));
-}
+static inline Vector pick(Words mask, Vector a, Vector b) { return (Vector)((mask & (Words)a) | (~mask & (Words)b)); }
 
 static inline Vector exponential(Vector x) {
     const Vector zero = {0};
@@ -35,5 +33,4 @@ static inline Vector hyperbolic_tangent(Vector x) {
 }
 
 static inline real root(real x) { return __builtin_sqrtf(x); }
-
 static inline Vector larger(Vector a, Vector b) { return pick(a > b, a, b); }

@@ -2,11 +2,7 @@
  * tiles, and each tile goes through all its steps in one thread: no thread waits for another, and what a sequence gets
  * does not depend on how many threads there are. */
 
-typedef struct {
-    const ObserveArguments *a;
-    Core core;
-    Matrix posterior_own, posterior_logits;
-} ObserveJob;
+typedef struct { const ObserveArguments *a; Core core; Matrix posterior_own, posterior_logits; } ObserveJob;
 
 static void sample_state(const Sizes *size, double unimix, int n, Rows logits, Rows noise, Rows probs, Rows state) {
     for (int r = 0; r < n; r++) {
@@ -111,5 +107,4 @@ static int observe_any(const ObserveArguments *a, int backward) {
 }
 
 int observe(const ObserveArguments *a) { return observe_any(a, 0); }
-
 int observe_backward(const ObserveArguments *a) { return observe_any(a, 1); }

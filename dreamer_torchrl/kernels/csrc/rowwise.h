@@ -114,6 +114,4 @@ static void two_hot_backward_tile(const void *given, long row, int n, Arena *mem
     }
 }
 
-int two_hot_backward(const TwoHotArguments *a) {
-    return share(two_hot_backward_tile, a, a->rows, 64, 256, a->threads);
-}
+int two_hot_backward(const TwoHotArguments *a) { return share(two_hot_backward_tile, a, a->rows, 64, 256, a->threads); }

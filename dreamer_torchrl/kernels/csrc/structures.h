@@ -6,20 +6,12 @@
 
 /* A matrix somewhere in a tensor: element (k, j) of a block lies at k * stride_in + j * stride_out.
  * If shared, all blocks multiply the same x, instead of each its own chunk of it. */
-typedef struct {
-    real *at;
-    long blocks, in, out, stride_block, stride_in, stride_out, shared;
-} Source;
+typedef struct { real *at; long blocks, in, out, stride_block, stride_in, stride_out, shared; } Source;
 
-typedef struct {
-    long belief, hidden, variables, classes, blocks;
-} Sizes;
+typedef struct { long belief, hidden, variables, classes, blocks; } Sizes;
 
 /* A linear layer; where it has a scale, norm and silu follow. */
-typedef struct {
-    Source weight;
-    real *bias, *scale;
-} LayerWeights;
+typedef struct { Source weight; real *bias, *scale; } LayerWeights;
 
 /* Of the belief's recurrence. */
 typedef struct {
@@ -30,10 +22,7 @@ typedef struct {
     real *gates_bias;
 } CoreWeights;
 
-typedef struct {
-    long count;
-    LayerWeights layer[MOST_LAYERS];
-} NetworkWeights;
+typedef struct { long count; LayerWeights layer[MOST_LAYERS]; } NetworkWeights;
 
 /* An actor and what it draws: parts of so many numbers, or of so many variables of so many classes. */
 typedef struct {
@@ -86,19 +75,12 @@ typedef struct {
 int act(const ActArguments *a);
 
 /* d_scales, [tiles, width], comes in as zeros. */
-typedef struct {
-    long rows, width, threads, tile;
-    real *x, *scale, *y, *d_y, *d_x, *d_scales;
-} NormArguments;
+typedef struct { long rows, width, threads, tile; real *x, *scale, *y, *d_y, *d_x, *d_scales; } NormArguments;
 int norm_silu_rows(const NormArguments *a);
 int norm_silu_backward_rows(const NormArguments *a);
 
 /* If `before` is given, there is one layer, and that is where what comes before its norm goes. */
-typedef struct {
-    long rows, threads;
-    NetworkWeights network;
-    real *x, *before, *y;
-} LayersArguments;
+typedef struct { long rows, threads; NetworkWeights network; real *x, *before, *y; } LayersArguments;
 int layers_rows(const LayersArguments *a);
 
 typedef struct {
@@ -111,12 +93,7 @@ int two_hot_mean(const TwoHotArguments *a);
 int two_hot_loss(const TwoHotArguments *a);
 int two_hot_backward(const TwoHotArguments *a);
 
-typedef struct {
-    real *param, *mu, *nu;
-    float *step;
-    real *grad;
-    long count;
-} LapropTensor;
+typedef struct { real *param, *mu, *nu; float *step; real *grad; long count; } LapropTensor;
 
 typedef struct {
     long tensors, threads;

@@ -5,10 +5,7 @@ typedef real Vector __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef real Loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 /* So many numbers apart. */
-typedef struct {
-    real *at;
-    long stride;
-} Rows;
+typedef struct { real *at; long stride; } Rows;
 
 /* Memory for n rows, not a power of two apart: those would map to the same few cache sets. */
 static Rows room(Arena *memory, int n, long width) {
@@ -25,9 +22,7 @@ static inline Rows step_of(const real *tensor, long row, long steps, long time, 
 }
 
 static inline real *row_of(Rows rows, long row) { return rows.at + row * rows.stride; }
-
 static inline Rows part(Rows rows, long row, long column) { return (Rows){row_of(rows, row) + column, rows.stride}; }
-
 static inline Rows columns(Rows rows, long first) { return part(rows, 0, first); }
 
 static void copy(int n, int width, Rows from, Rows to) {
@@ -47,11 +42,7 @@ static void masked(int n, int width, Rows from, Rows kept, Rows to) {
 
 /* Block diagonal matrix, each block [in, out]. Packed, it lies in panels of two vectors of columns, filled up with zeros:
  * panel by panel, each [in, 2, LANES]. That pays where it meets many rows; else it is read where it is (no panels). */
-typedef struct {
-    int blocks, in, out;
-    Vector *panels;
-    Source direct;
-} Matrix;
+typedef struct { int blocks, in, out; Vector *panels; Source direct; } Matrix;
 
 static inline Vector load(const real *from, int count) {
     if (count >= LANES) return *(const Loose *)from;
