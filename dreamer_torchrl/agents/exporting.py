@@ -84,9 +84,8 @@ def export_policy(agent: Agent, path: Path | str, sample: bool = False, bounds: 
 def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -> dict[str, Any]:
     """What goes into an exported policy and what comes out, by name: shape, dtype, classes or bounds."""
     form = ActionForm(agent.action_space, bounds)
-    example = _example(agent, 1, sample)
-    example.pop("observations")
-    inputs = {name: _described(value.shape[1:], value.dtype) for name, value in example.items()}
+    _, *example = _example(agent, 1, sample).items()  # the first are the observations
+    inputs = {name: _described(value.shape[1:], value.dtype) for name, value in example}
     if sample:
         parts = agent.action_space.parts
         inputs["noise"]["draw"] = [["uniform", agent.rssm.stochastic]]

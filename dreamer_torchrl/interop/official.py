@@ -62,8 +62,7 @@ def load_into(learner: Learner, arrays: Arrays) -> None:
     """Fill a learner with official arrays; normalizer and optimizer only if they are among them."""
     places = _places(learner)
     trained = {name for name in arrays if name.split("/")[0] in ("enc", "dyn", "dec", "rew", "con", "pol", "val")}
-    unknown = trained - {name for name, _, _ in places}
-    if unknown:
+    if unknown := trained - {name for name, _, _ in places}:
         raise ValueError(f"The checkpoint has arrays for which this agent has no place: {', '.join(sorted(unknown))}.")
     slow, optimizer = _holds(arrays, "slowval/"), _holds(arrays, "opt/state/")
     with torch.no_grad():
@@ -114,10 +113,8 @@ def size_from(arrays: Arrays, stochastic: int | None = None) -> Size:
     if stochastic is None:
         stochastic = 32 if state % 32 == 0 else sqrt(state)
     if state % stochastic:  # 30 may be 5 x 6 or 6 x 5, and much else
-        raise ValueError(
-            f"Cannot tell how the {state} state logits split into variables of equal classes: give the official "
-            "configuration's dyn.rssm.stoch as stochastic=."
-        )
+        fault = f"Cannot tell how the {state} state logits split into variables of equal classes"
+        raise ValueError(f"{fault}: give the official configuration's dyn.rssm.stoch as stochastic=.")
     return Size(belief, hidden, int(stochastic), int(state // stochastic), blocks, depth, units)
 
 

@@ -32,18 +32,14 @@ class Link:
     along: int = 0
 
     def to_official(self, value: Tensor) -> np.ndarray:
-        """Lay a tensor of the parameter's shape out as the official array."""
         array = value.detach().permute(self.axes).float().cpu().contiguous().numpy().copy()
         return np.take(array, self.order, self.along) if self.order else array
 
     def from_official(self, array: np.ndarray) -> Tensor:
-        """Undo `to_official`, after checking the shape."""
         expected = tuple(self.parameter.shape[axis] for axis in self.axes)
         if tuple(array.shape) != expected:
-            raise ValueError(
-                f"{self.name!r} has shape {list(array.shape)}, but this agent needs {list(expected)}: "
-                "build the agent from the specs and size that the checkpoint was trained with."
-            )
+            fault = f"{self.name!r} has shape {list(array.shape)}, but this agent needs {list(expected)}"
+            raise ValueError(f"{fault}: build the agent from the specs and size that the checkpoint was trained with.")
         array = np.take(array, np.argsort(self.order), self.along) if self.order else array
         inverse = tuple(int(axis) for axis in np.argsort(self.axes))
         return torch.from_numpy(np.array(array, dtype=np.float32)).permute(inverse).contiguous()
@@ -95,7 +91,6 @@ def _layers(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
     for i, stage in enumerate(encoder.image if encoder.image_keys else ()):
         yield f"enc/cnn{i}", stage.conv
         yield f"enc/cnn{i}norm", stage.norm
-
     yield from _hidden("dyn/", (core.belief_in, core.state_in, core.action_in), "dynin", "dynin{}norm")
     yield "dyn/dynhid0", core.mix
     yield "dyn/dynhid0norm", core.mix_norm
@@ -104,7 +99,6 @@ def _layers(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
     yield "dyn/obslogit", rssm.posterior_logits
     yield from _hidden("dyn/", rssm.prior, "prior", "prior{}norm")
     yield "dyn/priorlogit", rssm.prior_logits
-
     if decoder.vector_keys:
         yield from _hidden("dec/mlp/", decoder.vector)
         for key, head in zip(decoder.vector_keys, decoder.vector_heads, strict=True):
@@ -121,7 +115,6 @@ def _layers(agent: Agent) -> Iterator[tuple[str, nn.Module]]:
             yield f"dec/conv{i}", stage.conv
             yield f"dec/conv{i}norm", stage.norm
         yield "dec/imgout", image.out
-
     yield from _hidden("rew/mlp/", agent.reward.mlp)
     yield "rew/head/logits", agent.reward.logits
     yield from _hidden("con/mlp/", agent.continuation.mlp)

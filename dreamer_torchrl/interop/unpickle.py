@@ -90,10 +90,9 @@ def load_arrays(path: str | Path) -> Any:
                 raise ValueError("the number of an entry is beyond the file's size, and would take that much memory")
         return _Unpickler(io.BytesIO(content)).load()
     except UnsafePickleError as error:
-        raise UnsafePickleError(
-            f"{path} {error}. Only containers, text, numbers and NumPy arrays of numbers are read: the rest can run "
-            "code. If you trust the file, save its arrays with numpy.savez where it came from."
-        ) from None
+        read = "Only containers, text, numbers and NumPy arrays of numbers are read: the rest can run code."
+        remedy = "If you trust the file, save its arrays with numpy.savez where it came from."
+        raise UnsafePickleError(f"{path} {error}. {read} {remedy}") from None
     except Exception as error:  # whatever a file that makes no sense leads to
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise pickle.UnpicklingError(f"{path} is damaged or not a pickle ({reason}). Use an intact copy.") from error
@@ -110,8 +109,7 @@ def find_checkpoint(path: str | Path) -> Path:
     missing = [name for name in ("agent.pkl", "done") if not (folder / name).is_file()]
     if missing:
         fault = f"has no {' and no '.join(missing)}" if folder.is_dir() else "does not exist"
-        raise FileNotFoundError(
-            f"{folder} {fault}. Name a finished checkpoint (a folder with agent.pkl and done), the ckpt folder above it"
-            " (with the file latest), the log directory above that, or agent.pkl itself."
-        )
+        finished = "a finished checkpoint (a folder with agent.pkl and done)"
+        above = "the ckpt folder above it (with the file latest), the log directory above that, or agent.pkl itself"
+        raise FileNotFoundError(f"{folder} {fault}. Name {finished}, {above}.")
     return folder / "agent.pkl"

@@ -14,11 +14,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of the comparison; 0 if all quantities agree, 1 if not, 2 if they cannot be compared."""
     if not (BENCHMARKS / "verification.py").is_file():
-        print(
-            f"{BENCHMARKS / 'verification.py'} is missing: recordings and their comparison come with the repository. "
-            "Clone it, install it with `pip install -e .`, and run this command in its folder.",
-            file=sys.stderr,
-        )
+        fault = "is missing: recordings and their comparison come with the repository."
+        remedy = "Clone it, install it with `pip install -e .`, and run this command in its folder."
+        print(BENCHMARKS / "verification.py", fault, remedy, file=sys.stderr)
         return 2
     sys.path.insert(0, str(BENCHMARKS))
     from verification import main as compare_all

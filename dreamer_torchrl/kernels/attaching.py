@@ -8,8 +8,7 @@ from dreamer_torchrl.kernels.layer import NativeHiddenLayer, NativeLinear, Nativ
 from dreamer_torchrl.kernels.rowwise import NativeNormSilu, NativeTwoHotCrossEntropy, NativeTwoHotHead
 from dreamer_torchrl.kernels.sequence import NativeImagineRollout, NativeObserveSequence
 
-OPERATORS = (FastImageStage, FastPixelError, FastPixelStage, FastUpsampleStage)
-"""Of torch's own operations: they need no compiler."""
+OPERATORS = (FastImageStage, FastPixelError, FastPixelStage, FastUpsampleStage)  # they need no compiler
 IN_C = (NativeLinear, NativeHiddenLayer, NativeMLP, NativeNormSilu, NativeTwoHotHead, NativeTwoHotCrossEntropy)
 IN_C += (NativeObserveSequence, NativeImagineRollout, NativeRSSM)
 

@@ -72,5 +72,4 @@ class Collected:
         self._known: tuple[list[int], ctypes.Structure | None] = [], None
 
     def __reduce__(self) -> tuple[type[Collected], tuple[()]]:
-        """A copy collects addresses of its own."""
-        return type(self), ()
+        return type(self), ()  # a copy collects addresses of its own

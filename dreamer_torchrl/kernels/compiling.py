@@ -20,15 +20,13 @@ import torch
 from dreamer_torchrl.kernels.structures import checked_header
 
 COMMON = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-pthread")
-FLAGS = {torch.float32: COMMON, torch.float64: (*COMMON, "-DDOUBLE")}
-"""Of the compiler, for each precision that the kernels compute in."""
+FLAGS = {torch.float32: COMMON, torch.float64: (*COMMON, "-DDOUBLE")}  # for each precision that kernels compute in
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 300  # more than any compiler needs
 KEPT = 16  # newest libraries in the cache: those of other versions, compilers and processors that share a home
 
 
-class NotBuilt(RuntimeError):
-    """There are no kernels on this machine; the message says why."""
+class NotBuilt(RuntimeError): ...  # there are no kernels on this machine; the message says why
 
 
 def available(dtype: torch.dtype) -> bool:

@@ -70,8 +70,7 @@ def widened(x: Tensor) -> Tensor:
 
 def chunks(x: Tensor, channels: int) -> Iterator[slice]:
     """Slices of the first axis of ``[N, h, w, c]`` at which ``[n, h, w, channels]`` is no larger than a chunk."""
-    per_image = x.shape[1] * x.shape[2] * channels * x.element_size()
-    step = max(1, CHUNK_BYTES // per_image)
+    step = max(1, CHUNK_BYTES // (x.shape[1] * x.shape[2] * channels * x.element_size()))
     for start in range(0, x.shape[0], step):
         yield slice(start, start + step)
 
@@ -144,9 +143,8 @@ class DoublingFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None) -> Tensor:
         n, height, width, _ = x.shape
-        kept = out = x.new_empty(n, 2 * height, 2 * width, len(weight) // 4)
-        if scale is not None:
-            kept = x.new_empty(n, height, width, len(weight))
+        out = x.new_empty(n, 2 * height, 2 * width, len(weight) // 4)
+        kept = out if scale is None else x.new_empty(n, height, width, len(weight))
         for part in chunks(x, len(weight)):
             y = convolve(x[part], weight, bias)
             if scale is not None:

@@ -21,10 +21,8 @@ class NativeLinear(Linear):
 
 class NativeHiddenLayer(HiddenLayer):
     def forward(self, x: Tensor) -> Tensor:
-        weights = weights_of(self)
-        if fits(x, *weights, width=self.linear.in_features):
-            return LayerFunction.apply(x, *weights)
-        return super().forward(x)
+        weights, width = weights_of(self), self.linear.in_features
+        return LayerFunction.apply(x, *weights) if fits(x, *weights, width=width) else super().forward(x)
 
 
 class NativeMLP(MLP):
@@ -48,9 +46,8 @@ class LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None = None) -> Tensor:
         x = x.contiguous()
-        y = before = x.new_empty(*x.shape[:-1], len(weight))
-        if scale is not None:
-            y = torch.empty_like(before)
+        before = x.new_empty(*x.shape[:-1], len(weight))
+        y = before if scale is None else torch.empty_like(before)
         _call(x, before=before, y=y, network=network_of((weight, bias, scale)))
         ctx.save_for_backward(x, weight, *(() if scale is None else (before, scale)))
         return y

@@ -11,8 +11,7 @@ from dreamer_torchrl.kernels.calls import call, fits
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy, TwoHotHead
 from dreamer_torchrl.modules.layers import NormSilu, full_precision
 
-TILE = 256
-"""Rows whose gradient of the scale is summed up in one place."""
+TILE = 256  # rows whose gradient of the scale is summed up in one place
 
 
 class NativeNormSilu(NormSilu):
@@ -65,9 +64,8 @@ class TwoHotLoss(torch.autograd.Function):
         if targets.shape != (len(logits), len(weights)):
             found = f"{list(targets.shape)} for {len(logits)} rows of logits and {len(weights)} weights"
             raise ValueError(f"Targets have shape {found}: give each row as many targets as there are weights.")
-        logits, targets = logits.contiguous(), targets.to(logits.dtype).contiguous()
-        bins = bins.to(logits.dtype).contiguous()
-        loss = logits.new_empty(len(logits))
+        logits, loss = logits.contiguous(), logits.new_empty(len(logits))
+        bins, targets = (x.to(logits.dtype).contiguous() for x in (bins, targets))
         _call_two_hot("two_hot_loss", logits, bins, target=targets, weights=weights, loss=loss)
         ctx.save_for_backward(logits, bins, targets)
         ctx.weights = weights

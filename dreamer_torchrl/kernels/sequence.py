@@ -26,9 +26,8 @@ class NativeObserveSequence(ObserveSequence):
 
 class NativeImagineRollout(ImagineRollout):
     def loop(self, belief: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if fits(belief) and actor_fits(self.actor):
-            return native_imagine(self.rssm, self.actor, belief, *inputs)
-        return super().loop(belief, *inputs)
+        fitting = fits(belief) and actor_fits(self.actor)
+        return native_imagine(self.rssm, self.actor, belief, *inputs) if fitting else super().loop(belief, *inputs)
 
 
 def observe_weights(split: SplitRSSM) -> StepWeights:
@@ -45,7 +44,6 @@ LoopTensors = namedtuple(
 
 
 def with_room(sizes: ctypes.Structure, *inputs: Tensor) -> LoopTensors:
-    """Inputs and room for the rest."""
     h, d, s = sizes.hidden, sizes.belief, sizes.variables * sizes.classes
     widths, batch = (d, s, s, 2 * h, 2 * h, d, d, 3 * d, h, h, s), inputs[0].shape[:2]
     return LoopTensors(*(x.contiguous() for x in inputs), *(inputs[0].new_empty(*batch, width) for width in widths))
@@ -71,27 +69,17 @@ class NativeObserve(torch.autograd.Function):
         scales = d_logits.new_zeros(len(x.belief), 3 * sizes.hidden + sizes.belief)
         d_belief, d_state = torch.zeros_like(x.belief), torch.zeros_like(x.state)
         d_inner, d_mixed, d_gates, d_posterior = map(torch.empty_like, (x.inner, x.mixed, x.gates, x.posterior_inner))
-        call(
-            "observe_backward",
-            x.kept.dtype,
-            **_observe_arguments(sizes, ctx.unimix, x, w),
-            d_beliefs=d_beliefs.contiguous(),
-            d_states=d_states.contiguous(),
-            d_logits=d_logits,
-            d_inner=d_inner,
-            d_mixed=d_mixed,
-            d_gates=d_gates,
-            d_posterior_inner=d_posterior,
-            d_belief=d_belief,
-            d_state=d_state,
-            d_scales=scales,
-        )
+        arguments = _observe_arguments(sizes, ctx.unimix, x, w)
+        arguments |= {"d_beliefs": d_beliefs.contiguous(), "d_states": d_states.contiguous(), "d_logits": d_logits}
+        arguments |= {"d_inner": d_inner, "d_mixed": d_mixed, "d_gates": d_gates, "d_posterior_inner": d_posterior}
+        arguments |= {"d_belief": d_belief, "d_state": d_state, "d_scales": scales}
+        call("observe_backward", x.kept.dtype, **arguments)
         # Each step's masked start, [B, T, D] and [B, T, S*K]
         before = torch.cat([x.belief.unsqueeze(1), x.beliefs[:, :-1]], 1) * x.kept
         before_state = torch.cat([x.state.unsqueeze(1), x.states[:, :-1]], 1) * x.kept
         d_belief_in, d_state_in = d_inner.split(sizes.hidden, -1)  # [B, T, hidden]
-        widths = [sizes.hidden, sizes.hidden, sizes.belief, sizes.hidden]
-        belief_scale, state_scale, mix_scale, posterior_scale = scales.sum(0).split(widths)
+        h, d = sizes.hidden, sizes.belief
+        belief_scale, state_scale, mix_scale, posterior_scale = scales.sum(0).split([h, h, d, h])
         gradients = StepWeights(
             belief_in=product_of(d_belief_in, before),
             belief_bias=d_belief_in.sum((0, 1)),
@@ -129,9 +117,8 @@ def native_imagine(
     rssm: RSSM, actor: Actor, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What `ImagineRollout.loop` gives, on tensors that `fits` says yes to."""
-    split, dtype = SplitRSSM(rssm, belief.dtype), belief.dtype
+    split, dtype, (rows, time) = SplitRSSM(rssm, belief.dtype), belief.dtype, noise.shape[:2]
     weights = observe_weights(split)
-    rows, time = noise.shape[:2]
     features = belief.new_empty(rows, time + 1, rssm.feature_size)
     features[:, 0, : rssm.belief_size], features[:, 0, rssm.belief_size :] = belief, state.flatten(1)
     actions = belief.new_zeros(rows, time + 1, actor.space.size)

@@ -57,5 +57,4 @@ class Hyperparameters:
 
     @classmethod
     def official(cls) -> Hyperparameters:
-        """The numbers of the official code."""
         return replace(cls(), learning_rate=4e-5)

@@ -124,12 +124,9 @@ class LaProp(torch.optim.Optimizer):
                     alike.setdefault((param.device, param.dtype), []).append(param)
             for (device, _), params in alike.items():
                 if device.type == "cuda" and not group["capturable"] and torch.cuda.is_current_stream_capturing():
-                    raise RuntimeError(
-                        "LaProp with capturable=False counts its updates on the CPU, so this CUDA graph would repeat "
-                        "one update number forever. Construct it with capturable=True."
-                    )
-                native = group["native"] and backend.laprop_fits(params)
-                update = backend.laprop if native else _update_foreach
+                    fault = "counts its updates on the CPU, so this CUDA graph would repeat one update number forever"
+                    raise RuntimeError(f"LaProp with capturable=False {fault}. Construct it with capturable=True.")
+                update = backend.laprop if group["native"] and backend.laprop_fits(params) else _update_foreach
                 update(params, [self.state[p] for p in params], group, where)
 
 
@@ -156,7 +153,6 @@ def _update_foreach(
     lr = group["lr"] * ((n - 1) / group["warmup"]).clamp(max=1) if group["warmup"] else group["lr"]
     nu_factors = (1 / (1 - beta2**n)).to(zero)  # [P]
     mu_factors = _where(where, (lr / (1 - beta1**n)).to(zero), 0)  # [P]
-
     limits = group["clip"] * _foreach_norm(params).clamp(min=group["clip_floor"])  # [P]
     excess = (_foreach_norm(grads) / limits).clamp(min=1)  # [P]
     updates = [_where(where, update, zero) for update in torch._foreach_div(grads, excess.unbind())]

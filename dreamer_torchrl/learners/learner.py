@@ -67,8 +67,7 @@ class Learner:
     ):
         self.agent, self.hyperparameters = agent, hyperparameters or Hyperparameters()
         self.device = next(agent.parameters()).device
-        self.native = decide(native, self.device)
-        self.priorities = priorities
+        self.native, self.priorities = decide(native, self.device), priorities
         self.loss = self.make_loss(can_compile(self.device) if compile is None else compile)
         for loss in extra_losses:
             self.loss.add(loss)
@@ -106,8 +105,7 @@ class Learner:
         Where a loss or a gradient is not finite, the metric ``finite`` is 0 and nothing that is learned changes.
         """
         check_steps(batch, self._spaces(batch))
-        device = next(self.agent.parameters()).device
-        if device != self.device:
+        if (device := next(self.agent.parameters()).device) != self.device:
             fault = f"The agent was moved from {self.device} to {device} after its Learner was built"
             remedy = "Move the agent first, then build the Learner and load its state_dict."
             raise RuntimeError(f"{fault}: the optimizer and the target critic stayed. {remedy}")
@@ -208,7 +206,6 @@ class Learner:
         } | ({"extra_losses": extra} if extra else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly from `state_dict`."""
         self.agent.load_state_dict(state["agent"])
         for key, value in self.slow_update.slow.items():
             value.copy_(state["slow_value"][key])

@@ -69,8 +69,7 @@ class ActionDistribution(Draw):
     def __init__(
         self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, min_std: float = 0.1, max_std: float = 1.0
     ):
-        self.parameters = full_precision(parameters)
-        self.space = space
+        self.parameters, self.space = full_precision(parameters), space
         chunks = self.parameters.split(space.parameter_sizes, -1)
         self.parts: list[OneHotDist | BoundedNormal] = [
             OneHotDist(part.unflatten(-1, pair), unimix)

@@ -21,8 +21,6 @@ BLOCKS = 8
 class Decoder(nn.Module, AsTensorDictModule):
     """Predict all observation keys from ``features``: symlog of floats, logits of classes, pixels in [0, 1].
 
-    `observation_from` turns a prediction into an observation again.
-
     Example:
         >>> decoder = Decoder({"observation": Continuous((3,))}, belief_size=16, state_size=4, units=8)
         >>> decoder(torch.zeros(5, 20)).shape, decoder.out_keys
@@ -102,11 +100,8 @@ def reconstruction_key(key: NestedKey) -> NestedKey:
     return unravel_key(("reconstruction", key))
 
 
-ImageLoss = Callable[[Tensor, Tensor], Tensor]
-
-
 def reconstruction_loss(
-    space: Space, prediction: Tensor, observation: Tensor, image_loss: ImageLoss = pixel_error
+    space: Space, prediction: Tensor, observation: Tensor, image_loss: Callable[[Tensor, Tensor], Tensor] = pixel_error
 ) -> Tensor:
     """Squared error of pixels or symlog floats, or cross entropy of classes, summed over the key's own axes."""
     if isinstance(space, Image):

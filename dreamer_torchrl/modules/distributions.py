@@ -22,7 +22,6 @@ def symlog(x: Tensor) -> Tensor:
 
 
 def symexp(x: Tensor) -> Tensor:
-    """Undo `symlog`."""
     return x.sign() * x.abs().expm1()
 
 
@@ -51,8 +50,7 @@ def straight_through(one_hot: Tensor, probs: Tensor) -> Tensor:
 def two_hot_bins(count: int = 255) -> Tensor:
     """Bins from about -4.85e8 to 4.85e8, dense around 0 and exactly symmetric."""
     half = symexp(torch.linspace(-20, 0, (count + 1) // 2))
-    mirrored = -half.flip(0)
-    return torch.cat([half, mirrored[1:] if count % 2 else mirrored])
+    return torch.cat([half, -half.flip(0)[count % 2 :]])
 
 
 class Draw(Distribution):
@@ -70,15 +68,11 @@ class Draw(Distribution):
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """The mode, under the name by which TorchRL asks for it."""
-        return self.mode
+        return self.mode  # TorchRL's name of it
 
 
 class OneHotDist(Draw):
-    """Independent variables with one of K classes each, straight-through samples.
-
-    Logits are ``[..., S, K]``, the event is ``[S, K]``, noise is ``[..., S]``.
-    """
+    """Straight-through variables of K classes: logits ``[..., S, K]``, event ``[S, K]``, noise ``[..., S]``."""
 
     def __init__(self, logits: Tensor, unimix: float = 0.01):
         self.logits, self.unimix = full_precision(logits), unimix
@@ -159,12 +153,10 @@ class TwoHotDist(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        # Pairs of mirrored bins are summed first, so that uniform probabilities give exactly 0 and not a rounding error
-        # of bins that are as large as 4.85e8.
+        # Pairs of mirrored bins are summed first: uniform probabilities give exactly 0, no rounding error of 4.85e8.
         weighted = self.logits.softmax(-1) * self.bins
         half = self.bins.shape[-1] // 2
-        pairs = weighted[..., :half].flip(-1) + weighted[..., -half:]
-        return pairs.sum(-1, keepdim=True)
+        return (weighted[..., :half].flip(-1) + weighted[..., -half:]).sum(-1, keepdim=True)
 
     @property
     def mode(self) -> Tensor:
@@ -185,8 +177,7 @@ def two_hot_neighbours(value: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Ten
     below = (count - 1).clamp_min(0)
     above = count.clamp_max(bins.shape[0] - 1)
     to_below, to_above = (bins[below] - value).abs(), (bins[above] - value).abs()
-    weight = torch.where(below == above, 0.0, to_below / (to_below + to_above))
-    return below, above, weight
+    return below, above, torch.where(below == above, 0.0, to_below / (to_below + to_above))
 
 
 def two_hot_cross_entropy(logits: Tensor, bins: Tensor, targets: Tensor, weights: tuple[float, ...] = (1.0,)) -> Tensor:

@@ -19,7 +19,6 @@ class Encoder(nn.Module, AsTensorDictModule):
     """Encode all observation keys into ``encoded_latents``.
 
     Args:
-        spaces: what each key holds.
         units, layers: of the vector MLP.
         depth: channels of the convolutions are multiples of it.
         patch: side of the patches of pixels that one linear layer encodes in place of the first convolutions; 1: none.
@@ -60,7 +59,7 @@ class Encoder(nn.Module, AsTensorDictModule):
             self.out_features += (height // 16) * (width // 16) * sizes[-1]
 
     def forward(self, *observations: Tensor) -> Tensor:
-        """Take the observations in the order of ``in_keys``, each ``[..., *shape]``; give ``[..., E]``."""
+        """Observations in the order of ``in_keys``, each ``[..., *shape]``, to ``[..., E]``."""
         values = dict(zip(self.in_keys, observations, strict=True))
         dtype = self.dtype or next(self.parameters()).dtype
         parts = []
@@ -72,18 +71,12 @@ class Encoder(nn.Module, AsTensorDictModule):
             images = [self.spaces[key].to_channels_last(values[key]) for key in self.image_keys]
             stacked = images[0] if len(images) == 1 else torch.cat(images, -1)  # [..., h, w, c], still bytes
             pixels = stacked.reshape(-1, *stacked.shape[-3:]).to(dtype)  # [N, h, w, c]
-            encoded = self.image(pixels.div(255).sub_(0.5))
-            parts.append(encoded.reshape(*stacked.shape[:-3], -1))
+            parts.append(self.image(pixels.div(255).sub_(0.5)).reshape(*stacked.shape[:-3], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def stage_channels(depth: int, patch: int = 1) -> list[int]:
-    """Channels of the image stages, of which the first one makes patches.
-
-    Example:
-        >>> stage_channels(4), stage_channels(4, patch=4)
-        ([8, 12, 16, 16], [12, 16, 16])
-    """
+    """Channels of the image stages, of which the first one makes patches."""
     if patch not in (1, 2, 4, 8):
         raise ValueError(f"patch={patch} is impossible: give 1, 2, 4 or 8.")
     return [depth * stage for stage in STAGES[max(0, patch.bit_length() - 2) :]]

@@ -62,9 +62,7 @@ class ContinueHead(Head):
 
 
 class TwoHotCrossEntropy(nn.Module):
-    """`two_hot_cross_entropy` as a module, so that a backend can replace it."""
-
-    forward = staticmethod(two_hot_cross_entropy)
+    forward = staticmethod(two_hot_cross_entropy)  # as a module, so that a backend can replace it
 
 
 def joined_features(parts: tuple[Tensor, ...]) -> Tensor:

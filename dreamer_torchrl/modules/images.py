@@ -46,8 +46,8 @@ class PixelStage(Conv):
         super().__init__(in_channels, out_channels, KERNEL)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = convolve(x, *parity_convolution(self, x.dtype))
-        return interleaved(torch.sigmoid(y.unflatten(-1, (2, 2, -1))))
+        y = convolve(x, *parity_convolution(self, x.dtype)).unflatten(-1, (2, 2, -1))
+        return interleaved(torch.sigmoid(y))
 
 
 def pixel_error(prediction: Tensor, observation: Tensor) -> Tensor:
@@ -59,10 +59,6 @@ class PatchStage(HiddenLayer):
     """A hidden layer on each patch of ``patch x patch`` pixels: ``[N, h, w, c]`` to ``[N, h / patch, w / patch, C]``.
 
     In place of the first stages, whose convolutions at full resolution are most of a small network's time.
-
-    Example:
-        >>> PatchStage(3, 8, patch=4)(torch.ones(2, 12, 8, 3)).shape
-        torch.Size([2, 3, 2, 8])
     """
 
     def __init__(self, in_channels: int, out_channels: int, patch: int):
@@ -75,26 +71,18 @@ class PatchStage(HiddenLayer):
 
 
 class PatchPixels(Linear):
-    """The reverse of `PatchStage`: linear, sigmoid, ``[N, h, w, c]`` to ``[N, patch h, patch w, C]``.
-
-    Example:
-        >>> PatchPixels(8, 3, patch=4)(torch.ones(2, 3, 2, 8)).shape
-        torch.Size([2, 12, 8, 3])
-    """
+    """The reverse of `PatchStage`: linear, sigmoid, ``[N, h, w, c]`` to ``[N, patch h, patch w, C]``."""
 
     def __init__(self, in_channels: int, out_channels: int, patch: int):
         super().__init__(in_channels, out_channels * patch**2)
         self.patch = patch
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.sigmoid(super().forward(x)).unflatten(-1, (self.patch, self.patch, -1))
-        return interleaved(y)
+        return interleaved(torch.sigmoid(super().forward(x)).unflatten(-1, (self.patch, self.patch, -1)))
 
 
 class PixelError(nn.Module):
-    """`pixel_error` as a module, so that a backend can replace it."""
-
-    forward = staticmethod(pixel_error)
+    forward = staticmethod(pixel_error)  # as a module, so that a backend can replace it
 
 
 def max_pool(x: Tensor) -> Tensor:
@@ -122,8 +110,7 @@ def parity_kernels(weight: Tensor) -> Tensor:
     for axis in (-2, -1):
         a, b, c, d, e = weight.unbind(axis)
         weight = torch.stack([torch.stack([a + b, c + d, e], axis), torch.stack([a, b + c, d + e], axis)])
-    columns_first = weight.transpose(0, 1)  # of [column, row, C, c, 3, 3], as the last axis was handled last
-    return columns_first.flatten(0, 2)
+    return weight.transpose(0, 1).flatten(0, 2)  # of [column, row, C, c, 3, 3], as the last axis was handled last
 
 
 def by_parity(x: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from torchrl.data import Bounded
 
 from dreamer_torchrl.modules.distributions import OneHotDist, sample_one_hot, straight_through, unimix_probs
 
-PACKED_DTYPES = (torch.uint8, torch.int16)
-"""Of class indices in the replay: the first that holds all classes."""
+PACKED_DTYPES = (torch.uint8, torch.int16)  # of class indices in the replay: the first that holds all classes
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class CategoricalLatent:
 
     @property
     def spec(self) -> Bounded:
-        """Of a state as networks take it, ``[S, K]``."""
-        return Bounded(0, 1, (self.variables, self.classes))
+        return Bounded(0, 1, (self.variables, self.classes))  # as networks take it
 
     @property
     def packed_dtype(self) -> torch.dtype:
@@ -48,15 +46,13 @@ class CategoricalLatent:
         return (straight_through(one_hot, probs) if probs.requires_grad else one_hot).to(logits.dtype)
 
     def mode(self, logits: Tensor) -> Tensor:
-        """The most likely state ``[..., S, K]``, in the precision of the logits."""
         return OneHotDist(logits, self.unimix).mode.to(logits.dtype)
 
     def kl(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """KL ``[...]`` of posterior from prior, with the gradient of the prior (dynamics) and of the posterior."""
         p, q = unimix_probs(posterior, self.unimix), unimix_probs(prior, self.unimix)
         log_p, log_q = p.log(), q.log()
-        dynamics = p.detach() * (log_p.detach() - log_q)
-        representation = p * (log_p - log_q.detach())
+        dynamics, representation = p.detach() * (log_p.detach() - log_q), p * (log_p - log_q.detach())
         return dynamics.sum((-1, -2)), representation.sum((-1, -2))
 
     def entropy(self, logits: Tensor) -> Tensor:

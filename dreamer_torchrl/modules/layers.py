@@ -96,8 +96,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
 class NormSilu(nn.Module):
     def __init__(self, size: int):
         super().__init__()
-        self.size = size
-        self.norm = RMSNorm(size)
+        self.size, self.norm = size, RMSNorm(size)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(self.norm(x))
@@ -114,7 +113,7 @@ class HiddenLayer(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """``layers`` hidden layers.
+    """Hidden layers, one after the other.
 
     Example:
         >>> MLP(3, 16, layers=2)(torch.ones(5, 3)).shape

@@ -95,8 +95,7 @@ def imagine(
     Takes starts ``[N, D]``, in whose precision it computes, and ``[N, S, K]``, a policy or given flat actions
     ``[N, H, A]``, uniforms ``[N, H, S]`` and noise for the policy ``[N, H, ...]``; ``step`` may be a compiled one.
     """
-    split = SplitRSSM(rssm, belief.dtype)
-    length = noise.shape[1]
+    split, length = SplitRSSM(rssm, belief.dtype), noise.shape[1]
     if isinstance(action, Tensor):
         action, action_noise = (lambda _, given: given), action  # known actions come in the place of the noise
     # Written in place, row by row: stacking H + 1 steps afterwards would copy everything once more.
@@ -112,9 +111,7 @@ def imagine(
 
 
 class ObserveSequence(nn.Module, AsTensorDictModule):
-    """`observe` as a module; it gives prior logits and features as well.
-
-    Start latents are the first step of those ``[B, T, ...]`` below ``previous``; without, it starts from nothing.
+    """`observe` as a module, with prior logits and features, from the first of the latents below ``previous``, if any.
 
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
@@ -128,8 +125,7 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
 
     def __init__(self, rssm: RSSM):
         super().__init__()
-        self.rssm = rssm
-        self.step = observe_step
+        self.rssm, self.step = rssm, observe_step
 
     def forward(
         self,
@@ -159,9 +155,9 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
     """Imagination under an actor, from every step of a batch.
 
     Example:
-        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
         >>> from torchrl.data import OneHot
         >>> from dreamer_torchrl.modules.actor import ActionSpace
+        >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
         >>> rollout = ImagineRollout(rssm, Actor(28, ActionSpace(OneHot(2)), units=8), length=3)
         >>> features, action = rollout(*rssm.initial(5, 7))
         >>> features.shape, action.shape
@@ -173,8 +169,7 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
 
     def __init__(self, rssm: RSSM, actor: Actor, length: int = 15):
         super().__init__()
-        self.rssm, self.actor, self.length = rssm, actor, length
-        self.step = imagine_step
+        self.rssm, self.actor, self.length, self.step = rssm, actor, length, imagine_step
 
     def forward(
         self, belief: Tensor, state: Tensor, noise: Tensor | None = None, action_noise: Tensor | None = None

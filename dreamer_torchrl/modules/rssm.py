@@ -67,8 +67,7 @@ class RSSM(nn.Module, AsTensorDictModule):
         super().__init__()
         self.belief_size, self.stochastic, self.classes, self.unimix = belief_size, stochastic, classes, unimix
         self.latent = CategoricalLatent(stochastic, classes, unimix)
-        self.state_size = self.latent.size
-        self.feature_size = belief_size + self.state_size
+        self.state_size, self.feature_size = self.latent.size, belief_size + self.latent.size
         self.core = BlockGRU(belief_size, self.state_size, action_size, hidden, blocks)
         self.posterior = HiddenLayer(belief_size + encoded_size, hidden)
         self.posterior_logits = Linear(hidden, self.state_size)
@@ -91,8 +90,7 @@ class RSSM(nn.Module, AsTensorDictModule):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Observe: ``[..., E]``, ``[..., A]``, ``[..., 1]`` and latents to belief, state, posterior logits."""
         keep = (~is_init).to(encoded.dtype)  # [..., 1]
-        belief = belief.to(encoded.dtype) * keep
-        state = state.to(encoded.dtype).flatten(-2) * keep
+        belief, state = belief.to(encoded.dtype) * keep, state.to(encoded.dtype).flatten(-2) * keep
         belief = self.core(belief, state, previous_action.to(encoded.dtype) * keep)
         logits = self.latent.as_state(self.posterior_logits(self.posterior(torch.cat([belief, encoded], -1))))
         return belief, self.latent.sample(logits, noise), logits

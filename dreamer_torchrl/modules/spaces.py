@@ -30,12 +30,11 @@ class Continuous:
         return ((self.size, 0),)
 
     def flatten(self, value: Tensor) -> Tensor:
-        """Values ``[..., *shape]`` as floats ``[..., size]``."""
+        """Values ``[..., *shape]`` as floats ``[..., size]``; `restore` is the reverse."""
         flat = _merge(value, self.shape)
         return flat if flat.is_floating_point() else flat.float()
 
     def restore(self, flat: Tensor) -> Tensor:
-        """Undo `flatten`."""
         return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -64,21 +63,20 @@ class Discrete:
         return tuple((1, classes) for classes in self.classes)
 
     def flatten(self, value: Tensor) -> Tensor:
-        """Values ``[..., *shape]`` as one-hot floats ``[..., size]``."""
+        """Values ``[..., *shape]`` as one-hot floats ``[..., size]``; `restore` is the reverse."""
         flat = _merge(value, self.shape)
         if self.one_hot:
             return flat if flat.is_floating_point() else flat.float()
         return self._one_hot(flat.long() - self.low)
 
     def restore(self, flat: Tensor) -> Tensor:
-        """Undo `flatten`."""
         if not self.one_hot:
             flat = torch.stack([part.argmax(-1) for part in flat.split(list(self.classes), -1)], -1) + self.low
         return flat.reshape(flat.shape[:-1] + self.shape).to(self.dtype)
 
     def random(self, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        draws = [torch.randint(n, batch, generator=generator) for n in self.classes]
-        return self.restore(self._one_hot(torch.stack(draws, -1)))
+        draws = torch.stack([torch.randint(n, batch, generator=generator) for n in self.classes], -1)
+        return self.restore(self._one_hot(draws))
 
     def _one_hot(self, indices: Tensor) -> Tensor:
         if len(self.groups) == 1:
@@ -156,8 +154,7 @@ def spaces_from_spec(
         batched = bool(batch) and tuple(spec.shape[: len(batch)]) == batch and own
         return {name: space_from_spec(spec, name, len(batch) if batched else 0)}
     leaves = {unravel_key(key): leaf for key, leaf in spec.items(True, True) if unravel_key(key) not in exclude}
-    batch_dims = len(spec.shape)
-    return {key: space_from_spec(leaves[key], key, batch_dims) for key in sorted(leaves, key=key_name)}
+    return {key: space_from_spec(leaves[key], key, len(spec.shape)) for key in sorted(leaves, key=key_name)}
 
 
 def key_name(key: NestedKey) -> str:

@@ -8,11 +8,7 @@ from torch import Tensor
 
 
 class TensorModule(TensorDictModule):
-    """A TensorDictModule whose outputs are known to be tensors.
-
-    TensorDict 0.14 searches the disk for pandas at each output that it is given, to find out what it is: a tenth of the
-    time of a small update.
-    """
+    """A TensorDictModule whose outputs are tensors: to find that out, TensorDict 0.14 searches the disk for pandas."""
 
     def _write_to_tensordict(
         self,

@@ -50,8 +50,7 @@ class ActorLoss(StepLoss):
             "belief state imagination bootstrap features action predicted_reward continuation state_value "
             "lambda_target discount_weight action_log_prob advantage priority_weight"
         )
-    ):
-        pass
+    ): ...
 
     default_keys = _AcceptedKeys
 

@@ -45,11 +45,9 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
         raise ValueError(f"A batch must be [B, context + T], this one is {list(batch.shape)}.")
     for key, space in spaces.items():
         value, name = batch.get(key), repr(key_name(key))
-        shape = tuple(value.shape[2:])
-        if shape != space.shape:
-            remedy = "build the agent from this environment's spec, or convert the data."
-            built = f"the agent was built for {list(space.shape)}"
-            raise ValueError(f"{name} has shape {list(shape)} per step, but {built}: {remedy}")
+        if (shape := tuple(value.shape[2:])) != space.shape:
+            found = f"has shape {list(shape)} per step, but the agent was built for {list(space.shape)}"
+            raise ValueError(f"{name} {found}: build the agent from this environment's spec, or convert the data.")
         if space is FLAG and value.dtype is not torch.bool:  # "not" of a byte is another byte
             raise ValueError(f"{name} has dtype {value.dtype}, but is a flag: convert it to bool.")
         if value.device.type != "cpu":
@@ -73,10 +71,8 @@ def split_context(
 ) -> TensorDictBase:
     """Give each step after the context the action of the step before and, with context, ``previous`` latents."""
     if batch.ndim != 2 or batch.shape[1] < context + 2:
-        raise ValueError(
-            f"A batch must be [B, context + T] with context {context} and T of at least 2 steps in sequence, "
-            f"this one is {list(batch.shape)}."
-        )
+        wanted = f"[B, context + T] with context {context} and T of at least 2 steps in sequence"
+        raise ValueError(f"A batch must be {wanted}, this one is {list(batch.shape)}.")
     steps = batch[:, context:].copy()
     action = action_space.flatten({key: batch.get(key) for key in action_space.keys})
     if context == 0:

@@ -35,16 +35,14 @@ class StepLoss(LossModule):
         super().set_keys(**keys)
 
     def make_value_estimator(self, value_type: Any = None, **hyperparameters: Any) -> NoReturn:
-        """Refused: the lambda-return is part of the objective."""
         remedy = "its lambda-return is set by horizon and return_lambda, arguments of ActorLoss and ValueLoss."
         raise NotImplementedError(f"{type(self).__name__} takes no value estimator: {remedy}")
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None: ...
 
     def check(self, data: TensorDictBase) -> None:
-        name = type(self).__name__
-        refuse_transitions(data, name)
-        check_keys(data, self.in_keys, name)
+        refuse_transitions(data, type(self).__name__)
+        check_keys(data, self.in_keys, type(self).__name__)
 
     def mean(self, loss: Tensor, data: TensorDictBase) -> Tensor:
         """Mean of ``[..., H]`` or ``[...]``, each step times the weight that a prioritized sampler gave it, if any."""

@@ -56,8 +56,7 @@ class ValueLoss(StepLoss):
             "imagination bootstrap features reward terminated done state_value state_value_logits "
             "lambda_target discount_weight priority_weight"
         )
-    ):
-        pass
+    ): ...
 
     default_keys = _AcceptedKeys
     value: TensorDictModule
@@ -79,8 +78,7 @@ class ValueLoss(StepLoss):
         super().__init__()
         self.convert_to_functional(value, "value", create_target_params=True)
         self.slow_scale, self.return_lambda, self.replay_grad = slow_scale, return_lambda, replay_grad
-        self.gamma = 1 - 1 / horizon
-        self.scale, self.replay_scale = scale, replay_scale
+        self.gamma, self.scale, self.replay_scale = 1 - 1 / horizon, scale, replay_scale
         self.two_hot_cross_entropy = TwoHotCrossEntropy()
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
 
@@ -133,8 +131,7 @@ class ValueLoss(StepLoss):
         terminated, done = (data.get(key).squeeze(-1).to(logits.dtype) for key in (keys.terminated, keys.done))
         returns = replay_return(reward, bootstrap, terminated, done, self.gamma, self.return_lambda).unsqueeze(-1)
         cost = self.slow_scale, self.two_hot_cross_entropy
-        loss = two_hot_loss(logits[:, :-1], self.bins, returns, slow[:, :-1], *cost)
-        return (1 - done[:, :-1]) * loss
+        return (1 - done[:, :-1]) * two_hot_loss(logits[:, :-1], self.bins, returns, slow[:, :-1], *cost)
 
     def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
         data = TensorDict({self.tensor_keys.features: features}, batch_size=features.shape[:-1])
@@ -153,16 +150,12 @@ def replay_return(
     reward: Tensor, bootstrap: Tensor, terminated: Tensor, done: Tensor, gamma: float, return_lambda: float
 ) -> Tensor:
     """Lambda-return ``[B, T - 1]`` of a recorded sequence, which bootstraps from the imagined return of each step."""
-    discount = (1 - terminated[:, 1:]) * gamma
-    lambda_ = return_lambda * (1 - done[:, 1:])
+    discount, lambda_ = (1 - terminated[:, 1:]) * gamma, return_lambda * (1 - done[:, 1:])
     return lambda_return(reward[:, 1:], bootstrap[:, 1:], discount, lambda_)
 
 
 class SlowUpdate(SoftUpdate):
-    """TorchRL's `SoftUpdate` of a target critic in one operation, which can be masked without reading the mask back.
-
-    The loss must be on its device, and not be moved from there afterwards.
-    """
+    """TorchRL's `SoftUpdate` in one operation, masked without reading the mask back; the loss may not move any more."""
 
     def __init__(self, value_loss: ValueLoss, tau: float):
         super().__init__(value_loss, tau=tau)

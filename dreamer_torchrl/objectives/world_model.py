@@ -59,8 +59,7 @@ class WorldModelLoss(StepLoss):
             "reward terminated is_init belief state features prior_logits posterior_logits reward_logits "
             "continue_logits priority priority_weight"
         )
-    ):
-        pass
+    ): ...
 
     default_keys = _AcceptedKeys
 
