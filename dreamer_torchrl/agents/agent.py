@@ -18,15 +18,13 @@ from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
 from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.spaces import Image, Space, key_name, spaces_from_spec
 
-MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]
-"""From what each key holds to a module with ``in_keys`` and ``out_features``, as `Encoder` has them."""
+MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]  # has ``in_keys`` and ``out_features``, as `Encoder`
 
 
 class Agent(nn.Module):
     """World model, actor and critic, sized to the specs of one environment; `build_agent` is another name.
 
-    Its parameters are the trained ones. Its ``policy`` acts with them and is one object: set its ``generator`` to make
-    the draws repeat. The target critic and the return normalizer belong to the `Learner`.
+    Set the ``generator`` of its ``policy`` to make the draws repeat. What only training needs belongs to the `Learner`.
 
     Args:
         observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.

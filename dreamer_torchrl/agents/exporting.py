@@ -35,8 +35,6 @@ DESCRIPTION = "policy.json"  # inside the file
 
 
 class ExportedPolicy(nn.Module):
-    """A copy of the acting part of an agent, with plain tensors in and out."""
-
     def __init__(self, agent: Agent, bounds: Bounds | None = None):
         super().__init__()
         self.policy = copy.deepcopy(agent.policy).cpu().requires_grad_(False)
@@ -135,14 +133,11 @@ def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bound
         belief, state, flat = (original[name] for name in LATENTS)
         found += [(latents[0], belief), (latents[1].argmax(-1), state.argmax(-1)), (latents[2], flat)]
         found += [(actions[key_name(key)], value) for key, value in form(flat).items()]
-    largest = torch.stack([_distance(*pair) for pair in found]).max().item()  # nan, if one is
+    pairs = [(ours.double(), theirs.double()) for ours, theirs in found]
+    distances = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0) for ours, theirs in pairs]
+    largest = torch.stack(distances).max().item()  # nan, if one is
     wrong = torch.cat([(ours != theirs).flatten() for ours, theirs in found if not theirs.is_floating_point()])
     return Difference(largest, wrong.numel(), int(wrong.sum()))
-
-
-def _distance(found: Tensor, expected: Tensor) -> Tensor:
-    found, expected = found.double(), expected.double()
-    return (found - expected).abs().max() / expected.abs().max().clamp_min(1.0)
 
 
 def _example(agent: Agent, count: int, sample: bool = False) -> dict[str, Any]:

@@ -42,10 +42,9 @@ class Latents(NamedTuple):
 
 
 class Player:
-    """An agent with Gymnasium's observations and actions.
+    """An agent with Gymnasium's observations: an array or dict of arrays, of one environment or of N with N in front.
 
-    An observation is an array, or a dict of arrays, of one environment or of N with N in front. Actions come in the
-    same way: an int for a `Discrete` space, an array for any other, a dict for a dict of spaces.
+    Actions come in the same way: an int for a `Discrete` space, an array for any other, a dict for a dict of spaces.
 
     The agent's weights and device are shared. With ``sample`` latents and actions are drawn, rather than modes taken.
     ``bounds`` are those of the environment, for actions that the agent sees as -1 to 1, such as ``StreamEnv.bounds``.
@@ -162,8 +161,7 @@ def as_indices(space: Space) -> Space:
     """The same space with class indices, as Gymnasium has them, where TorchRL has one-hot vectors."""
     if not isinstance(space, Discrete) or not space.one_hot:
         return space
-    rows = space.shape[:-1]
-    variables = len(space.classes) // prod(rows)
+    rows, variables = space.shape[:-1], len(space.classes) // prod(space.shape[:-1])
     return replace(space, shape=(*rows, variables) if variables > 1 else rows, dtype=torch.int64, one_hot=False)
 
 
@@ -220,9 +218,11 @@ def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -
 def _written(actions: Mapping[NestedKey, Tensor], one: bool) -> Any:
     written: dict[str, Any] = {}
     for key, value in actions.items():
-        array = (value[0] if one else value).cpu().numpy().copy()  # the memory may be that of the latents
+        array, place = (
+            (value[0] if one else value).cpu().numpy().copy(),
+            written,
+        )  # that of the latents, maybe
         *folders, name = (key,) if isinstance(key, str) else key
-        place = written
         for folder in folders:
             place = place.setdefault(folder, {})
         place[name] = int(array) if array.ndim == 0 and array.dtype.kind in "iu" else array

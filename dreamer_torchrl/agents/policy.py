@@ -61,8 +61,7 @@ class Policy(TensorDictModuleBase):
         action_noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
-        explore = exploration_type() is ExplorationType.RANDOM
-        if explore:
+        if exploration_type() is ExplorationType.RANDOM:
             how = {"generator": self.generator, "device": belief.device}
             noise = torch.rand(len(belief), self.rssm.stochastic, **how) if noise is None else noise
             action_noise = self.actor.space.noise(len(belief), **how) if action_noise is None else action_noise

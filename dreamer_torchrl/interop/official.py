@@ -29,10 +29,9 @@ def load_official(
     stochastic: int | None = None,
     hyperparameters: Hyperparameters | None = None,
 ) -> Learner:
-    """Build an agent from official weights, inside the learner that owns what else the checkpoint holds.
+    """A learner that continues where the official one stopped; to act, take ``load_official(...).agent.policy``.
 
-    The learner continues where the official one stopped: target critic, return normalizer and optimizer state are
-    restored if they exist. To act, take ``load_official(...).agent.policy``.
+    Target critic, return normalizer and optimizer state are restored if the checkpoint holds them.
 
     Args:
         source: a log directory, its ``ckpt`` folder, one checkpoint in it, an ``.npz`` file, or the arrays themselves.
@@ -125,8 +124,7 @@ def _read(source: str | Path | Arrays) -> Arrays:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    path = find_checkpoint(path)
-    content = load_arrays(path)
+    content = load_arrays(path := find_checkpoint(path))
     params = content.get("params") if isinstance(content, dict) else None
     if not isinstance(params, dict) or not all(isinstance(name, str) for name in params):
         raise ValueError(f"{path} holds no 'params': give the agent.pkl of an official checkpoint.")

@@ -72,8 +72,7 @@ def _channels(agent: Agent) -> tuple[int, ...]:
 def keys_of(names: Iterable[str]) -> dict[str, NestedKey]:
     """Where we keep observations with these official names.
 
-    A name that is one of our own, such as ``state``, would collide with the latents: then all of them stand under
-    ``observation``, which keeps their order.
+    Where one would collide with our own, such as ``state``, all stand under ``observation``, which keeps their order.
     """
     names = list(names)
     nested = any(name in (*NOT_OBSERVED, *WRITTEN) for name in names)

@@ -43,18 +43,15 @@ LoopTensors = namedtuple(
 """Inputs, outputs and what the backward pass needs beside them: ``[B, T, ...]``, but the start ``[B, ...]``."""
 
 
-def with_room(sizes: ctypes.Structure, *inputs: Tensor) -> LoopTensors:
-    h, d, s = sizes.hidden, sizes.belief, sizes.variables * sizes.classes
-    widths, batch = (d, s, s, 2 * h, 2 * h, d, d, 3 * d, h, h, s), inputs[0].shape[:2]
-    return LoopTensors(*(x.contiguous() for x in inputs), *(inputs[0].new_empty(*batch, width) for width in widths))
-
-
 class NativeObserve(torch.autograd.Function):
     """The loop of `observe`, from shares and start to beliefs, flat states and flat logits."""
 
     @staticmethod
     def forward(ctx: Any, sizes: ctypes.Structure, unimix: float, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, w = with_room(sizes, *tensors[:6]), StepWeights(*tensors[6:])
+        h, d, s = sizes.hidden, sizes.belief, sizes.variables * sizes.classes
+        widths = d, s, s, 2 * h, 2 * h, d, d, 3 * d, h, h, s
+        room = [tensors[0].new_empty(*tensors[0].shape[:2], width) for width in widths]
+        x, w = LoopTensors(*(x.contiguous() for x in tensors[:6]), *room), StepWeights(*tensors[6:])
         call("observe", x.kept.dtype, **_observe_arguments(sizes, unimix, x, w))
         ctx.sizes, ctx.unimix = sizes, unimix
         ctx.save_for_backward(*x, *w)

@@ -49,8 +49,7 @@ class CudaGraphs:
         return graph.replay, outputs
 
     def staging(self, like: Tensor) -> Tensor:
-        """Memory of the host from which the GPU copies while the host goes on."""
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)  # the host goes on while the GPU copies
 
     def event(self) -> torch.cuda.Event:
         return torch.cuda.Event()
@@ -99,7 +98,6 @@ class CapturedUpdate:
             learner.zero_grad()  # a step that failed left some
 
     def fits(self, learner: Any, batch: TensorDictBase) -> bool:
-        """Whether a batch has the form, and the learner's optimizer the options, of the capture."""
         return self._form(learner, batch) == self.form
 
     def __call__(self, batch: TensorDictBase) -> Outcome:

@@ -195,7 +195,6 @@ class Learner:
         return TensorDict(noise, batch_size=[batch, steps])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on, each thing once."""
         extra = self.loss.extra_modules.state_dict()
         return {
             "agent": self.agent.state_dict(),

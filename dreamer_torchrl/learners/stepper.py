@@ -10,11 +10,10 @@ from dreamer_torchrl.learners.learner import Learner
 
 
 class LearnerStepper(OptimizationStepper):
-    """An optimization step of TorchRL's `Trainer` that is one update of a `Learner`.
+    """An optimization step of TorchRL's `Trainer` that is one update of a `Learner`, on batches ``[B, context + T]``.
 
-    Hooks of the trainer store steps and sample batches ``[B, context + T]``. The trainer gets
-    ``loss_module=learner.loss`` and no optimizer, which the learner has. ``refresh`` is called with each batch and its
-    new latents ``[B, T]``, to write them back to the replay.
+    The trainer gets ``loss_module=learner.loss`` and no optimizer. ``refresh`` is called with each batch and its new
+    latents ``[B, T]``, to write them back to the replay.
     """
 
     def __init__(self, learner: Learner, refresh: Callable[[TensorDictBase, TensorDict], None] | None = None):

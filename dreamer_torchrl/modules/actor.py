@@ -47,7 +47,6 @@ class ActionSpace:
         return _joined([space.flatten(values[key]) for key, space in self.spaces.items()])
 
     def restore(self, flat: Tensor) -> dict[NestedKey, Tensor]:
-        """Undo `flatten`."""
         parts = flat.split([space.size for space in self.spaces.values()], -1)
         return {key: space.restore(part) for (key, space), part in zip(self.spaces.items(), parts, strict=True)}
 

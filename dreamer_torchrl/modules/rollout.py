@@ -25,10 +25,7 @@ Policy = Callable[[Tensor, Tensor | None], Tensor]
 def observe_step(
     latent: CategoricalLatent, weights: StepWeights, belief: Tensor, state: Tensor, *now: Tensor
 ) -> tuple[Tensor, ...]:
-    """Belief ``[N, D]``, state ``[N, S, K]`` and what is known of this step to belief, state and posterior logits.
-
-    After them come the inputs of the matrices, in the order of `MatrixInputs`.
-    """
+    """To belief ``[N, D]``, state ``[N, S, K]``, posterior logits, and the inputs of the matrices (`MatrixInputs`)."""
     kept, action_share, encoded_share, noise = now  # [N, 1], [N, D], [N, hidden], [N, S]
     old_belief, old_state = belief * kept, state.flatten(1) * kept
     belief, recurrent, mixed = weights.next_belief(old_belief, old_state, action_share)

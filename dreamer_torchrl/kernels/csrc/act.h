@@ -1,5 +1,4 @@
-/* One step of acting: what `RSSM.act` says, states and actions drawn. Rows are few, so that every matrix
- * is read where it is. */
+/* One step of acting: what `RSSM.act` says. Rows are few, so that every matrix is read where it is. */
 
 static void act_tile(const void *given, long row, int n, Arena *memory) {
     const ActArguments *a = given;

@@ -1,5 +1,4 @@
-/* Imagination: what `imagine` of modules/rollout.py computes, forward only. A tile of rows is carried through
- * all its steps by one thread. */
+/* Imagination: `imagine` of modules/rollout.py, forward only. One thread carries a tile of rows through all its steps. */
 
 typedef struct {
     const ImagineArguments *a;

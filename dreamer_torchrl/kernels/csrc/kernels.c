@@ -1,5 +1,4 @@
 /* Kernels of one type of number, float or with DOUBLE double: plain vectors of the compiler, threads of their own.
- *
  * Those that structures.h declares take one structure with addresses of tensors, and give 0, or 1 for lack of memory. */
 
 #include <math.h>

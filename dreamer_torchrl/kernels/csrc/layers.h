@@ -2,7 +2,6 @@
 
 static inline Vector sigmoid(Vector x) { return 1 / (1 + exponential(-x)); }
 
-/* One over the root mean square. */
 static inline real inverse_size(int width, const real *x) {
     Vector squares = {0};
     for (int j = 0; j < width; j += LANES) {

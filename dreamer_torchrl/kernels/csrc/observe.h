@@ -1,6 +1,5 @@
-/* A whole observed sequence, forwards and backwards: what `observe` of modules/rollout.py says. Sequences are cut into
- * tiles, and each tile goes through all its steps in one thread: no thread waits for another, and what a sequence gets
- * does not depend on how many threads there are. */
+/* A whole observed sequence, forwards and backwards: what `observe` of modules/rollout.py says. A tile of sequences goes
+ * through all its steps in one thread: none waits for another, and results do not depend on how many there are. */
 
 typedef struct { const ObserveArguments *a; Core core; Matrix posterior_own, posterior_logits; } ObserveJob;
 

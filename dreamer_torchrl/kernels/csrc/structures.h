@@ -16,10 +16,8 @@ typedef struct { Source weight; real *bias, *scale; } LayerWeights;
 /* Of the belief's recurrence. */
 typedef struct {
     LayerWeights belief_in, state_in;
-    Source mix_own, mix_recurrent;
-    real *mix_scale;
-    Source gates;
-    real *gates_bias;
+    Source mix_own, mix_recurrent, gates;
+    real *mix_scale, *gates_bias;
 } CoreWeights;
 
 typedef struct { long count; LayerWeights layer[MOST_LAYERS]; } NetworkWeights;
