@@ -218,11 +218,9 @@ def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -
 def _written(actions: Mapping[NestedKey, Tensor], one: bool) -> Any:
     written: dict[str, Any] = {}
     for key, value in actions.items():
-        array, place = (
-            (value[0] if one else value).cpu().numpy().copy(),
-            written,
-        )  # that of the latents, maybe
+        array = (value[0] if one else value).cpu().numpy().copy()  # the memory may be that of the latents
         *folders, name = (key,) if isinstance(key, str) else key
+        place = written
         for folder in folders:
             place = place.setdefault(folder, {})
         place[name] = int(array) if array.ndim == 0 and array.dtype.kind in "iu" else array
