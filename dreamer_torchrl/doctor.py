@@ -36,8 +36,6 @@ EXTRAS = {"dm_control": "dmc", "mujoco": "dmc", "tensorboard": "tensorboard"}  #
 
 
 class Finding(NamedTuple):
-    """One line of what was found."""
-
     level: Literal["ok", "warning", "problem"]
     subject: str
     text: str
@@ -48,7 +46,6 @@ class Finding(NamedTuple):
 
 
 def machine() -> Iterator[Finding]:
-    """Look at versions, devices, kernels, compilation, samplers, rendering and videos."""
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     for package in (*PACKAGES, *EXTRAS):
         try:
@@ -58,8 +55,9 @@ def machine() -> Iterator[Finding]:
             remedy = f"pip install 'dreamer_torchrl[{extra}]' if you need it" if extra else f"pip install {package}"
             yield Finding("warning" if extra else "problem", package, "not installed", remedy)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    text = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory"
-    yield Finding("ok", "processor", text)
+    yield Finding(
+        "ok", "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory"
+    )
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("ok", "GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
     if names and not find_spec("triton"):

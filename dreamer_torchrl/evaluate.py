@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deterministic = given.deterministic or options.deterministic
     evaluated = replace(given, episodes=options.episodes or given.episodes, deterministic=deterministic)
     seed = run.settings.seed if options.seed is None else options.seed
-    settings = replace(run.settings, seed=seed, eval=evaluated)
-    evaluation = play(settings, agent, options.video)
+    evaluation = play(replace(run.settings, seed=seed, eval=evaluated), agent, options.video)
     for number, (total_reward, length) in enumerate(zip(evaluation.returns, evaluation.lengths, strict=True)):
         print(f"episode {number:>3}  return {total_reward:>10.2f}  length {length:>6}")
     print(f"step {run.saved.step:,}: mean return {evaluation.mean:.2f} +- {evaluation.deviation:.2f}")

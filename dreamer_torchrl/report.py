@@ -14,9 +14,8 @@ from dreamer_torchrl.views.report_page import write_report
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.report", description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
-    options = parser.parse_args(arguments)
     try:
-        print(write_report(options.run))
+        print(write_report(parser.parse_args(arguments).run))
     except ConfigError as error:
         parser.error(str(error))
     except OSError as error:

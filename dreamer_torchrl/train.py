@@ -125,7 +125,6 @@ def start(configuration: Configuration) -> int:
 
 
 def train(configuration: Configuration, run_dir: Path, console: Console, stop: StopSignals) -> int:
-    """Build everything, resume from the newest checkpoint, train, and print the command that resumes."""
     # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of a large update.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch  # this and what needs it takes seconds
@@ -162,7 +161,6 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
 
 
 def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> int:
-    """Train to the end or a signal and print the command that resumes; returns the exit code."""
     from dreamer_torchrl.collectors.stream_envs import TooManyFailures
     from dreamer_torchrl.training.loop import Diverged
 

@@ -70,22 +70,20 @@ class Saved:
 class Checkpoints:
     """The checkpoints of a run, of the last ``keep`` steps; for ``exact`` see `ReplayFiles`.
 
-    `save` copies on the calling thread what belongs to this instant and writes in the background, each checkpoint into
-    a new folder that gets its name when everything is on the disk. Only the process that holds the `run_lock` may save;
-    any may load.
+    `save` copies on the calling thread and writes in the background, into a folder that gets its name when everything
+    is on the disk. Only the process that holds the `run_lock` may save; any may load.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> replay = Replay(capacity=20, streams=1, batch=1, length=4)
         >>> with TemporaryDirectory() as run_dir:
-        ...     checkpoints = Checkpoints(Path(run_dir) / "checkpoints")
-        ...     first = checkpoints.load()
+        ...     checkpoints = Checkpoints(run_dir)
         ...     checkpoints.save(7, {"learner": {"weight": [1.0, 1.0]}}, replay)
         ...     checkpoints.wait()
         ...     saved = checkpoints.load(replay)
         True
-        >>> first, saved.step, saved.parts
-        (None, 7, {'learner': {'weight': [1.0, 1.0]}})
+        >>> saved.step, saved.parts
+        (7, {'learner': {'weight': [1.0, 1.0]}})
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, exact: bool = True):
@@ -100,11 +98,7 @@ class Checkpoints:
         self._damaged: list[str] = []  # later than the one that was loaded
 
     def load(self, replay: Replay | None = None) -> Saved | None:
-        """The newest sound checkpoint, or None where there is none yet. Only reads.
-
-        Raises `NoSoundCheckpoint` where all are damaged. Without a ``replay`` to put it into, the checkpoint's own is
-        not looked at.
-        """
+        """The newest sound checkpoint or None, with its replay in ``replay``; `NoSoundCheckpoint` if all are damaged."""
         self.wait()
         damaged, names = {}, self.names()
         while names:
@@ -138,15 +132,13 @@ class Checkpoints:
         return saved
 
     def names(self) -> list[str]:
-        """All checkpoints, the oldest first."""
         paths = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted((path.name for path in paths if _NAME.fullmatch(path.name)), key=_age)
 
     def save(self, step: int, parts: Mapping[str, Any], replay: Replay, wait: bool = False) -> bool:
-        """Start to save this instant; whether it was started. If it then fails, `failure` tells.
+        """Start to save this instant; whether it was started: while another save is written, only with ``wait``.
 
-        ``parts`` are trees of dicts, lists and tuples with tensors, numbers, strings, bools and None. While the save
-        before is still being written, this one waits for it (``wait``) or is left out.
+        ``parts`` are trees of dicts, lists and tuples with tensors, numbers, strings, bools and None.
         """
         if self._writing and not self._writing[1].done() and not wait:
             return False
@@ -183,7 +175,6 @@ class Checkpoints:
         return self._failure
 
     def _write(self, step: int, trees: dict[str, Any], replay: Snapshot) -> None:
-        """Write a checkpoint and let the oldest go."""
         needed = sum(copied.bytes() for *_, copied in replay.unsaved) + tree_bytes(trees)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -86,7 +86,6 @@ def read_tree(folder: Path, file: SavedFile) -> Any:
 
 
 def sync(path: Path) -> None:
-    """Have what is in a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,8 +106,7 @@ class Snapshot:
 class ReplayFiles:
     """Turns a replay into files, which all checkpoints of a run share, and back.
 
-    With ``exact`` the latents that have changed are written again with each checkpoint, so that a run goes on to the
-    last bit; otherwise each step is written once, with the latents that it has then.
+    With ``exact`` changed latents are written again, so that a run goes on to the last bit; else each step once.
     """
 
     def __init__(self, folder: Path, exact: bool = True):
@@ -212,5 +210,4 @@ def _gap(kind: str, position: int) -> DamagedFile:
 
 def _spans(first: int, end: int, block: int) -> list[tuple[int, int]]:
     """The positions ``first`` to ``end``, cut at the multiples of ``block``."""
-    cuts = [first, *range((first // block + 1) * block, end, block), end]
-    return list(pairwise(cuts)) if first < end else []
+    return list(pairwise([first, *range((first // block + 1) * block, end, block), end])) if first < end else []

@@ -58,7 +58,6 @@ class Manifest:
 
     @classmethod
     def from_text(cls, text: str | bytes) -> Manifest:
-        """Read what `to_text` wrote; raise `DamagedFile` if this is something else."""
         try:
             body = json.loads(text)
             if body.pop("sha256") != _digest(body):
@@ -89,7 +88,6 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Of all that has a say in what is in a checkpoint."""
     found = {"python": platform.python_version()}
     for name in ("dreamer_torchrl", "torch", "torchrl", "tensordict"):
         with contextlib.suppress(PackageNotFoundError):  # run from the sources

@@ -17,8 +17,6 @@ LONGEST = 50_000  # actions of an episode that are kept; a longer one cannot be 
 
 
 class Episode(NamedTuple):
-    """A finished episode: in which stream, the sum of its rewards, its number of actions."""
-
     stream: int
     total_reward: float
     length: int
@@ -36,9 +34,8 @@ def steps_of(batch: TensorDictBase) -> TensorDictBase:
 class Episodes:
     """The ``postproc`` of a collector: gives `steps_of` its batches and follows the episode of each stream in them.
 
-    `commit` takes note of the last batch, once its steps are stored: `states` are then what brings the streams back to
-    the steps that follow these. Streams may come in any order and number, but each in the order of time.
-    ``action_spec`` is that of one.
+    `commit` takes note of the last batch, once its steps are stored, and gives the episodes that ended in it by
+    themselves; `states` then bring the streams back to the steps that follow. ``action_spec`` is that of one.
 
     Example:
         >>> from torchrl.collectors import Collector
@@ -66,7 +63,6 @@ class Episodes:
         return steps_of(self._batch)
 
     def commit(self) -> list[Episode]:
-        """Take note of the last batch; the episodes that ended in it by themselves."""
         batch, self._batch, finished = self._batch, None, []
         keys = (STREAM, "is_init", "done", "reward", ("next", "is_init"), ("next", ENDLESS, "episode"))
         actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in self._action_keys}
@@ -85,7 +81,6 @@ class Episodes:
 
     @property
     def states(self) -> list[StreamState]:
-        """State from which each stream resumes at the step after the last committed one."""
         return [self._state(stream) for stream in range(len(self.length))]
 
     def _state(self, stream: int) -> StreamState:
@@ -104,8 +99,7 @@ class Episodes:
         def plain(values: TensorDictBase | None) -> dict[str, Any] | None:
             return None if values is None else values.to_dict(retain_none=False)
 
-        states = self.states
-        streams = [{"episode": s.episode, "actions": plain(s.actions), "step": plain(s.step)} for s in states]
+        streams = [{"episode": s.episode, "actions": plain(s.actions), "step": plain(s.step)} for s in self.states]
         return {"streams": streams, "total_reward": [*self.total_reward], "length": [*self.length]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -24,8 +24,8 @@ def make_collector(kind: Kind, envs: StreamEnvs, agent: Agent, policy: Policy, e
     """A collector of an agent's steps, which begins at the states of ``episodes``.
 
     - ``sync``: `torchrl.collectors.Collector` acts in all environments, then yields ``[N, 1]`` steps.
-    - ``async``: in `AsyncBatchedCollector` a thread per environment steps it, another acts for all that are ready,
-      while the learner learns. N steps ``[N]`` of any streams are yielded together.
+    - ``async``: in `AsyncBatchedCollector` a thread steps each environment, another acts, and the learner learns
+      meanwhile; yields steps ``[N]`` of any streams.
     - ``multi_sync``: the processes of `MultiSyncCollector` step and act, each in its share of the environments.
 
     The latter two act with a copy of the weights: ``collector.update_policy_weights_(policy)`` renews it.

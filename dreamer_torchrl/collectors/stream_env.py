@@ -81,7 +81,6 @@ class StreamEnv(EnvBase):
         self.done_spec = Composite({ENDLESS: Composite(done=flag, terminated=flag)})
 
     def begin(self) -> TensorDictBase:
-        """Start the next episode; its first step."""
         self.env.set_seed(episode_seed(self.entropy, self.episode))
         self.episode += 1
         self._arrived = self.env.reset()

@@ -21,8 +21,6 @@ class TooManyFailures(RuntimeError):
 
 
 class StreamState(NamedTuple):
-    """State from which a stream resumes."""
-
     episode: int  # number of the present one
     actions: TensorDictBase | None  # all that were taken in it [t]; None if they were too many to be kept
     step: TensorDictBase | None  # the present one, with the latents of the one before; None for a first step
@@ -32,11 +30,9 @@ class StreamEnvs(EnvBase):
     """N `StreamEnv` side by side, batch size ``[N]``, for ``rollout`` and any TorchRL collector.
 
     An environment that raises, hangs, dies or shows something that is not finite is built anew, and its stream goes on
-    with its next episode: ``is_init`` follows a step that was not ``done``, and `dreamer_torchrl.collectors.episodes.
-    steps_of` ends the episode there. More than ``most_failures`` within ``window`` steps raise `TooManyFailures`.
-
-    A reset starts the next episode of each stream, or of those whose ``("endless", "_reset")`` is set; after `restore`
-    it leads to where a state was taken. The first one makes the environments.
+    with its next episode: ``is_init`` follows a step that was not ``done``. More than ``most_failures`` within
+    ``window`` steps raise `TooManyFailures`. A reset starts the next episode of each stream, or of those whose
+    ``("endless", "_reset")`` is set; after `restore` it leads to where a state was taken.
 
     Args:
         makers: one function per stream, which makes its `StreamEnv`; it is pickled if it goes to a process.
@@ -107,7 +103,6 @@ class StreamEnvs(EnvBase):
             self.workers[index].end_episode(self._episodes[index] + 1)
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close all environments; a later reset makes new ones."""
         super().close(raise_if_closed=False)
         for worker in filter(None, self.workers):
             worker.release()
@@ -195,7 +190,6 @@ class StreamEnvs(EnvBase):
                 actions = None
 
     def _replace(self, index: int, failure: EnvironmentFailed) -> None:
-        """Discard a broken environment; its stream continues with the next episode."""
         self._recent.append(self._clock)
         while self._recent[0] <= self._clock - self.window / len(self.makers):
             self._recent.popleft()

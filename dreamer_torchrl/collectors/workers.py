@@ -36,7 +36,6 @@ class LocalWorker:
     def __init__(self, make: Maker):
         self.env = _guarded(make)
         self.end_episode, self.seed = self.env.end_episode, self.env.seed
-        self.action: TensorDictBase | None = None
 
     def send(self, action: TensorDictBase) -> None:
         self.action = action

@@ -118,7 +118,6 @@ def make_logger(name: str, part: Mapping[str, Any], run_dir: Path) -> Any:
 
 
 def remarks(settings: Settings) -> list[str]:
-    """Settings that are valid but most likely a mistake."""
     found, cores = [], os.cpu_count() or 1
     if settings.total_steps <= settings.first_update:
         begin = f"updates begin after step {settings.first_update:,} (prefill, or replay.batch times replay.length)"
@@ -141,7 +140,6 @@ def as_plain(value: Any) -> Any:
 
 
 def leaves(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Dotted names of all entries to their values."""
     flat = {}
     for key, value in values.items():
         flat |= leaves(value, f"{path}{key}.") if isinstance(value, Mapping) and value else {f"{path}{key}": value}

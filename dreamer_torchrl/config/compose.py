@@ -44,8 +44,6 @@ VALUES, OVERRIDES = "config.yaml", "overrides.json"
 
 @dataclass(frozen=True)
 class Configuration:
-    """Settings, the overrides that made them, and notes for the console."""
-
     settings: Settings
     overrides: list[str]
     notes: tuple[str, ...] = ()
@@ -76,9 +74,7 @@ class Configuration:
 
 
 def load(overrides: Sequence[str]) -> Configuration:
-    """What overrides such as ``["env=pendulum", "seed=1"]`` ask for.
-
-    If ``run_dir`` holds a run already, that run's settings stay, and only those may differ that leave it the same run.
+    """What overrides ask for; of a run that ``run_dir`` holds already, only `CHANGEABLE` settings may differ.
 
     Example:
         >>> load(["env=pendulum", "seed=3"]).settings.env.options
@@ -152,7 +148,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 
 def changeable(key: str) -> bool:
-    """Whether a run that goes on may have another value."""
     return f"{key}.".startswith(tuple(f"{name}." for name in CHANGEABLE))
 
 

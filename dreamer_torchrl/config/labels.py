@@ -24,7 +24,6 @@ def describe(settings: Settings) -> str:
 
 
 def names_of(settings: Settings) -> list[str]:
-    """The options by which the environment is known."""
     return [str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key)]
 
 

@@ -24,10 +24,9 @@ def steps_from_transitions(
 ) -> TensorDictBase:
     """Turn transitions in TorchRL's layout into one stream of steps: what was seen on arrival, what was done then.
 
-    An episode of n transitions becomes n + 1 steps ``[T]``; the reward of the first is 0. A trajectory that stops
-    without an end of its own (a cut data set, a full batch) is closed as if it ran out of time: ``done``, not
-    ``terminated``. Latents of the policy (``belief``, ``state``, ``previous_action``) and ``stream`` are kept if they
-    are there (else the stream is 0). On a last step they and the action repeat the step before, and count for nothing.
+    An episode of n transitions becomes n + 1 steps ``[T]``; the reward of the first is 0. A trajectory without an end
+    of its own (a cut data set, a full batch) is ``done``, not ``terminated``. Latents of the policy and ``stream`` are
+    kept if they are there (else the stream is 0). On a last step they and the action repeat the step before.
 
     Args:
         transitions: ``[time]``, one trajectory after the other, or ``[..., time]``, whose rows are cut at their end,
@@ -39,8 +38,7 @@ def steps_from_transitions(
         >>> from torchrl.envs import GymEnv
         >>> pairs = GymEnv("CartPole-v1").rollout(60, break_when_any_done=False)
         >>> steps = steps_from_transitions(pairs)
-        >>> ends = int(pairs["next", "done"].sum())
-        >>> len(steps) - len(pairs) == ends + int(not pairs[-1]["next", "done"])
+        >>> len(steps) - len(pairs) == int(pairs["next", "done"].sum()) + int(not pairs[-1]["next", "done"])
         True
     """
     if transitions.ndim == 0:

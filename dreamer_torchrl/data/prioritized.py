@@ -83,7 +83,6 @@ class PrioritizedSampler(StreamSampler):
         self.tree.set((slots[:, 0] + self._shift) % self.index.capacity, weight)
 
     def _slots_in_order(self) -> Tensor:
-        """Slots of all records, the oldest first."""
         index = self.index
         return (index.newest - torch.arange(int((index.end - index.first).sum())).flip(0)) % index.capacity
 
@@ -105,10 +104,9 @@ class PrioritizedSampler(StreamSampler):
 
 
 class SumTree:
-    """Draw leaves by their weights, in a time that grows with the logarithm of how many there are.
+    """Draw leaves by their weights, in logarithmic time; a node has ``branching`` children.
 
-    Among the ``branching`` children of a node, infinite weights are equally likely and come first; if all are zero, so
-    are those that hold leaves.
+    Infinite weights are equally likely and come first; if all are zero, so are children that hold leaves.
     """
 
     def __init__(self, leaves: int, branching: int = 16):
@@ -119,7 +117,6 @@ class SumTree:
             self.levels.append(torch.zeros(2, leaves * branching, dtype=torch.float64))
 
     def set(self, leaf: Tensor, weight: Tensor) -> None:
-        """Set the weights of leaves, ``[M]`` both."""
         self.levels[0][0, leaf], self.levels[0][1, leaf] = weight.double(), 1.0
         self._sum_above(leaf)
 

@@ -34,13 +34,12 @@ class Where(NamedTuple):
 class Replay:
     """Store the steps of N streams, draw sequences, take their new latents back.
 
-    All steps lie in one ring of a TorchRL `ReplayBuffer` (``buffer``) in order of arrival, each with the number of its
-    ``stream``, so that streams may advance at different rates. States are kept as class indices. Steps never change
-    once they are written, latents do; which ones did is remembered, so that a checkpoint need not write the others.
+    All steps lie in one ring of a TorchRL `ReplayBuffer` (``buffer``) in order of arrival, each with its ``stream``.
+    States are kept as class indices. Only latents change later; which ones did is remembered for the checkpoints.
 
     Args:
         capacity: steps kept, of all streams together.
-        streams, batch, length: how many there are, sequences per batch, trained steps per sequence.
+        batch, length: sequences per batch, trained steps per sequence.
         context: leading steps that only lend their latents.
         directory: where to keep the steps on disk. What an earlier process left there is removed.
         block: steps that are saved together.
@@ -104,7 +103,6 @@ class Replay:
         self._build(min(capacity, capacity if most is None else most + streams))
 
     def _build(self, slots: int) -> None:
-        """A buffer of so many slots; the first step takes its memory."""
         if (storage := self._storage) is None:
             on_disk = self.scratch is not None
             storage = LazyMemmapStorage(slots, scratch_dir=self.scratch) if on_disk else LazyTensorStorage(slots)
@@ -127,12 +125,10 @@ class Replay:
 
     @property
     def oldest(self) -> int:
-        """Position of the oldest step that is still there."""
         return self.written - len(self)
 
     @property
     def ready(self) -> bool:
-        """Whether a sequence fits into what was written."""
         return len(self) > 0 and self.buffer.can_sample()
 
     def extend(self, steps: TensorDictBase) -> None:
@@ -179,10 +175,9 @@ class Replay:
         return batch, Where(index.reshape(rows)[trained], info["index_generation"].reshape(rows)[trained])
 
     def refresh(self, where: Where, latents: TensorDictBase) -> int:
-        """Write new latents ``[B, T]`` over the old ones, where their steps are still stored; returns how many are.
+        """Write new latents ``[B, T]``, and priorities, where their steps are still stored; returns how many are.
 
-        Of a step that a batch holds more than once, the last counts: written with duplicate indices, belief and state
-        could come from different sequences. A ``priority`` ``[B, T]`` beside the latents goes to the sampler.
+        Of a step that is there twice, the last counts: else belief and state could be of different sequences.
         """
         index = where.index.flatten()
         last = torch.zeros_like(index, dtype=torch.bool)
@@ -275,7 +270,6 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def bytes_per_step(agent: Agent, latents: torch.dtype = torch.float32) -> int:
-    """What one stored step of an agent's environment takes."""
     spaces = (agent.spaces | agent.action_space.spaces).values()
     sizes = [prod(space.shape) * (1 if isinstance(space, Image) else space.dtype.itemsize) for space in spaces]
     reward, flags, stream = 4, 3, 4

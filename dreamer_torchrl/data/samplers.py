@@ -19,10 +19,7 @@ from torchrl.data.replay_buffers import Sampler, Storage
 
 
 class StreamIndex:
-    """Which slots hold the records of each stream, in order. Looking up and writing take constant time per record.
-
-    The ring has ``capacity`` slots; ``first`` ``[streams]`` are the numbers of the first records that will be written.
-    """
+    """Which of ``capacity`` slots hold the records of each stream, from number ``first`` ``[streams]`` on, in order."""
 
     def __init__(self, slice_len: int, capacity: int, first: Tensor):
         self.slice_len, self.capacity = slice_len, capacity
@@ -70,9 +67,8 @@ class StreamIndex:
 class StreamSampler(Sampler):
     """Slices of one stream each, all equally likely.
 
-    The records of all streams lie in one ring in order of arrival, each with the number of its stream; streams may
-    advance at different rates. Slices may cross episodes: the world model resets itself where ``is_init`` is set.
-    Under ``stream_key`` a record has the number of its stream, 0 to ``streams - 1``.
+    The records of all streams lie in one ring in order of arrival; streams may advance at different rates. Slices may
+    cross episodes. Under ``stream_key`` a record has the number of its stream, 0 to ``streams - 1``.
 
     Example:
         >>> from tensordict import TensorDict
@@ -91,13 +87,11 @@ class StreamSampler(Sampler):
         self._first = torch.zeros(streams, dtype=torch.long)
 
     def attach(self, index: StreamIndex) -> None:
-        """Draw from the records of this index, of which there is none yet."""
         self.index = index
         for part in self.parts.values():
             part.attach(index)
 
     def note_written(self, slots: Tensor) -> None:
-        """The index has got these records."""
         for part in self.parts.values():
             part.note_written(slots)
 
@@ -127,8 +121,7 @@ class StreamSampler(Sampler):
                 f"The replay holds {len(storage)} steps, none of its streams the {self.slice_len} that a sequence "
                 "needs: collect more first."
             )
-        slots = self.index.slots(*self.draw(batch_size // self.slice_len, self._rng))
-        return slots.flatten(), {}
+        return self.index.slots(*self.draw(batch_size // self.slice_len, self._rng)).flatten(), {}
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
         return self.index is not None and bool(self.index.slices.any())
@@ -196,8 +189,7 @@ class OnlineSampler(StreamSampler):
         return start >= int(self.index.first[stream])
 
     def state_dict(self) -> dict[str, Any]:
-        fresh = torch.tensor(self.fresh, dtype=torch.long).reshape(-1, 2)  # [stretches, (stream, start)]
-        return super().state_dict() | {"fresh": fresh}
+        return super().state_dict() | {"fresh": torch.tensor(self.fresh, dtype=torch.long).reshape(-1, 2)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -209,10 +201,9 @@ class OnlineSampler(StreamSampler):
 
 
 class RecencySampler(StreamSampler):
-    """Slices by the age of their last record: a weight of ``1 / (1 + age) ** exponent``.
+    """Slices by the age of their last record: a weight of ``1 / (1 + age) ** exponent``, for ``capacity`` ages.
 
-    ``capacity`` ages have a weight, as many as the buffer has slots if left out. While there are fewer slices than
-    that, ages are scaled down to those that are there.
+    While there are fewer slices than that, ages are scaled down to those that are there.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class AtariGame(gymnasium.Env):
 
     A step holds an action for ``frame_skip`` frames and shows the maximum of the last two, made smaller and then gray.
     Sticky: on each frame the previous action is held with probability 0.25. An episode starts with up to ``noops``
-    frames of doing nothing. Lives and rewards are left as they are. The limit of ``max_frames`` cuts an episode off.
+    frames of doing nothing and is cut off after ``max_frames``. Lives and rewards are left as they are.
 
     ALE reads its own seed only when a game is loaded, which takes 85 ms, so the sticky actions are drawn here and the
     game goes back to the state that it was loaded in: an episode follows from its seed alone.

@@ -89,10 +89,7 @@ class Classes:
 
 
 class Fields:
-    """Several spaces by name; those of a tuple are named 0, 1 and so on. Empty fields are omitted.
-
-    At the ``top`` level of a step, fields with reserved names are renamed.
-    """
+    """Several spaces by name, or by 0, 1 and so on, without empty ones; reserved names are changed at the ``top``."""
 
     def __init__(self, space: spaces.Dict | spaces.Tuple, name: str, top: bool = False):
         self.is_tuple, self.name = isinstance(space, spaces.Tuple), name

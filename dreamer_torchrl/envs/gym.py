@@ -127,9 +127,7 @@ class FreshWorld(gymnasium.Wrapper):
 
 
 def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = False) -> Gymnasium:
-    """Make a gymnasium environment by its id, with its own arguments.
-
-    With ``render``, and if it can draw, `dreamer_torchrl.envs.frame` gives pictures.
+    """Make a gymnasium environment by its id; `dreamer_torchrl.envs.frame` draws it if it can and ``render`` is true.
 
     Example:
         >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape

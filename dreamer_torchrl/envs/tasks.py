@@ -15,9 +15,8 @@ BACKGROUND, TARGET, AGENT = (40, 40, 40), (60, 200, 80), (230, 70, 70)
 class GridReach(gymnasium.Env):
     """Walk a red square to a green one on a small grid, seen as a 64 x 64 image.
 
-    Both squares start on random, different cells, of which a side has 2 to 10. Each step costs 1 / ``limit``; reaching
-    the target gives 1 and terminates; after ``limit`` steps, the number of cells, the episode is truncated. The best
-    path has 2 / 3 * ``cells`` steps on average: an agent that always takes it gets the `optimum`.
+    Both start on random, different cells, of which a side has 2 to 10. Each step costs 1 / ``limit``, reaching the
+    target gives 1; after ``limit`` steps the episode is truncated. The best path gives the `optimum` on average.
 
     Example:
         >>> round(GridReach(cells=5).optimum, 4)
@@ -47,8 +46,7 @@ class GridReach(gymnasium.Env):
         self.agent = tuple(min(max(place, 0), self.cells - 1) for place in moved)  # a wall stops the square
         self.steps += 1
         reached = self.agent == self.target
-        reward = float(reached) - 1 / self.limit
-        return self.render(), reward, reached, not reached and self.steps >= self.limit, {}
+        return self.render(), float(reached) - 1 / self.limit, reached, not reached and self.steps >= self.limit, {}
 
     def render(self) -> np.ndarray:
         picture = np.full((64, 64, 3), BACKGROUND, np.uint8)
@@ -63,8 +61,7 @@ class Memory(gymnasium.Env):
 
     The observation holds the lamps, 1 or -1 where the card is shown and 0 elsewhere, and a flag that asks for the
     choice, ``corridor`` steps after the card (or at least ``shortest``, drawn anew in each episode). The right choice
-    gives 1, earlier actions change nothing. With the choice the episode ends and the card is shown again, so that an
-    agent sees what it should have remembered. The `optimum` is 1, by chance one gets 1 / 2.
+    gives 1 and ends the episode; the card is shown again. The `optimum` is 1, by chance one gets 1 / 2.
     """
 
     optimum = 1.0
@@ -90,5 +87,4 @@ class Memory(gymnasium.Env):
         return self._seen(card=chosen, flag=self.left == 0), reward, chosen, False, {}
 
     def _seen(self, card: bool = False, flag: bool = False) -> np.ndarray:
-        lamps = 2 * self.card - 1 if card else np.zeros(self.lamps)
-        return np.append(lamps, flag).astype(np.float32)
+        return np.append(2 * self.card - 1 if card else np.zeros(self.lamps), flag).astype(np.float32)

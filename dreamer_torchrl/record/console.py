@@ -19,18 +19,13 @@ RECENT_EPISODES = 10
 
 
 class Console(RunLogger):
-    """Show where a run is. All that the training program prints goes through here, from any thread.
-
-    In a pipe there are ``seconds`` from one line to the next; a terminal is redrawn up to five times a second.
-    """
+    """Show where a run is, and all else that training prints, from any thread; in a pipe every ``seconds``."""
 
     def __init__(self, total_steps: int, stream: TextIO | None = None, seconds: float = 10.0):
-        self.total_steps = total_steps
-        self._stream = stream or sys.stdout
+        self.total_steps, self._stream = total_steps, stream or sys.stdout
         self._terminal = self._stream.isatty()
         self._seconds = REDRAW_SECONDS if self._terminal else seconds
-        self._lock = Lock()
-        self._step = 0
+        self._lock, self._step = Lock(), 0
         self._values: dict[str, float] = {}
         self._returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._drawn_at = -math.inf
@@ -38,7 +33,6 @@ class Console(RunLogger):
         self._news = False  # whether there is something that was not shown
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
-        """Show the values of a step if it is time, an evaluation at once and on a line of its own."""
         with self._lock:
             self._step, self._news = step, True
             self._values.update(metrics)
@@ -89,7 +83,6 @@ class Console(RunLogger):
         self._drawn = len(line)
 
     def _parts(self) -> Iterator[str]:
-        """What there is to show, the most important first."""
         values, total = self._values, f"{self.total_steps:,}"
         yield f"{self._step:>{len(total)},}/{total} {self._step / max(1, self.total_steps):.0%}"
         if self._returns:

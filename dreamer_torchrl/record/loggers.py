@@ -24,8 +24,8 @@ MAX_KEPT_LINES = 10_000
 class JsonLinesLogger(RunLogger, Logger):
     """Append one JSON object per record to a file; each stands there whole, or not at all.
 
-    Why not TorchRL's `CSVLogger`: this file is whole after a kill, goes on at a checkpoint without duplicates, and
-    survives a full disk: lines that find no room are kept and written, in order, as soon as there is room again.
+    Other than with TorchRL's `CSVLogger`, it is whole after a kill, without duplicates after a resume, and lines that
+    find no room on a full disk are kept and written later.
     """
 
     def __init__(self, path: Path):

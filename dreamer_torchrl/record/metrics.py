@@ -35,10 +35,7 @@ class RunLogger:
 
 
 class Metrics:
-    """Average the metrics of updates on their device, and hand each record to every logger; a context closes them.
-
-    Loggers are TorchRL's or ours; ``warn`` prints a line, once for each kind of failure of one.
-    """
+    """Average the metrics of updates on their device, and hand each record to every logger; a context closes them."""
 
     def __init__(self, loggers: Sequence[Logger | RunLogger], warn: Callable[[str], None] = print):
         self.loggers, self.warn = tuple(loggers), warn
@@ -115,7 +112,6 @@ class Metrics:
 
 
 def memory_bytes() -> dict[str, float]:
-    """Memory that this process holds now, and, once it uses a GPU, what it has reserved there."""
     memory = {"memory/process_bytes": float(resident_bytes())}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -29,13 +29,11 @@ START_SECONDS, FINISH_SECONDS = 15, 20
 class WandbThread(RunLogger):
     """Send scalars, video files and the best agents to Weights & Biases from a thread.
 
-    Sent are the configuration, scalars, videos, agents if asked for, and the host's name; no package list, code, git
-    state, console output or machine statistics. Without a key or a server, an online run becomes an offline one. A
-    resumed training goes on in the same run, whose id is kept; the steps that are there already are left out.
+    Sent too are the configuration and the host's name; no package list, code, git state, console output or statistics
+    of the machine. Without a key or a server, an online run becomes an offline one. A resumed one keeps its id.
 
     Args:
         place: project, entity, name, group and tags, as of ``wandb.init``.
-        note: prints a line.
         artifact: whether the best agents are sent.
         hours: how long the run has trained; each record is given it.
     """
@@ -60,12 +58,10 @@ class WandbThread(RunLogger):
         self._thread.start()
 
     def log_metrics(self, metrics: dict[str, Any], step: int) -> None:
-        """Queue the values of a step; this takes microseconds."""
         if self._off:
             return
-        hours = {"time/hours": self.hours()} if self.hours else {}
         try:
-            self._queue.put_nowait((step, metrics | hours))
+            self._queue.put_nowait((step, metrics | ({"time/hours": self.hours()} if self.hours else {})))
         except Full:
             if not self._dropped:
                 self.note("warning: W&B does not keep up; records are left out there (metrics.jsonl has them all)")
@@ -111,7 +107,6 @@ class WandbThread(RunLogger):
                     self._queue.get_nowait()
 
     def _begin(self) -> WandbLogger:
-        """The run, online where that works."""
         # W&B's reports about itself hold stack traces, and when they do not arrive it prints into the progress line.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported for the first time
         import wandb

@@ -66,16 +66,14 @@ def evaluate(
 ) -> Evaluation:
     """Play the first ``episodes`` of the streams, dealt out evenly, so that short ones are not preferred.
 
-    The outcome depends on the policy's weights, its generator and the seeds of the streams. An episode in which its
-    environment fails does not count, the next one of its stream does.
+    An episode in which its environment fails does not count, the next one of its stream does.
 
     Args:
         envs: all their streams are restarted. Frames need them in this process.
         deterministic: most likely latents and actions instead of samples.
         film: whether to keep frames of the first 2,000 steps of the first episode.
         cancelled: called before each step; once it is true, `Cancelled` is raised.
-        record: steps of the first episode that are kept.
-        longest: steps after which an episode is cut off; it counts with these.
+        record, longest: steps of the first episode to keep; those after which an episode is cut off.
     """
     count, device = len(envs.makers), next(policy.parameters()).device
     wanted = [len(range(index, episodes, count)) for index in range(count)]
@@ -136,8 +134,7 @@ class Evaluator:
         if arguments:
             options = {**env.options, "arguments": {**env.options["arguments"], **arguments}}
             settings = replace(settings, env=replace(env, options=options))
-        count = min(settings.eval.num_envs, settings.eval.episodes)
-        self.envs = make_envs(settings, "evaluation", count, film)
+        self.envs = make_envs(settings, "evaluation", min(settings.eval.num_envs, settings.eval.episodes), film)
         self.imagined_at = -float("inf")
 
     def run(self, cancelled: Callable[[], bool] = lambda: False) -> Evaluation:

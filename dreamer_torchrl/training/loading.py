@@ -28,8 +28,6 @@ FAILED, BAD_ARGUMENTS, NO_CHECKPOINT = 1, 2, 3
 
 @dataclass
 class LoadedRun:
-    """A trained agent with what it was trained by."""
-
     path: Path  # the run's folder
     settings: Settings
     agent: Agent  # with the weights of ``saved``
@@ -57,10 +55,7 @@ class LoadedRun:
 
 
 def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
-    """Load the agent (``.agent``, ``.policy``, ``.act``) of a run's folder on the CPU; the environment is not needed.
-
-    ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
-    """
+    """Load the agent of a run's folder on the CPU from a checkpoint, by default the newest sound one."""
     from dreamer_torchrl.checkpoint.checkpoints import Checkpoints  # this and the next need torch, which takes seconds
     from dreamer_torchrl.checkpoint.specs import Specs
     from dreamer_torchrl.training.build import make_agent

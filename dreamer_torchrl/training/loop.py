@@ -40,8 +40,6 @@ class Diverged(RuntimeError):
 
 
 class Training:
-    """One run in one process, in the folder ``run_dir``."""
-
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
         self.device = build.choose_device(settings.device)
@@ -97,7 +95,6 @@ class Training:
                     self.reports.refresh(at_end=True)
 
     def train(self, stop: StopSignals) -> None:
-        """Train until the run is finished, stopped, or has skipped too many updates in a row."""
         collected = self.collected(stop)
         while True:  # the first updates are those that steps have earned before an interruption
             updates = self.update(stop)
@@ -211,7 +208,6 @@ class Training:
         self.metrics.write(self.progress.steps, values | {"count/frames": frames})
 
     def save(self, wait: bool = False) -> None:
-        """Save this instant; on a full disk training goes on."""
         self.clock.note_saved()
         self.checkpoints.save(self.progress.steps, self.state(), self.replay, wait)
         if wait:
@@ -278,7 +274,6 @@ class Training:
             self.collector = None
 
     def tell_failures(self) -> None:
-        """Print what the environments reported, and count it."""
         while self.envs.notes:  # threads of a collector may add some meanwhile
             note = self.envs.notes.pop(0)
             self.console.note(note)

@@ -16,8 +16,6 @@ PARTS = ("collector", "replay", "learner", "evaluation")  # whose time is measur
 
 @dataclass
 class Progress:
-    """How far a run is: everything that it counts."""
-
     steps: int = 0
     updates: int = 0
     skipped: int = 0  # updates that were not finite
@@ -46,8 +44,7 @@ class Progress:
     def evaluation_is_due(self, settings: Settings) -> bool:
         """At the first step at or after each multiple of ``eval.every``, and at the end."""
         every, at_end = settings.eval.every, self.steps >= settings.total_steps
-        due = every > 0 and (at_end or self.steps // every > self.evaluated // every)
-        return due and self.evaluated < self.steps
+        return every > 0 and (at_end or self.steps // every > self.evaluated // every) and self.evaluated < self.steps
 
 
 class Clock:
@@ -64,7 +61,6 @@ class Clock:
         return self.progress.seconds + time.monotonic() - self.saved_at
 
     def note_saved(self) -> None:
-        """Put the seconds since the last save into ``progress``."""
         self.progress.seconds = self.elapsed
         self.saved_at = time.monotonic()
 

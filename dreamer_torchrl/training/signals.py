@@ -24,9 +24,8 @@ class Interrupted(BaseException):
 class StopSignals:
     """While this is entered, a first SIGTERM or Ctrl-C sets ``requested``, and a second one ends the process.
 
-    A thread receives the signals, so both work while the main thread is inside an environment or a long operation.
-    Where the loop has not reached `saving` after ``seconds``, the process ends without saving. Outside the main
-    thread, where Python allows no handlers, nothing is installed. ``say`` prints a line.
+    A thread receives them, so both work while the main thread is inside an environment or a long operation. Where the
+    loop has not reached `saving` after ``seconds``, the process ends without. Outside the main thread it does nothing.
     """
 
     def __init__(self, say: Callable[[str], None], seconds: float = GRACE_SECONDS):

@@ -76,7 +76,6 @@ class Run:
 
     @cached_property
     def _columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """For each metric the lines that have it, and its finite values there."""
         points: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for line, record in enumerate(self.records):
             for name, value in record.items():
@@ -87,12 +86,10 @@ class Run:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of everything that was measured, in the order of their first lines."""
         return [name for name in self._columns if name != "step"]
 
     @property
     def environment(self) -> str:
-        """Its name, such as ``CartPole-v1``."""
         env = self.values.get("env", {})
         name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
         return str(name).removeprefix("dreamer_torchrl/")
@@ -134,7 +131,6 @@ class Experiment:
 
     @property
     def count(self) -> str:
-        """Such as ``3 seeds``."""
         number = len(self.runs)
         noun = "seed" if self.baseline or len({run.values.get("seed") for run in self.runs}) == number else "run"
         return f"{number} {noun}{'s' if number > 1 else ''}"
@@ -152,7 +148,6 @@ class Experiment:
 
 
 def read_run(folder: Path, values: Mapping[str, Any]) -> Run:
-    """Read all that a run has measured so far; ``values`` is its configuration."""
     env = values.get("env", {})
     run = Run(folder, values, [], int(env.get("action_repeat", 1)) * int(env.get("frames_per_action", 1)))
     file = folder / "metrics.jsonl"
@@ -192,10 +187,9 @@ def read_baselines(
 
 
 def read_csv(path: Path, frames_per_step: int = 1) -> list[Run]:
-    """One run for each seed of a CSV file.
+    """One run for each seed of a CSV file with comments (``#``).
 
-    Columns are found by usual names: steps (or frames, or lengths of episodes), return, and optionally seed, seconds,
-    and ``low`` and ``high`` for a published band. Lines that begin with ``#`` are comments.
+    Its columns are steps (or frames, or lengths), return, and perhaps seed, seconds, ``low`` and ``high`` of a band.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

@@ -23,8 +23,6 @@ HORIZONS = (1, 5, 15, 45)  # steps ahead at which the prediction error is measur
 
 @dataclass(frozen=True)
 class Predictions:
-    """Outputs of decoder, heads and actor for T latents."""
-
     observation: dict[NestedKey, Tensor]  # pixels in [0, 1] [T, h, w, c]; floats, or numbers of classes [T, V]
     reward: Tensor  # [T], received on arrival
     continuation: Tensor  # [T], probability that the episode goes on, the discount included
@@ -34,8 +32,6 @@ class Predictions:
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """Steps of an episode and what the model predicts of them."""
-
     spaces: Mapping[NestedKey, Space]
     start: int  # index of the first step in its episode
     context: int  # the open loop sees so many steps, then none
@@ -67,8 +63,6 @@ class PredictionError:
 
 
 class Posterior(NamedTuple):
-    """Of T steps that were all seen."""
-
     belief: Tensor  # [T, D]
     state: Tensor  # [T, S, K]
     action: Tensor  # [T, A], flat, done at each step
@@ -90,7 +84,6 @@ def open_loop(
         steps: the first ones of one episode, ``[T]``, as `Evaluation` keeps them.
         context: observed steps, at least 1; with all of them the prediction is the reconstruction.
         start: observed steps before the context, which are not part of the result.
-        seed: of the sampled states.
         imagine: if above 0, the policy acts for so many steps after the context instead of the recorded actions.
     """
     if start < 0 or not 1 <= context <= len(steps) - start:
@@ -122,8 +115,7 @@ def prediction_error(
 ) -> PredictionError:
     """Predict from each step of an episode at once, and compare with what was recorded so many steps later.
 
-    Errors are absolute: of rewards in their own units, of pixels in [0, 1], of floats in standard deviations of each
-    number over these steps, of classes the share that is wrong. A horizon that the steps do not reach is left out.
+    Errors are absolute: rewards as they are, pixels in [0, 1], floats in standard deviations, the share of classes.
     """
     error = PredictionError(tuple(ahead for ahead in horizons if context + ahead <= len(steps)), {}, {})
     if not error.horizons:
@@ -152,7 +144,6 @@ def prediction_error(
 
 
 def observe(agent: Agent, steps: TensorDictBase, generator: Generator) -> Posterior:
-    """The posterior of all steps ``[T]`` of one episode, from its start on."""
     needed = [*agent.spaces, *agent.action_space.keys, "is_init", "reward", "terminated"]
     check_keys(steps, needed, "Open-loop prediction")
     if steps.ndim != 1 or not steps["is_init"][0].item() or steps["is_init"][1:].any():
@@ -188,8 +179,7 @@ def predictions(agent: Agent, features: Tensor) -> Predictions:
 
 def state_noise(agent: Agent, count: int, length: int, generator: Generator) -> Tensor:
     """Uniforms for the states of ``count`` sequences, the same on every device."""
-    noise = torch.rand(count, length, agent.rssm.stochastic, generator=generator)
-    return noise.to(next(agent.parameters()).device)
+    return torch.rand(count, length, agent.rssm.stochastic, generator=generator).to(next(agent.parameters()).device)
 
 
 def readable(space: Space, observation: Tensor) -> Tensor:

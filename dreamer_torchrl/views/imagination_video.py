@@ -26,8 +26,6 @@ MARGIN, GAP, BORDER, HEAD, LABEL, CHART = 16, 14, 3, 66, 24, 95  # pixels
 
 
 class Strip(NamedTuple):
-    """The pictures of one image key and of one kind: truth, reconstruction, open loop or error."""
-
     name: str
     kind: str
     pictures: np.ndarray  # [T, h, w, 3] bytes
@@ -43,8 +41,6 @@ class Curve(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """Everything that stands still, and the pixels of what changes."""
-
     picture: np.ndarray  # [H, W, 3]
     tiles: list[tuple[slice, slice]]
     charts: list[tuple[slice, list[int]]]  # its rows, and the column of each step
@@ -200,7 +196,5 @@ def paste(picture: np.ndarray, tile: tuple[slice, slice], strip: Strip, loop: Op
 
 
 def as_bytes(pixels: Tensor) -> np.ndarray:
-    """Pixels in [0, 1] ``[T, h, w, c]`` to bytes ``[T, h, w, 3]``: of stacked frames the newest."""
     channels = 3 if pixels.shape[-1] % 3 == 0 else 1
-    shown = (255 * pixels[..., -channels:].float().clamp(0, 1)).round()
-    return shown.byte().numpy().repeat(3 // channels, -1)
+    return (255 * pixels[..., -channels:].float().clamp(0, 1)).round().byte().numpy().repeat(3 // channels, -1)

@@ -65,7 +65,6 @@ def return_panels(experiments: Sequence[Experiment]) -> list[Panel]:
 
 
 def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
-    """Losses, KL, entropy of the policy and rates: one panel for each that some run has."""
     own = tuple(each for each in experiments if not each.baseline)
     metrics = list(dict.fromkeys(name for each in own for run in each.runs for name in run.metrics))
     kinds = ("train/loss_", "train/(kl|entropy)", "rate/(steps|updates)_per_second")
@@ -73,7 +72,6 @@ def detail_panels(experiments: Sequence[Experiment]) -> list[Panel]:
 
 
 def metric_panel(metric: str, experiments: Sequence[Experiment], large: bool = False) -> Panel:
-    """One metric of all experiments; the title follows from its name."""
     title = metric.removeprefix("train/").replace("_", " ").replace("loss ", "loss: ")
     unit = next((unit for start, unit in UNITS.items() if metric.startswith(start)), "")
     title, unit = TITLES.get(metric, (title[:1].upper() + title[1:], unit))
@@ -112,7 +110,6 @@ def draw(
 
 
 def draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> None:
-    """Lines, bands, scales and legend; ``experiments`` are all of the figure, in the order of their colours."""
     plain(axes, X_LABELS[panel.axis] if panel.large else panel.axis, panel.unit, panel.title)
     own = [run for each in panel.experiments if not each.baseline for run in each.runs]
     end = max((run.end(panel.axis) for run in own), default=0) or 1

@@ -68,7 +68,6 @@ def write_report(run_dir: Path) -> Path:
 
 
 def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template shows. The settings need not be possible on this machine."""
     steps, total, replay = int(run.end()), values["total_steps"], values["replay"]
     wanted, reached = values["eval"]["stop_at"], run.last(EVALUATION)
     solved = wanted is not None and reached is not None and reached >= wanted
