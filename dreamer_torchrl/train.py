@@ -30,8 +30,7 @@ from typing import TYPE_CHECKING
 
 from dreamer_torchrl.config import sweep
 from dreamer_torchrl.config.checks import ConfigError, remarks
-from dreamer_torchrl.config.compose import Configuration, load
-from dreamer_torchrl.config.labels import describe, environment_name
+from dreamer_torchrl.config.compose import Configuration, describe, environment_name, load
 from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.envs.registry import atari_games
 from dreamer_torchrl.record.console import Console

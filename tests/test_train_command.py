@@ -16,8 +16,7 @@ import pytest
 import yaml
 
 from dreamer_torchrl import train
-from dreamer_torchrl.config.compose import load
-from dreamer_torchrl.config.labels import environment_name
+from dreamer_torchrl.config.compose import environment_name, load
 from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs.registry import atari_games

@@ -1,8 +1,7 @@
 """What a run saves and how it comes back: whole checkpoints, checked before they are used.
 
-`torchrl.checkpoint` writes without ``fsync`` and checksums, on the calling thread, and a replay whole each time. Here a
-checkpoint that the system reports as saved survives a power cut, one that is damaged is noticed, named and passed over
-for the one before, training goes on while files are written, and a step of the replay is written once.
+Other than with `torchrl.checkpoint`, a saved one survives a power cut, a damaged one is passed over for the one before,
+training goes on while files are written, and a step of the replay is written once.
 """
 
 from __future__ import annotations
@@ -50,12 +49,10 @@ class SaveFailed(OSError):
 
 @dataclass
 class Saved:
-    """A sound checkpoint: its step, its parts by name, its folder, and what is wrong with later ones."""
-
     step: int
     parts: dict[str, Any]
     path: Path
-    damaged: list[str]
+    damaged: list[str]  # what is wrong with later ones
     replay_state: dict[str, Any]
     pieces: list[Piece]
     replay_files: ReplayFiles
@@ -98,7 +95,7 @@ class Checkpoints:
         self._damaged: list[str] = []  # later than the one that was loaded
 
     def load(self, replay: Replay | None = None) -> Saved | None:
-        """The newest sound checkpoint or None, with its replay in ``replay``; `NoSoundCheckpoint` if all are damaged."""
+        """The newest sound checkpoint or None, its replay in ``replay``; `NoSoundCheckpoint` if all are damaged."""
         self.wait()
         damaged, names = {}, self.names()
         while names:

@@ -95,12 +95,10 @@ def sync(path: Path) -> None:
 
 @dataclass
 class Snapshot:
-    """A replay at one instant: what is on the disk already, and kind, positions and copies of what is not."""
-
     history: object
     revision: int
-    saved: list[Piece]
-    unsaved: list[tuple[str, int, int, TensorDictBase]]
+    saved: list[Piece]  # on the disk already
+    unsaved: list[tuple[str, int, int, TensorDictBase]]  # kind, positions and copies of what is not
 
 
 class ReplayFiles:

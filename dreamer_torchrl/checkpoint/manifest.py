@@ -35,22 +35,18 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Piece:
-    """A file of the replay's positions ``first`` to ``end``: ``steps``, their ``latents`` or both (``whole``)."""
-
-    kind: str
-    first: int
+    kind: str  # ``steps``, their ``latents`` or both (``whole``)
+    first: int  # position in the replay
     end: int
     file: SavedFile
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The step of a checkpoint, the libraries that wrote it, its files, and those of the replay that it shares."""
-
     step: int
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the libraries that wrote it
     files: list[SavedFile]
-    replay: list[Piece]
+    replay: list[Piece]  # which other checkpoints share
 
     def to_text(self) -> str:
         body = {"format": FORMAT, **asdict(self)}

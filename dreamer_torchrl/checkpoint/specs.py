@@ -31,11 +31,8 @@ class Specs:
     bounds: Mapping[NestedKey, tuple[Tensor, Tensor]]
 
     def to_tree(self) -> dict[str, Any]:
-        return {
-            "observation": _to_tree(self.observation_spec),
-            "action": _to_tree(self.full_action_spec),
-            "bounds": [[key, low, high] for key, (low, high) in self.bounds.items()],
-        }
+        tree = {"observation": _to_tree(self.observation_spec), "action": _to_tree(self.full_action_spec)}
+        return tree | {"bounds": [[key, low, high] for key, (low, high) in self.bounds.items()]}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Specs:

@@ -32,12 +32,11 @@ class StreamEnv(EnvBase):
 
     The root entries are a step: the observation, ``reward`` (received on arrival, 0 on the first step), ``is_init``,
     ``terminated`` (the task itself ended here), ``done`` (last step of the episode, for any reason) and ``stream``.
-    The terminal observation is a step of its own, whose action starts the next episode. To TorchRL all of these are
-    observations. The reward and the flags that it asks for are zeros under ``endless``, beside the episode's number.
+    The terminal observation is a step of its own, whose action starts the next episode. The reward and the flags that
+    TorchRL asks for are zeros under ``endless``, beside the episode's number.
 
-    Actions with finite bounds have the spec -1 to 1 here: they are clipped and scaled before the inner environment gets
-    them, ``repeat`` times or until the episode ends, and rewards add up. The seeds of episodes are made of ``entropy``;
-    ``set_seed`` replaces it. A reward or observation that is not finite raises `NotFinite`.
+    Actions with finite bounds have the spec -1 to 1 here: they are clipped, scaled and given to the inner environment
+    ``repeat`` times; rewards add up. The seeds of episodes are made of ``entropy``; ``set_seed`` replaces it.
 
     Example:
         >>> from torchrl.envs import GymEnv
@@ -48,10 +47,8 @@ class StreamEnv(EnvBase):
 
     def __init__(self, env: EnvBase, repeat: int = 1, entropy: Iterable[int] = (), stream: int = 0):
         if env.batch_size:
-            raise ValueError(
-                f"StreamEnv takes one environment, this one has batch size {list(env.batch_size)}: "
-                "make a stream of each and batch the streams, with SerialEnv for example."
-            )
+            told = f"StreamEnv takes one environment, this one has batch size {list(env.batch_size)}:"
+            raise ValueError(f"{told} make a stream of each and batch the streams, with SerialEnv for example.")
         super().__init__(device=env.device, batch_size=env.batch_size)
         self.env, self.repeat, self.stream = env, repeat, stream
         self.seed(entropy)

@@ -150,7 +150,6 @@ class StreamEnvs(EnvBase):
         return endless(steps, self._stream.clone(), torch.tensor(self._episodes).reshape(*self.batch_size, 1))
 
     def _received(self, index: int) -> TensorDictBase:
-        """The step that follows the action, or the first one of the next episode if the environment failed."""
         try:
             step = self.workers[index].receive()
         except EnvironmentFailed as failure:
@@ -179,7 +178,6 @@ class StreamEnvs(EnvBase):
         return recorded.set("done", torch.ones_like(recorded["done"]))
 
     def _started(self, index: int, actions: TensorDictBase | None) -> TensorDictBase:
-        """Start the present episode and repeat these actions, with as many replacements as that takes."""
         while True:
             try:
                 self.workers[index] = self.workers[index] or self._worker(index)

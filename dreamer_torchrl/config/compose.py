@@ -1,13 +1,14 @@
-"""From overrides to checked settings, before torch is imported, and from the folder of a run back to them.
+"""From overrides to checked settings, before torch is imported, back from a run's folder; and what a run is called.
 
-`hydra.main` is for sweeps only: it knows no near name for a mistyped one, makes a folder before anything is checked,
-cannot go on with a run's saved settings, and shortens tracebacks of a user's environment.
+`hydra.main` is for sweeps only: it makes a folder before anything is checked, and cannot go on with saved settings.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -26,8 +27,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dreamer_torchrl.agents.size import Size
 from dreamer_torchrl.config.checks import ConfigError, as_plain, as_word, check_machine, leaves, nearest, validated
-from dreamer_torchrl.config.overrides import GROUPS, chosen, free_section, keys, parse, quoted
+from dreamer_torchrl.config.overrides import GROUPS, choices, chosen, experiment_of, free_section, keys, parse, quoted
 from dreamer_torchrl.config.schema import LEARNER, EnvironmentSettings, Settings
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 
@@ -40,6 +42,9 @@ CHANGEABLE = (
 CONFIGS = str(resources.files("dreamer_torchrl.configs"))
 VALUES, OVERRIDES = "config.yaml", "overrides.json"
 """Files of a run: its whole configuration, and its overrides with the configuration as it was saved."""
+LONGEST_TAG, LONGEST_LABEL = 64, 128  # characters that W&B takes
+NAMING = ("id", "game", "task", "factory")
+SAME = ("seed", "env", "experiment", "logger")  # in the base of a group's name, or averaged over
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,6 @@ def load(overrides: Sequence[str]) -> Configuration:
 
 
 def saved_settings(folder: Path) -> Settings:
-    """The settings of a run that is there, for whatever GPUs this machine has."""
     values = read_saved(folder)
     device = "cpu" if values.get("device") == "cpu" else "auto"
     return replace(settings_from({**values, "device": device}), run_dir=str(folder))
@@ -152,7 +156,6 @@ def changeable(key: str) -> bool:
 
 
 def _continued(folder: Path, overrides: list[str]) -> Configuration:
-    """The configuration of a run that is there, with what may be changed in it."""
     values, (earlier, _) = read_saved(folder), _record(folder)
     before, named, edited = leaves(values), set(keys(overrides)), _edited(folder, values)
     notes = tuple(f"{folder / VALUES} was edited: {key}={as_word(new)}." for key, (_, new) in edited.items())
@@ -235,3 +238,48 @@ def _typed_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
         if (values[key], default) != (None, None):
             typed[key] = validated(str if default is None else type(default), values[key], f"env.{key}")
     return typed
+
+
+def describe(settings: Settings) -> str:
+    """A short title of a run: ``CartPole-v1, size nano, 5,000 steps, seed 0``."""
+    size = size_name(vars(settings.size)) or "own"
+    return f"{', '.join(names_of(settings))}, size {size}, {settings.total_steps:,} steps, seed {settings.seed}"
+
+
+def names_of(settings: Settings) -> list[str]:
+    return [str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key)]
+
+
+def size_name(numbers: Any) -> str | None:
+    return next((name for name in choices("size") if vars(Size.named(name)) == numbers), None)
+
+
+def environment_name(settings: Settings) -> str:
+    """The run's environment as part of the name of a folder, such as ``ms-pacman``."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(names_of(settings)).rpartition("/")[2].lower()).strip("-")
+
+
+def wandb_place(configuration: Configuration, run_dir: Path) -> dict[str, Any]:
+    """Project, name and group of a run in W&B: those of the settings, else derived ones."""
+    settings, wandb = configuration.settings, configuration.settings.wandb
+    size = size_name(vars(settings.size)) or "own"
+    names = dict.fromkeys((experiment_of(configuration.overrides), environment_name(settings), size))
+    tags = tuple(name[:LONGEST_TAG] for name in names if name)
+    folder = run_dir.absolute()
+    name = f"{folder.parent.name} {folder.name}" if "=" in folder.name else folder.name  # one of a sweep, or alone
+    if f"seed={settings.seed}" not in folder.name.split(","):
+        name += f" seed {settings.seed}"
+    place = {"project": wandb.project, "entity": wandb.entity, "name": wandb.name or name[-LONGEST_LABEL:]}
+    place |= {"group": wandb.group or seeds_group(configuration)}
+    return place | {"tags": tags if wandb.tags is None else wandb.tags}
+
+
+def seeds_group(configuration: Configuration) -> str:
+    """What runs have in common that differ only in their seed, such as ``official-cartpole-v1 unimix=0.1``."""
+    experiment, environment = experiment_of(configuration.overrides), environment_name(configuration.settings)
+    same = experiment and environment.replace("-", "").startswith(re.sub(r"[^a-z0-9]", "", experiment))
+    base = experiment if same else "-".join(filter(None, (experiment, environment)))
+    given = {keys([one])[0]: one for one in configuration.overrides}  # the last on a setting counts
+    compared = [key for key in sorted(given) if key == "train_ratio" or not (key in SAME or changeable(key))]
+    group = " ".join([base, *(given[key] for key in compared)])
+    return group if len(group) <= LONGEST_LABEL else f"{group[: LONGEST_LABEL - 9]}-{zlib.crc32(group.encode()):08x}"

@@ -30,8 +30,6 @@ Part = Mapping[str, Any]  # `_target_`, a dotted name of a class or function, an
 
 @dataclass(frozen=True, config=CHECKED)
 class EnvironmentSettings:
-    """Which environment, how many of it, and where they run."""
-
     family: Literal["gym", "atari", "dmc", "custom"]
     options: Mapping[str, Any]  # what the family's own function takes
     num_envs: Annotated[int, Within(ge=1, le=4096)] = 1
@@ -56,15 +54,11 @@ class EnvironmentSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class AgentSettings:
-    """Parts of the agent that are not the official ones."""
-
     encoder: Part | None = None
 
 
 @dataclass(frozen=True, config=CHECKED)
 class SamplerFractions:
-    """How sequences are drawn after the new ones."""
-
     uniform: Share = 1.0
     prioritized: Share = 0.0
     recency: Share = 0.0
@@ -77,8 +71,6 @@ class SamplerFractions:
 
 @dataclass(frozen=True, config=CHECKED)
 class ReplaySettings:
-    """What the replay buffer keeps, and what a batch looks like."""
-
     capacity: Count = 1_000_000
     batch: Count = 16
     length: Annotated[int, Within(ge=2)] = 16
@@ -91,8 +83,6 @@ class ReplaySettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class EvaluationSettings:
-    """When and how a run is evaluated, on environments of its own."""
-
     every: CountOrNone = 10_000
     episodes: Count = 20
     num_envs: Count = 10
@@ -106,8 +96,6 @@ class EvaluationSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class CheckpointSettings:
-    """How often a run is saved, and how many checkpoints are kept."""
-
     every: Seconds = 60.0
     keep: Count = 2
     latents: Literal["exact", "stale"] | None = None
@@ -115,8 +103,6 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class LogSettings:
-    """How often scalars are written, and which loggers get them beside the console and ``metrics.jsonl``."""
-
     every: Seconds = 5.0
     tensorboard: StrictBool = False
     loggers: Mapping[str, Part] = field(default_factory=dict)
@@ -124,8 +110,6 @@ class LogSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class WandbSettings:
-    """Whether and where Weights & Biases gets the run."""
-
     mode: Literal["disabled", "offline", "online"] = "disabled"
     project: str = "dreamer_torchrl"
     entity: str | None = None
@@ -137,8 +121,6 @@ class WandbSettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class Settings:
-    """A whole run."""
-
     run_dir: str
     env: EnvironmentSettings
     size: Size

@@ -1,7 +1,6 @@
 """Sweeps: `hydra.main` with any sweeper and launcher; each run is a process and has a folder of its own.
 
-A job starts ``python -m dreamer_torchrl.train``, which continues the run in its folder: launchers use a process for
-several runs, and what one leaves behind (threads and memory of torch, CUDA graphs, workers) would change the next.
+Launchers use a process for several runs, and what one leaves behind (memory, CUDA graphs) would change the next.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ def steps_from_transitions(
     steps |= {key: woven(rows[key], rows[key][last]) for key in carried}
     steps.setdefault(STREAM, torch.zeros(len(begin) + len(end), 1, dtype=torch.long))
     received = arrival["reward"].reshape(len(last), 1).float()  # [N, 1]
-    earlier = torch.where(first.unsqueeze(1), 0.0, received.roll(1, 0))
-    steps["reward"] = woven(earlier, received[last])
+    steps["reward"] = woven(torch.where(first.unsqueeze(1), 0.0, received.roll(1, 0)), received[last])
     never = torch.zeros_like(first)
     steps["is_init"] = woven(first, never[last]).unsqueeze(1)
     steps["terminated"] = woven(never, terminated[last]).unsqueeze(1)

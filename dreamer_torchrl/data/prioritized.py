@@ -1,7 +1,6 @@
 """Prioritized replay of sequences, by the formulas of the official DreamerV3 code.
 
-TorchRL's `PrioritizedSliceSampler` needs a C++ extension that is missing with some versions of torch, and each
-trajectory in one piece. Here the streams are interleaved, and the tree of sums is of torch.
+TorchRL's `PrioritizedSliceSampler` needs a C++ extension that some versions of torch lack, and whole trajectories.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ class PrioritizedSampler(StreamSampler):
     """Slices by the priorities of their records.
 
     The weight of a slice is the mean of its records' priorities to the power of ``exponent``, mixed with a share
-    ``maxfrac`` of their maximum. Infinite weights, as of new records (``initial``), come first; where all are zero, all
-    are equally likely. With ``zero_on_sample`` drawn records have priority 0 until they are updated.
+    ``maxfrac`` of their maximum. With ``zero_on_sample`` drawn records have priority 0 until they are updated.
     """
 
     def __init__(

@@ -25,10 +25,8 @@ SCRATCH = "replay-scratch"  # a folder of its own for steps on disk, so that not
 
 
 class Where(NamedTuple):
-    """Where the trained steps of a batch came from: their slots, and how often these had been written, ``[B, T]``."""
-
-    index: Tensor
-    generation: Tensor
+    index: Tensor  # [B, T], slots that the trained steps of a batch came from
+    generation: Tensor  # [B, T], how often these had been written
 
 
 class Replay:
@@ -84,10 +82,8 @@ class Replay:
     ):
         self.slice_len = context + length
         if capacity // streams < self.slice_len:
-            raise ValueError(
-                f"A capacity of {capacity} steps for {streams} streams is shorter than one sequence of "
-                f"{self.slice_len}: give at least {self.slice_len * streams}."
-            )
+            told = f"A capacity of {capacity} steps for {streams} streams is shorter than one sequence of"
+            raise ValueError(f"{told} {self.slice_len}: give at least {self.slice_len * streams}.")
         self.scratch = None if directory is None else Path(directory) / SCRATCH
         if self.scratch and self.scratch.exists():
             shutil.rmtree(self.scratch)
@@ -205,24 +201,16 @@ class Replay:
         return (stored if steps else stored.select(*LATENTS))[self._slots_of(torch.arange(first, end))].cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the steps: sizes, and what the next draw depends on."""
         self.buffer.synchronize()
-        return {
-            "sizes": self.sizes,
-            "written": self.written,
-            "stored": len(self),
-            "sampler": self.sampler.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        counts = {"sizes": self.sizes, "written": self.written, "stored": len(self)}
+        return counts | {"sampler": self.sampler.state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any], pieces: Iterable[TensorDictBase]) -> None:
         """Continue exactly from a `state_dict`, with the steps and latents of then in ``pieces``, the oldest first."""
         for name, size in self.sizes.items():
             if state["sizes"][name] != size:
-                raise ValueError(
-                    f"The saved replay has {name} {state['sizes'][name]}, this one {size}: "
-                    f"build it with the saved {name}, or start a new run."
-                )
+                told = f"The saved replay has {name} {state['sizes'][name]}, this one {size}:"
+                raise ValueError(f"{told} build it with the saved {name}, or start a new run.")
         if state["written"] > self.slots < self.capacity:
             self._build(min(state["written"], self.capacity))
         self.buffer.empty()

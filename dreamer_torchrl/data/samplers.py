@@ -1,7 +1,6 @@
 """Samplers of sequences from several streams whose records share one ring, for any TorchRL replay buffer.
 
-TorchRL's `SliceSampler` takes interleaved streams with ``fragmented=True``, and indexes them anew after each write;
-here a draw costs the same however much the buffer holds (`benchmarks/replay.py` compares them).
+TorchRL's `SliceSampler` indexes interleaved streams anew after each write; here a draw costs the same at any size.
 """
 
 from __future__ import annotations
@@ -117,10 +116,8 @@ class StreamSampler(Sampler):
     def sample(self, storage: Storage, batch_size: int) -> tuple[Tensor, dict[str, Any]]:
         """Slots ``[batch_size]`` of as many slices as that gives."""
         if not self.can_sample(storage, batch_size):
-            raise RuntimeError(
-                f"The replay holds {len(storage)} steps, none of its streams the {self.slice_len} that a sequence "
-                "needs: collect more first."
-            )
+            told = f"The replay holds {len(storage)} steps, none of its streams the {self.slice_len} that a sequence"
+            raise RuntimeError(f"{told} needs: collect more first.")
         return self.index.slots(*self.draw(batch_size // self.slice_len, self._rng)).flatten(), {}
 
     def can_sample(self, storage: Storage, batch_size: int) -> bool:
@@ -131,7 +128,6 @@ class StreamSampler(Sampler):
             part.update_priority(index, priority, storage=storage)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next draw depends on, but for the records and the buffer's generator."""
         first = self._first if self.index is None else self.index.first.clone()
         return {"first": first} | {name: part.state_dict() for name, part in self.parts.items()}
 

@@ -25,7 +25,8 @@ def make_env(family: str, options: Mapping[str, Any]) -> EnvBase:
         torch.Size([4])
     """
     check_family(family)
-    return getattr(import_module(f"dreamer_torchrl.envs.{family}"), f"{family}_env")(**options)
+    module = import_module(f"dreamer_torchrl.envs.{'gym' if family == 'custom' else family}")
+    return getattr(module, f"{family}_env")(**options)
 
 
 def frame(env: EnvBase) -> np.ndarray | None:

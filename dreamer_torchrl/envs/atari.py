@@ -24,8 +24,7 @@ class AtariGame(gymnasium.Env):
     Sticky: on each frame the previous action is held with probability 0.25. An episode starts with up to ``noops``
     frames of doing nothing and is cut off after ``max_frames``. Lives and rewards are left as they are.
 
-    ALE reads its own seed only when a game is loaded, which takes 85 ms, so the sticky actions are drawn here and the
-    game goes back to the state that it was loaded in: an episode follows from its seed alone.
+    ALE reads its own seed only when it loads a game (85 ms), so sticky actions are drawn here, by the episode's seed.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012, this is how gymnasium wants it

@@ -23,8 +23,7 @@ TAKEN = {*NOT_OBSERVED, *LATENTS, *WRITTEN, "next"}  # such an observation is re
 class Array:
     """Numbers of any shape: floats as float32, images as uint8 with a channel axis, bits and few classes as they are.
 
-    A codec has a ``spec`` and converts between its tensors and values of a gymnasium space. Tensors share no memory
-    with values, since many environments reuse one array.
+    Tensors share no memory with the values of the space, since many environments reuse one array.
     """
 
     def __init__(self, space: spaces.Box | spaces.MultiBinary):
@@ -112,10 +111,8 @@ class Fields:
                     raise
                 there = f"{np.asarray(value[key]).dtype} {list(np.shape(value[key]))}" if key in value else "missing"
                 place = f"{self.name}/{key}".removeprefix("observation/")
-                raise ValueError(
-                    f"Observation {place!r} is {there}, its space says {list(field.spec.shape)} ({error}): let the "
-                    "environment give what its space says."
-                ) from error
+                told = f"Observation {place!r} is {there}, its space says {list(field.spec.shape)} ({error}): let the"
+                raise ValueError(f"{told} environment give what its space says.") from error
         return read
 
     def to_tensor(self, value: Any) -> TensorDictBase:
@@ -133,7 +130,5 @@ def codec_of(space: gymnasium.Space, name: str) -> Array | Classes | Fields:
         return Classes(space)
     if isinstance(space, spaces.Box | spaces.MultiBinary):
         return Array(space)
-    raise TypeError(
-        f"{name!r} is a {type(space).__name__} space, which an agent cannot read: wrap the environment so that it "
-        "gives arrays of a fixed shape (gymnasium.ObservationWrapper or ActionWrapper)."
-    )
+    told = f"{name!r} is a {type(space).__name__} space, which an agent cannot read: wrap the environment so that it"
+    raise TypeError(f"{told} gives arrays of a fixed shape (gymnasium.ObservationWrapper or ActionWrapper).")

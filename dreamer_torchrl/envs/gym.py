@@ -1,9 +1,10 @@
-"""Gymnasium environments by their id, and any gymnasium environment as TorchRL's."""
+"""Gymnasium environments by their id, any of them as TorchRL's, and those that a function of the user makes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
@@ -13,18 +14,17 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import GymWrapper
+from torchrl.envs import EnvBase, GymWrapper
 
 from dreamer_torchrl.envs.codecs import Fields, codec_of
-from dreamer_torchrl.envs.registry import check_gym
+from dreamer_torchrl.envs.registry import check_factory, check_gym
 
 
 class Gymnasium(GymWrapper):
     """TorchRL's `GymWrapper` for one environment, with codecs for every space that an agent can use.
 
-    An observation that is one array stands under ``pixels`` if it is an image, else under ``observation``. Floats come
-    as float32, gray images with a channel axis, the parts of a `Tuple` as keys "0", "1" and so on. The actions of a
-    `Dict` or `Tuple` stand under ``action``. A seed is kept for the next reset, and that episode follows from it.
+    An observation that is one array stands under ``pixels`` if it is an image, else under ``observation``; the parts of
+    a `Tuple` under "0", "1" and so on; actions under ``action``. Floats are float32, gray images have a channel axis.
 
     Example:
         >>> env = Gymnasium(gymnasium.make("Pendulum-v1"))
@@ -86,10 +86,8 @@ class Gymnasium(GymWrapper):
 
     def _reset_output_transform(self, reset_data: Any) -> tuple[Any, dict[str, Any]]:
         if not (isinstance(reset_data, tuple) and len(reset_data) == 2 and isinstance(reset_data[1], dict)):
-            raise TypeError(
-                f"{type(self._env.unwrapped).__name__}.reset returned no info, as old versions of Gym did: return "
-                "observation, info, where info may be {}."
-            )
+            told = f"{type(self._env.unwrapped).__name__}.reset returned no info, as old versions of Gym did: return"
+            raise TypeError(f"{told} observation, info, where info may be {{}}.")
         return reset_data
 
     def read_reward(self, reward: Any) -> Tensor:
@@ -110,10 +108,8 @@ def wrapped(env: gymnasium.Env) -> Gymnasium:
             raise TypeError(f"{name} has no {space}: set self.{space} to a gymnasium.spaces.Space in its __init__.")
     parameters = signature(own.reset).parameters
     if "seed" not in parameters and not any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
-        raise TypeError(
-            f"{name}.reset takes no seed, as in old versions of Gym: write `def reset(self, *, seed=None, "
-            "options=None)` and call `super().reset(seed=seed)` in it."
-        )
+        told = f"{name}.reset takes no seed, as in old versions of Gym: write `def reset(self, *, seed=None,"
+        raise TypeError(f"{told} options=None)` and call `super().reset(seed=seed)` in it.")
     return Gymnasium(env)
 
 
@@ -138,3 +134,21 @@ def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = 
     options = {"render_mode": "rgb_array"} if render and draws else {}
     env = gymnasium.make(id, disable_env_checker=True, **options, **(arguments or {}))
     return wrapped(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env)
+
+
+def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvBase:
+    """Call ``package.module:function``, which makes a TorchRL or gymnasium environment; the current folder counts.
+
+    Example:
+        >>> custom_env("dreamer_torchrl.envs.tasks:Memory", {"lamps": 4}).reset()["observation"].shape
+        torch.Size([5])
+    """
+    module, function = check_factory(factory)
+    env = getattr(import_module(module), function)(**(arguments or {}))
+    if isinstance(env, EnvBase):
+        return env
+    if isinstance(env, gymnasium.Env):
+        return wrapped(env)
+    raise TypeError(
+        f"The factory {factory!r} gave a {type(env).__name__}: it must give a torchrl.envs.EnvBase or a gymnasium.Env."
+    )

@@ -148,10 +148,8 @@ def check_factory(factory: str) -> tuple[str, str]:
     if not (module and colon and function):
         raise UnknownEnvironment(f"The factory {factory!r} must be of the form 'package.module:function'.")
     if (source := module_source(module)) is None:
-        raise UnknownEnvironment(
-            f"The factory {factory!r} is in a module {module!r}, which was not found: start in the folder that holds "
-            f"it (this is {Path.cwd()}), or install it."
-        )
+        told = f"The factory {factory!r} is in a module {module!r}, which was not found: start in the folder that holds"
+        raise UnknownEnvironment(f"{told} it (this is {Path.cwd()}), or install it.")
     if source.suffix == ".py":
         text = source.read_text()
         try:

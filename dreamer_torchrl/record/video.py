@@ -38,10 +38,9 @@ def whole(path: Path) -> Iterator[Path]:
 def keep_newest(folder: Path, count: int) -> None:
     """Delete the files of a folder that are named after a step, but for those of the ``count`` newest steps."""
     files = [path for path in folder.iterdir() if path.stem.isdecimal()]
-    steps = sorted({int(path.stem) for path in files})
-    for path in files:
-        if int(path.stem) in steps[:-count]:
-            path.unlink(missing_ok=True)
+    old = sorted({int(path.stem) for path in files})[:-count]
+    for path in (path for path in files if int(path.stem) in old):
+        path.unlink(missing_ok=True)
 
 
 def can_encode() -> bool:
@@ -76,7 +75,6 @@ def write_gif(path: Path, frames: Sequence[np.ndarray] | np.ndarray, fps: int) -
 
 
 def check(path: Path, frames: Sequence[np.ndarray] | np.ndarray) -> None:
-    """Make sure that all frames can be encoded, before anything is written."""
     if path.suffix != ".mp4":
         raise ValueError(f"a video is an .mp4 file, got {path.name!r}: end its name with .mp4")
     if not len(frames):

@@ -158,14 +158,15 @@ class WandbThread(RunLogger):
             for _, values in records:
                 for key, value in values.items():
                     gathered.setdefault(key, []).append(value)
-            row = {
-                key: wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
-                for key, found in gathered.items()
-                if step >= first
-            }
-            if row:
+            if step >= first and gathered:
                 first = step + 1
-                yield step, row
+                yield (
+                    step,
+                    {
+                        key: wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
+                        for key, found in gathered.items()
+                    },
+                )
 
     def _send_best(self, logger: WandbLogger) -> None:
         """Hand over the newest agent; its file is deleted when it was uploaded, and stays for ``wandb sync``."""

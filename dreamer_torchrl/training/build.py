@@ -21,8 +21,7 @@ from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError, make_logger, make_part
-from dreamer_torchrl.config.compose import Configuration
-from dreamer_torchrl.config.labels import environment_name, wandb_place
+from dreamer_torchrl.config.compose import Configuration, environment_name, wandb_place
 from dreamer_torchrl.config.overrides import experiment_of
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.prioritized import PrioritizedSampler

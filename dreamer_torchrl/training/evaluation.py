@@ -33,11 +33,9 @@ class Cancelled(Exception):
 
 @dataclass
 class Evaluation:
-    """Returns and lengths of the episodes, in their order; of the first one frames and steps if asked for."""
-
     returns: list[float]
     lengths: list[int]
-    frames: list[np.ndarray] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)  # of the first episode, as the steps
     notes: list[str] = field(default_factory=list)
     steps: TensorDictBase | None = None  # [T], as in a replay: see `StreamEnv`
 

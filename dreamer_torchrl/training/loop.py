@@ -59,11 +59,9 @@ class Training:
         self.enough = settings.first_update  # steps to learn from
         self.progress = Progress()
         self.clock = Clock(self.progress)
-        self.metrics = Metrics([])
-        self.reports = Reports(run_dir, console.note)
-        self.skipped_in_a_row = 0
+        self.metrics, self.reports = Metrics([]), Reports(run_dir, console.note)
+        self.skipped_in_a_row, self.went_back = 0, False
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
-        self.went_back = False
         self.collector: BaseCollector | None = None
         self.consistent = True  # False while steps are stored or weights change: nothing can be saved then
 
@@ -216,19 +214,12 @@ class Training:
             self.console.note(str(self.checkpoints.failure))
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, without the replay."""
         specs = Specs(self.envs.observation_spec_unbatched, self.envs.full_action_spec_unbatched, self.envs.bounds)
-        return {
-            "learner": self.learner.state_dict(),
-            "specs": specs.to_tree(),
-            "episodes": self.episodes.state_dict(),
-            "policy_generator": self.drawn,
-            "progress": asdict(self.progress),
-            "metrics": self.metrics.state_dict(),
-        }
+        state = {"learner": self.learner.state_dict(), "specs": specs.to_tree(), "episodes": self.episodes.state_dict()}
+        state |= {"policy_generator": self.drawn, "progress": asdict(self.progress)}
+        return state | {"metrics": self.metrics.state_dict()}
 
     def restore(self, saved: Saved) -> None:
-        """Go on where a checkpoint was taken, whose replay is loaded already."""
         self.learner.load_state_dict(saved.parts["learner"])
         set_generator_state(self.policy.generator, saved.parts["policy_generator"])
         self.progress.__dict__.update(saved.parts["progress"])

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from dreamer_torchrl.config.checks import ConfigError, as_word, leaves
-from dreamer_torchrl.config.labels import size_name
+from dreamer_torchrl.config.compose import size_name
 
 Axis = Literal["steps", "frames", "hours"]
 
@@ -41,20 +41,16 @@ SEEDS = ("seed", "run")
 
 
 class Curve(NamedTuple):
-    """Values ``y`` at the places ``x``, which do not decrease; both ``[points]``."""
-
-    x: np.ndarray
-    y: np.ndarray
+    x: np.ndarray  # [points], places that do not decrease
+    y: np.ndarray  # [points]
 
 
 class Band(NamedTuple):
-    """Median and quartiles of several runs at the places ``x``, and how many have values there; all ``[points]``."""
-
-    x: np.ndarray
+    x: np.ndarray  # [points], as all of these
     median: np.ndarray
-    low: np.ndarray
+    low: np.ndarray  # quartiles
     high: np.ndarray
-    runs: np.ndarray
+    runs: np.ndarray  # how many have values there
 
     def until(self, end: float) -> Band:
         """The part up to ``end``, where the last point is interpolated."""
@@ -66,8 +62,6 @@ class Band(NamedTuple):
 
 @dataclass
 class Run:
-    """What one run has measured; `read_run` and `read_csv` make it."""
-
     path: Path  # folder of the run, or the CSV file
     values: Mapping[str, Any]  # its configuration; for a CSV file only the seed
     records: list[dict[str, Any]] = field(default_factory=list)  # one for each line, ordered by ``step``
@@ -119,11 +113,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs in one environment that differ in their seeds only, or a baseline from a CSV file."""
-
     difference: str  # settings that tell it from other experiments in its environment; the label of a baseline
-    runs: tuple[Run, ...]
-    baseline: bool = False
+    runs: tuple[Run, ...]  # which differ in their seeds only
+    baseline: bool = False  # from a CSV file
 
     @property
     def environment(self) -> str:

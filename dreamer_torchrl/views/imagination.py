@@ -55,11 +55,9 @@ class OpenLoop:
 
 @dataclass(frozen=True)
 class PredictionError:
-    """Mean errors so many steps ahead, and those of predicting that nothing changes from the last step seen."""
-
     horizons: tuple[int, ...]
-    model: dict[str, list[float]]  # for the reward and each observation key
-    unchanged: dict[str, list[float]]
+    model: dict[str, list[float]]  # mean errors at these, for the reward and each observation key
+    unchanged: dict[str, list[float]]  # of predicting that nothing changes from the last step seen
 
 
 class Posterior(NamedTuple):

@@ -32,10 +32,8 @@ class Strip(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One chart, ``[T]`` each."""
-
     title: str
-    real: Tensor | None  # recorded
+    real: Tensor | None  # [T], recorded
     seen: Tensor | None  # reconstructed from the posterior
     predicted: Tensor | None  # by the open loop
 
@@ -87,8 +85,7 @@ def strips_of(loop: OpenLoop) -> list[Strip]:
         kinds = {"truth": loop.observation[key], "reconstruction": loop.reconstruction.observation[key]}
         kinds |= {"open loop": loop.prediction.observation[key], "error": loop.error[key].abs()}
         for kind in ("truth", "open loop") if loop.imagined else kinds:
-            name = f"{key_name(key)} {kind}" if len(keys) > 1 else kind
-            strips.append(Strip(name, kind, as_bytes(kinds[kind])))
+            strips.append(Strip(f"{key_name(key)} {kind}" if len(keys) > 1 else kind, kind, as_bytes(kinds[kind])))
     return strips
 
 
@@ -100,7 +97,6 @@ def border(kind: str, loop: OpenLoop, step: int) -> np.ndarray:
 
 
 def curves_of(loop: OpenLoop) -> list[Curve]:
-    """The observed numbers that vary most, and the outputs of heads and actor."""
     seen, predicted, numbers = loop.reconstruction, loop.prediction, []
     for key in (key for key, space in loop.spaces.items() if not isinstance(space, Image)):
         values = (loop.observation[key], seen.observation[key], predicted.observation[key])
@@ -185,13 +181,11 @@ def draw_curve(axes: Axes, curve: Curve, loop: OpenLoop, last: bool) -> None:
 
 
 def paste(picture: np.ndarray, tile: tuple[slice, slice], strip: Strip, loop: OpenLoop, step: int) -> None:
-    """Scale a step's image to its place by the nearest pixel, with a border around it."""
     if step >= len(strip.pictures):
         return  # nothing was recorded
     source, sides = strip.pictures[step], [place.stop - place.start for place in tile]
     rows, columns = (np.arange(side) * size // side for side, size in zip(sides, source.shape, strict=False))
-    around = tuple(slice(place.start - BORDER, place.stop + BORDER) for place in tile)
-    picture[around] = border(strip.kind, loop, step)
+    picture[tuple(slice(p.start - BORDER, p.stop + BORDER) for p in tile)] = border(strip.kind, loop, step)
     picture[tile] = source[np.ix_(rows, columns)]
 
 

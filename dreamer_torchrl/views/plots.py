@@ -1,7 +1,4 @@
-"""Charts of runs, drawn by matplotlib: one figure for the `plot` command, one SVG for each panel of a report.
-
-A line is the median over the seeds of an experiment, the band around it goes from the lower to the upper quartile.
-"""
+"""Charts of runs, drawn by matplotlib: one figure for the `plot` command, one SVG for each panel of a report."""
 
 from __future__ import annotations
 
@@ -42,13 +39,11 @@ UNITS = {"share/": "share of the time", "time/": "seconds", "memory/": "bytes"}
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: metrics of experiments. More than two are stacked, as shares; a large panel has a legend."""
-
     title: str
     unit: str
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # more than two are stacked, as shares
     experiments: tuple[Experiment, ...]
-    large: bool = False
+    large: bool = False  # with a legend
     axis: Axis = "steps"
     smoothing: int | None = None  # points of a mean; None: by their number
 

@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from dreamer_torchrl.config.compose import read_saved
-from dreamer_torchrl.config.labels import size_name
+from dreamer_torchrl.config.compose import read_saved, size_name
 from dreamer_torchrl.record.console import duration
 from dreamer_torchrl.record.console import size as byte_size
 from dreamer_torchrl.record.video import whole
@@ -36,8 +35,7 @@ class Reports:
 
     def __init__(self, run_dir: Path, note: Callable[[str], None]):
         self.run_dir, self.note = run_dir, note
-        self._failed = False
-        self._earliest = 0.0
+        self._failed, self._earliest = False, 0.0
 
     def refresh(self, at_end: bool = False) -> None:
         """Write the page, unless that would take more than a small share of the time; at the end say where it is."""

@@ -12,8 +12,7 @@ import pytest
 import torch
 import yaml
 
-from dreamer_torchrl.config.compose import load, settings_from
-from dreamer_torchrl.config.labels import seeds_group, wandb_place
+from dreamer_torchrl.config.compose import load, seeds_group, settings_from, wandb_place
 from dreamer_torchrl.training.build import make_agent, make_envs
 from dreamer_torchrl.training.evaluation import Evaluator
 from tests.record.wandb_examples import environment, offline_folders, records, rows
