@@ -55,9 +55,8 @@ def machine() -> Iterator[Finding]:
             remedy = f"pip install 'dreamer_torchrl[{extra}]' if you need it" if extra else f"pip install {package}"
             yield Finding("warning" if extra else "problem", package, "not installed", remedy)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
-    yield Finding(
-        "ok", "processor", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory"
-    )
+    text = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {memory:.1f} GiB memory"
+    yield Finding("ok", "processor", text)
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     yield Finding("ok", "GPU", ", ".join(names) or "none that torch can use; training runs on the processor")
     if names and not find_spec("triton"):

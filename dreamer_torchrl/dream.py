@@ -46,10 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps, left = episode.steps, len(episode.steps) - options.start
     context = options.context or context_for(max(left, 1))
     if left <= context:
-        told = (
-            f"The episode has {episode.lengths[0] + 1} steps: after --start {options.start} and a context of {context}"
-        )
-        parser.error(f"{told} nothing is left to predict. Give less, or another --seed.")
+        told = f"The episode has {episode.lengths[0] + 1} steps: after --start {options.start} and a context of"
+        parser.error(f"{told} {context} nothing is left to predict. Give less, or another --seed.")
     own, title = seed_for(seed, "dream"), dream_title(settings, run.saved.step)
     path = options.output or options.run / "dreams" / f"{run.saved.path.name}.mp4"
     print(f"Step {run.saved.step:,}: an episode of {episode.lengths[0]} actions with return {episode.returns[0]:.2f}.")

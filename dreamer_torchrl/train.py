@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from dreamer_torchrl.checkpoint.checkpoints import Saved
     from dreamer_torchrl.training.loop import Training
 
-SHOW, SEVERAL = {"--cfg", "--cfg=job", "-c"}, {"-m", "--multirun"}
-"""Hydra's options for printing the configuration, and for a sweep."""
+SHOW, SEVERAL = {"--cfg", "--cfg=job", "-c"}, {"-m", "--multirun"}  # Hydra's options
 
 NOT_TRAINED, BAD_OVERRIDES, NO_CHECKPOINT = 1, 2, 3
 

@@ -37,10 +37,8 @@ def copy_tree(tree: Any, where: str) -> Any:
         return type(tree)(copy_tree(value, f"{where}[{index}]") for index, value in enumerate(tree))
     elif tree is None or type(tree) in (bool, int, float, str):
         return tree
-    raise TypeError(
-        f"{where} is a {type(tree).__name__}, which a checkpoint cannot hold: make it of dicts (with names or integers "
-        "as keys), lists, tuples, tensors, numbers, strings, bools and None."
-    )
+    told = f"{where} is a {type(tree).__name__}, which a checkpoint cannot hold: make it of dicts (with names or"
+    raise TypeError(f"{told} integers as keys), lists, tuples, tensors, numbers, strings, bools and None.")
 
 
 def tree_bytes(tree: Any) -> int:

@@ -40,8 +40,7 @@ CHANGEABLE = (
 """What may differ when a run goes on; all else would make it another run."""
 
 CONFIGS = str(resources.files("dreamer_torchrl.configs"))
-VALUES, OVERRIDES = "config.yaml", "overrides.json"
-"""Files of a run: its whole configuration, and its overrides with the configuration as it was saved."""
+VALUES, OVERRIDES = "config.yaml", "overrides.json"  # of a run; the second has the configuration as it was saved, too
 LONGEST_TAG, LONGEST_LABEL = 64, 128  # characters that W&B takes
 NAMING = ("id", "game", "task", "factory")
 SAME = ("seed", "env", "experiment", "logger")  # in the base of a group's name, or averaged over

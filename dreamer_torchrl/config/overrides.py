@@ -16,10 +16,7 @@ from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
 GROUPS = ("env", "size", "experiment", "logger")
-
-FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")
-"""Sections that take entries of any name."""
-
+FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")  # take any entries
 OTHER_ENVIRONMENTS = " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
 OTHER_ENVIRONMENTS += "env=custom env.factory=package.module:function."
 

@@ -101,10 +101,8 @@ def _ends(arrival: TensorDictBase) -> tuple[Tensor, Tensor]:
     """Where the task itself ended, and where the episode did for any reason, ``[N]`` each."""
     flags = {key: arrival[key].reshape(-1).bool() for key in ("terminated", "truncated", "done") if key in arrival}
     if "terminated" not in flags and not {"done", "truncated"} <= flags.keys():
-        raise KeyError(
-            "Without ('next', 'terminated') nobody knows whether an episode ended or ran out of time: add it, or give "
-            "('next', 'done') together with ('next', 'truncated')."
-        )
+        told = "Without ('next', 'terminated') nobody knows whether an episode ended or ran out of time: add it, or"
+        raise KeyError(f"{told} give ('next', 'done') together with ('next', 'truncated').")
     if "terminated" not in flags:
         flags["terminated"] = flags["done"] & ~flags["truncated"]
     return flags["terminated"], torch.stack([*flags.values()]).any(0)

@@ -191,8 +191,7 @@ class Replay:
     def changed_since(self, revision: int) -> list[int]:
         """Blocks of the steps that are there whose latents changed after a `revision`; block k starts at k * block."""
         positions = torch.arange(self.oldest, self.written)
-        changed = self._changed[self._slots_of(positions)] > revision
-        return (positions[changed] // self.block).unique().tolist()
+        return (positions[self._changed[self._slots_of(positions)] > revision] // self.block).unique().tolist()
 
     def copy(self, first: int, end: int, steps: bool = True, latents: bool = True) -> TensorDictBase:
         """A copy ``[end - first]`` of the steps at these positions, of their latents or of both."""
@@ -233,12 +232,9 @@ class Replay:
                     reserve(file.fileno(), needed)
             except OSError as error:
                 free = shutil.disk_usage(path.parent).free
-                raise OSError(
-                    error.errno,
-                    f"The replay needs {needed:,} bytes for {path.name}, {free:,} are free: {error.strerror}. "
-                    "Give it another directory or a smaller capacity",
-                    str(path.parent),
-                ) from error
+                told = f"The replay needs {needed:,} bytes for {path.name}, {free:,} are free: {error.strerror}."
+                remedy = "Give it another directory or a smaller capacity"
+                raise OSError(error.errno, f"{told} {remedy}", str(path.parent)) from error
 
     def _slots_of(self, positions: Tensor) -> Tensor:
         return (positions - self._origin) % self.slots

@@ -77,10 +77,8 @@ class Gymnasium(GymWrapper):
 
     def _output_transform(self, step_outputs_tuple: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(step_outputs_tuple) != 5:
-            raise TypeError(
-                f"{type(self._env.unwrapped).__name__}.step returned {len(step_outputs_tuple)} values, as old versions "
-                "of Gym did: return observation, reward, terminated, truncated, info."
-            )
+            told = f"{type(self._env.unwrapped).__name__}.step returned {len(step_outputs_tuple)} values, as old"
+            raise TypeError(f"{told} versions of Gym did: return observation, reward, terminated, truncated, info.")
         observation, reward, terminated, truncated, info = step_outputs_tuple
         return observation, reward, terminated, truncated, terminated or truncated, info
 

@@ -83,8 +83,7 @@ class Memory(gymnasium.Env):
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         chosen = self.left == 0
         self.left -= 1
-        reward = float(chosen and action == self.card[0])
-        return self._seen(card=chosen, flag=self.left == 0), reward, chosen, False, {}
+        return self._seen(chosen, flag=self.left == 0), float(chosen and action == self.card[0]), chosen, False, {}
 
     def _seen(self, card: bool = False, flag: bool = False) -> np.ndarray:
         return np.append(2 * self.card - 1 if card else np.zeros(self.lamps), flag).astype(np.float32)

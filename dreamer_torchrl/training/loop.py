@@ -167,7 +167,6 @@ class Training:
         if stop.requested or self.diverged or not self.progress.evaluation_is_due(self.settings):
             return
         progress, say = self.progress, self.console.note
-        last = progress.steps >= self.settings.total_steps
         try:
             with timeit("evaluation"), stop.interruptible():
                 evaluation = self.evaluator.run(cancelled=lambda: bool(stop.requested))
@@ -175,7 +174,7 @@ class Training:
             return
         except TooManyFailures as failures:
             say(f"This evaluation is left out, and training goes on: {failures}")
-            if not last:
+            if progress.steps < self.settings.total_steps:
                 progress.evaluated = progress.steps
             return
         for note in evaluation.notes:

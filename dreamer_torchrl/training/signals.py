@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from threading import Lock, Thread, Timer, current_thread, main_thread
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 GRACE_SECONDS = 8.0  # for the loop to notice a request, and for the program to end after the last save
 INTERRUPTED_SECONDS = 3.0  # until a request interrupts what may be interrupted
 REPEATED_SECONDS = 0.3  # a launcher passes on the signal that its whole group got: this soon it is the same request

@@ -18,7 +18,6 @@ from dreamer_torchrl.config.checks import ConfigError, as_word, leaves
 from dreamer_torchrl.config.compose import size_name
 
 Axis = Literal["steps", "frames", "hours"]
-
 RETURN, EVALUATION = "episode/return", "eval/return"  # of a training episode; the mean over those of an evaluation
 
 # Settings that may differ between the seeds of one experiment: they change neither what is learned nor how fast.

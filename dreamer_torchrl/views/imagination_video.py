@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REAL, SEEN, PREDICTED = "#222222", PALETTE[0], PALETTE[1]  # what was recorded, its reconstruction, the open loop
-
 DPI = 100
 MOST_IMAGES, MOST_NUMBERS = 2, 8  # of an observation
 MOMENTS = 8  # in the still picture
