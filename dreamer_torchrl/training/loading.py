@@ -55,7 +55,10 @@ class LoadedRun:
 
 
 def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
-    """Load the agent of a run's folder on the CPU from a checkpoint, by default the newest sound one."""
+    """Load the agent (``.agent``, ``.policy``, ``.act``) of a run's folder on the CPU; no environment is needed.
+
+    ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
+    """
     from dreamer_torchrl.checkpoint.checkpoints import Checkpoints  # this and the next need torch, which takes seconds
     from dreamer_torchrl.checkpoint.specs import Specs
     from dreamer_torchrl.training.build import make_agent

@@ -40,6 +40,8 @@ class Diverged(RuntimeError):
 
 
 class Training:
+    """One run in one process, in the folder ``run_dir``."""
+
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
         self.device = build.choose_device(settings.device)
@@ -93,6 +95,7 @@ class Training:
                     self.reports.refresh(at_end=True)
 
     def train(self, stop: StopSignals) -> None:
+        """Train until the run is finished, stopped, or has skipped too many updates in a row."""
         collected = self.collected(stop)
         while True:  # the first updates are those that steps have earned before an interruption
             updates = self.update(stop)
