@@ -25,6 +25,8 @@ import yaml
 from provenance import provenance
 from scores import RESULTS, Score, add_score, read_targets, write_curve
 
+from dreamer_torchrl.config.compose import size_name
+
 HERE = Path(__file__).parent
 
 FRESH = 1000
@@ -42,8 +44,7 @@ def train(experiment: str, overrides: list[str], seed: int, run_dir: Path, minut
         code = process.wait(minutes * 60)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGTERM)
-        process.wait()
-        code = 0
+        code = process.wait()
     if code:
         raise SystemExit(f"The training of {run_dir} ended with exit code {code}; its messages are above.")
     clock.write_text(str(before + time.perf_counter() - start))
@@ -70,7 +71,7 @@ def score_of(run_dir: Path, task: str, experiment: str, seed: int, command: list
         task=task,
         experiment=experiment,
         algorithm="dreamer_v3",
-        size=next((word.removeprefix("size=") for word in command if word.startswith("size=")), "nano"),
+        size=size_name(settings["size"]) or "own",
         seed=seed,
         mean=float(f"{evaluation['mean']:.6g}"),
         deviation=float(f"{evaluation['deviation']:.4g}"),
