@@ -15,6 +15,8 @@ from pathlib import Path
 
 from scores import RESULTS, Score, Target, read_scores, read_targets
 
+from dreamer_torchrl.training.pretrained import PRETRAINED, pretrained_names, read_card
+
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"(?<=<!-- made by benchmarks/leaderboard.py -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -29,15 +31,17 @@ def of_tasks(scores: Iterable[Score]) -> list[tuple[str, list[Score]]]:
 
 
 def results_table(scores: list[Score], targets: dict[str, Target]) -> str:
-    """Task, return and minutes of each seed, target: for the README."""
-    lines = ["| task | return (seeds) | minutes | target | reference |", "| --- | --- | --- | --- | --- |"]
+    """Task, return and minutes of each seed, target, pretrained agents: for the README."""
+    lines = ["| task | return (seeds) | minutes | target | reference | agent |", "| --- " * 6 + "|"]
     for task, runs in of_tasks(scores):
         target = targets.get(task)
         returns = ", ".join(f"{number(run.mean)}{'' if run.finished else ' (running)'}" for run in runs)
         seeds = ", ".join(str(run.seed) for run in runs)
         minutes = ", ".join(f"{run.minutes:.3g}" for run in runs)
         aim = "" if target is None else f"{number(target.mean)} in {target.minutes:.3g}"
-        lines.append(f"| `{task}` | {returns} ({seeds}) | {minutes} | {aim} | {target.reference if target else ''} |")
+        agent = " ".join(f"`pretrained:{name}`" for name in agents_of(task))
+        reference = target.reference if target else ""
+        lines.append(f"| `{task}` | {returns} ({seeds}) | {minutes} | {aim} | {reference} | {agent} |")
     return "\n".join(lines) + "\n"
 
 
@@ -51,6 +55,11 @@ def leaderboard(scores: list[Score], targets: dict[str, Target]) -> str:
             cells = [f"`{task}`", run.seed, reached, target, f"{run.minutes:.3g}", f"{run.steps:,}", run.commit]
             lines.append("| " + " | ".join(map(str, cells)) + f" | `{run.command}` |")
     return "\n".join(lines) + "\n"
+
+
+def agents_of(task: str) -> list[str]:
+    """Names of the agents in `pretrained/` that were trained on it; `shelve.py` puts them there."""
+    return [name for name in pretrained_names() if read_card(PRETRAINED / name).task == task]
 
 
 def number(value: float) -> str:

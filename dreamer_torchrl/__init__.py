@@ -19,6 +19,8 @@ _HOMES = {
     "WorldModelLoss": "objectives",
     "build_agent": "agents.agent",
     "load": "training.loading",
+    "load_from_hub": "training.hub",
+    "push_to_hub": "training.hub",
 }
 
 __all__ = sorted(_HOMES)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Play an episode, predict it, write the video, and print how far the prediction is from what happened."""
     parser = argparse.ArgumentParser(prog="python -m dreamer_torchrl.dream", description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run, or pretrained:NAME")
     parser.add_argument("--steps", type=at_least(2), default=64, help="how many at most, the context included (64)")
     parser.add_argument("--context", type=at_least(1), help="steps that the model sees (5, fewer of a short episode)")
     parser.add_argument("--start", type=at_least(0), default=0, help="the first of these steps in its episode (0)")
@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if left <= context:
         told = f"The episode has {episode.lengths[0] + 1} steps: after --start {options.start} and a context of"
         parser.error(f"{told} {context} nothing is left to predict. Give less, or another --seed.")
-    own, title = seed_for(seed, "dream"), dream_title(settings, run.saved.step)
-    path = options.output or options.run / "dreams" / f"{run.saved.path.name}.mp4"
-    print(f"Step {run.saved.step:,}: an episode of {episode.lengths[0]} actions with return {episode.returns[0]:.2f}.")
+    own, title = seed_for(seed, "dream"), dream_title(settings, run.step)
+    path = options.output or run.home / "dreams" / f"{run.name}.mp4"
+    print(f"Step {run.step:,}: an episode of {episode.lengths[0]} actions with return {episode.returns[0]:.2f}.")
     print(f"Sees {context} step{'s' * (context > 1)} from step {options.start} on, then predicts {left - context}.")
     print(table(prediction_error(agent, steps, context, seed=own)))
     try:

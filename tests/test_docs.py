@@ -141,7 +141,7 @@ def test_named_settings_exist(page: Path) -> None:
     groups = {row.partition(".")[0] for row in rows if "." in row}
     found = re.findall(r"`[^`]*`", prose(page)) + [text for _, text in blocks(page, "text")]
     named = re.findall(rf"(?<![\w./])((?:{'|'.join(sorted(groups))})\.[a-z_]+)(?=[=`*\s,])", " ".join(found))
-    files = ("pt", "pt2", "py", "md", "json", "jsonl", "csv", "yaml", "zip")
+    files = ("pt", "pt2", "py", "md", "json", "jsonl", "csv", "yaml", "zip", "safetensors")
     missing = {name for name in named if name not in rows and name.partition(".")[2] not in files}
     assert not missing
 

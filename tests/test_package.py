@@ -169,7 +169,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = tmp_path_factory.mktemp("tree")
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    for name in ("configs", "dreamer_torchrl"):
+    for name in ("configs", "dreamer_torchrl", "pretrained"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
     built = subprocess.run([sys.executable, "-m", *command], cwd=tree, capture_output=True, text=True)
@@ -179,25 +179,28 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_holds_every_source_and_configuration_and_nothing_else(wheel: Path) -> None:
-    """What is in the two folders is in the wheel: no forgotten sub-package, no tests."""
+    """What is in the three folders is in the wheel: no forgotten sub-package, no tests."""
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     configs = [path for path in (ROOT / "configs").rglob("*") if path.suffix in {".py", ".yaml"}]
+    pretrained = [path for path in (ROOT / "pretrained").rglob("*") if path.suffix in {".py", ".json", ".safetensors"}]
     kernels = [path for path in (PACKAGE / "kernels/csrc").iterdir() if path.suffix in {".c", ".h"}]
     expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels, PACKAGE / "views/report.html.jinja"]}
-    expected |= {f"dreamer_torchrl/{path.relative_to(ROOT).as_posix()}" for path in configs}
+    expected |= {f"dreamer_torchrl/{path.relative_to(ROOT).as_posix()}" for path in [*configs, *pretrained]}
     assert packed == expected
 
 
-def test_wheel_finds_its_configs(wheel: Path, tmp_path: Path) -> None:
-    """Away from the repository, the installed package still knows its sizes."""
+def test_wheel_finds_its_configs_and_agents(wheel: Path, tmp_path: Path) -> None:
+    """Away from the repository, the installed package still knows its sizes, and its pretrained agents load."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     program = (
         "import dreamer_torchrl; from importlib.resources import files; print(dreamer_torchrl.__file__);"
-        "print(*sorted(path.name for path in (files('dreamer_torchrl.configs') / 'size').iterdir()))"
+        "print(*sorted(path.name for path in (files('dreamer_torchrl.configs') / 'size').iterdir()));"
+        "print(dreamer_torchrl.load('pretrained/cartpole').path)"
     )
-    home, sizes = run_python(program, cwd=tmp_path, PYTHONPATH=str(tmp_path))[-2:]
+    home, sizes, agent = run_python(program, cwd=tmp_path, PYTHONPATH=str(tmp_path))[-3:]
+    assert agent == str(tmp_path / "dreamer_torchrl/pretrained/cartpole")
     assert home == str(tmp_path / "dreamer_torchrl/__init__.py")
     assert sizes.split() == sorted(path.name for path in (ROOT / "configs/size").glob("*.yaml"))
 

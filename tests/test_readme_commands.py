@@ -21,6 +21,7 @@ PLACEHOLDERS = {
     "env.factory=package.module:function": "env.factory=dreamer_torchrl.envs.tasks:Memory",
     "run_dir=RUN": "run_dir={run} total_steps=60",
     "RUN": "{run}",
+    "pretrained:cartpole": "pretrained:cartpole --episodes 2",
 }
 LINES = [line for _, text in blocks(README, "text") for line in text.splitlines() if line.startswith("python ")]
 SHELL = [line.split(" && ")[-1] for _, text in blocks(README, "bash") for line in text.splitlines()]

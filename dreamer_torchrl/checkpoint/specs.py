@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import NestedKey
 from torch import Tensor
@@ -39,6 +41,19 @@ class Specs:
         bounds = {key: (low, high) for key, low, high in tree["bounds"]}
         return cls(_from_tree(tree["observation"]), _from_tree(tree["action"]), bounds)
 
+    def to_json(self) -> dict[str, Any]:
+        """The tree with numbers and lists in place of tensors, for `from_json`; a tensor of one value is a number."""
+        return _without_tensors(self.to_tree())
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Specs:
+        specs = cls.from_tree({**tree, "bounds": []})
+        bounds = {}
+        for key, *ends in tree["bounds"]:
+            leaf = specs.full_action_spec[key := tuple(key) if isinstance(key, list) else key]
+            bounds[key] = tuple(_tensor(end, leaf.dtype, leaf.shape) for end in ends)
+        return cls(specs.observation_spec, specs.full_action_spec, bounds)
+
 
 def _to_tree(spec: TensorSpec) -> dict[str, Any]:
     kind = next((name for name in KINDS if isinstance(spec, getattr(data, name))), None)
@@ -53,7 +68,7 @@ def _to_tree(spec: TensorSpec) -> dict[str, Any]:
     if kind == "MultiOneHot":
         return tree | {"classes": [int(box.n) for box in spec.space]}
     if kind == "MultiCategorical":
-        return tree | {"classes": spec.nvec}
+        return tree | {"classes": spec.nvec.tolist()}
     return tree if kind == "Unbounded" else tree | {"classes": int(spec.space.n)}
 
 
@@ -61,6 +76,24 @@ def _from_tree(tree: Mapping[str, Any]) -> TensorSpec:
     kind, shape = getattr(data, tree["kind"]), torch.Size(tree["shape"])
     if kind is Composite:
         return Composite({key: _from_tree(leaf) for key, leaf in tree["entries"].items()}, shape=shape)
-    bounds = {key: tree[key] for key in ("low", "high") if key in tree}
+    dtype = getattr(torch, tree["dtype"])
+    bounds = {key: _tensor(tree[key], dtype, shape) for key in ("low", "high") if key in tree}
     classes = [tree["classes"]] if "classes" in tree else []
-    return kind(*classes, **bounds, shape=shape, dtype=getattr(torch, tree["dtype"]))
+    return kind(*classes, **bounds, shape=shape, dtype=dtype)
+
+
+def _without_tensors(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        one = tree.numel() > 0 and bool((tree == tree.flatten()[0]).all())
+        return _without_tensors(tree.flatten()[0].item() if one else tree.tolist())
+    if isinstance(tree, Mapping):
+        return {key: _without_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_without_tensors(value) for value in tree]
+    return str(tree) if isinstance(tree, float) and not isfinite(tree) else tree  # JSON has no infinity
+
+
+def _tensor(value: Any, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(np.array(value, str(dtype).removeprefix("torch."))).expand(shape).clone()

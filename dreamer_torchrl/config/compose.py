@@ -96,8 +96,9 @@ def load(overrides: Sequence[str]) -> Configuration:
     return configuration
 
 
-def saved_settings(folder: Path) -> Settings:
-    values = read_saved(folder)
+def saved_settings(folder: Path, values: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a run, or those of ``values``, for whatever machine this is."""
+    values = read_saved(folder) if values is None else values
     device = "cpu" if values.get("device") == "cpu" else "auto"
     return replace(settings_from({**values, "device": device}), run_dir=str(folder))
 

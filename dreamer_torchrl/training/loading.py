@@ -1,9 +1,10 @@
-"""Load a trained run from its folder; for a command, what is wrong becomes a message and an exit code."""
+"""Load a run or a pretrained agent from its folder; for a command, what is wrong becomes a message and an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import read_saved, saved_settings
+from dreamer_torchrl.training.pretrained import CARD, Card, located, read_card, read_weights
 
 if TYPE_CHECKING:
     from tensordict import NestedKey, TensorDictBase
@@ -28,11 +30,12 @@ FAILED, BAD_ARGUMENTS, NO_CHECKPOINT = 1, 2, 3
 
 @dataclass
 class LoadedRun:
-    path: Path  # the run's folder
+    path: Path  # the folder of the run or of the pretrained agent
     settings: Settings
     agent: Agent  # with the weights of ``saved``
-    saved: Saved
-    action_bounds: dict[NestedKey, tuple[Tensor, Tensor]]  # of the environment; the agent's own are -1 and 1
+    saved: Saved | None  # None of a pretrained agent, which has weights and a ``card`` only
+    action_bounds: Mapping[NestedKey, tuple[Tensor, Tensor]]  # of the environment; the agent's own are -1 and 1
+    card: Card | None = None
 
     def __post_init__(self) -> None:
         from dreamer_torchrl.agents.player import Player
@@ -46,25 +49,60 @@ class LoadedRun:
         """For TorchRL rollouts and collectors; environments need `InitTracker`, actions are -1 to 1."""
         return self.agent.policy
 
+    @property
+    def step(self) -> int:
+        return self.saved.step if self.saved else self.card.steps
+
+    @property
+    def name(self) -> str:
+        """That of the checkpoint or of the pretrained agent, for files that are made with it."""
+        return self.saved.path.name if self.saved else self.path.name
+
+    @property
+    def home(self) -> Path:
+        """Where commands put such files: the run's folder, and the present one for a pretrained agent."""
+        return self.path if self.saved else Path()
+
     def act(self, observation: Any, state: Latents | None = None) -> tuple[Any, Latents]:
         return self._player.act(observation, state)
 
     def recorded(self, steps: int) -> TensorDictBase:
         """The last ``steps`` of each environment that the run's replay holds, ``[T, N]``; reads no others."""
+        if self.saved is None:
+            raise ValueError(f"{self.path} is a pretrained agent, it has no replay: collect steps with its policy.")
         return self.saved.last_steps(steps)
 
 
 def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
-    """Load the agent (``.agent``, ``.policy``, ``.act``) of a run's folder on the CPU; no environment is needed.
+    """Load an agent (``.agent``, ``.policy``, ``.act``) on the CPU; no environment is needed.
 
-    ``checkpoint`` is the name of one of its checkpoints; by default it is the newest sound one.
+    Args:
+        run: folder of a run or of a pretrained agent, or ``pretrained/NAME`` for one that comes with the package.
+        checkpoint: name of one of the run's checkpoints, the newest sound one if left out.
     """
-    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints  # this and the next need torch, which takes seconds
-    from dreamer_torchrl.checkpoint.specs import Specs
+    from dreamer_torchrl.checkpoint.specs import Specs  # this and the next need torch, which takes seconds
     from dreamer_torchrl.training.build import make_agent
 
-    path = Path(run)
-    settings = saved_settings(path)
+    path, card, saved = located(run), None, None
+    if (path / CARD).is_file():
+        card = read_card(path)
+        settings = saved_settings(path, card.configuration)
+        if checkpoint is not None or settings.agent.encoder:
+            fault = f"no checkpoint {checkpoint!r}" if checkpoint is not None else "no code for its agent.encoder"
+            raise ConfigError(f"{path} is a pretrained agent, with weights only: it has {fault}.")
+        specs, weights = Specs.from_json(card.specs), read_weights(path, card)
+    else:
+        settings = saved_settings(path)
+        saved = _read_checkpoint(path, settings, checkpoint)
+        specs, weights = Specs.from_tree(saved.parts["specs"]), saved.parts["learner"]["agent"]
+    agent = make_agent(settings, specs, "cpu").eval()
+    agent.load_state_dict(weights)
+    return LoadedRun(path, settings, agent, saved, specs.bounds, card)
+
+
+def _read_checkpoint(path: Path, settings: Settings, checkpoint: str | None) -> Saved:
+    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+
     checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
     if checkpoint is not None and checkpoint not in checkpoints.names():
         names = ", ".join(checkpoints.names()) or "none"
@@ -73,16 +111,14 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
     if saved is None:
         raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
-    specs = Specs.from_tree(saved.parts["specs"])
-    agent = make_agent(settings, specs, "cpu").eval()
-    agent.load_state_dict(saved.parts["learner"]["agent"])
-    return LoadedRun(path, settings, agent, saved, specs.bounds)
+    return saved
 
 
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:
     """The run in a folder, with as many threads of torch as its training had; without one the command ends here."""
     try:
-        read_saved(folder)
+        if not (located(folder) / CARD).is_file():
+            read_saved(folder)
     except ConfigError as error:
         parser.error(str(error))
 
@@ -100,7 +136,7 @@ def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | No
     except (NoSoundCheckpoint, DamagedFile) as error:
         print(error, file=sys.stderr)
         sys.exit(NO_CHECKPOINT)
-    for damage in run.saved.damaged:
+    for damage in run.saved.damaged if run.saved else ():
         print(damage, file=sys.stderr)
     if run.settings.threads:  # the same numbers as in training take the same arithmetic
         torch.set_num_threads(run.settings.threads)

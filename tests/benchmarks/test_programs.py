@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreamer_torchrl import evaluate, load
+from dreamer_torchrl.training.hub import packed
+from dreamer_torchrl.training.pretrained import WEIGHTS
 from tests.benchmarks.conftest import Program
+from tests.training.training_examples import trained
 
 SMALL = "threads=1 size.belief=32 size.hidden=16 size.units=16 total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
 
@@ -80,6 +84,33 @@ def test_a_later_score_of_a_run_replaces_the_earlier_one(tmp_path: Path) -> None
     for changed in (one, replace(one, seed=9), replace(one, mean=1.5, finished=False)):
         scores.add_score(changed, path)
     assert scores.read_scores(path) == [replace(one, mean=1.5, finished=False), replace(one, seed=9)]
+
+
+def test_an_agent_is_shelved_with_its_line_and_replaced(program: Program, tmp_path: Path) -> None:
+    scores, shelve, run = import_module("scores"), import_module("shelve"), tmp_path / "run"
+    trained(run, "env=cartpole", "total_steps=24", "train_ratio=0", "eval.every=0")
+    words = [run, "--name", "mine", "--results", tmp_path, "--folder", tmp_path / "agents"]
+    with pytest.raises(SystemExit, match="was not evaluated"):
+        program("shelve", *words)
+    assert evaluate.main([str(run), "--episodes", "2"]) == 0
+    with pytest.raises(SystemExit, match=r"scores\.csv has no line of `python .*env=cartpole"):
+        program("shelve", *words)
+    mean = json.loads((run / "evaluation.json").read_text())["mean"]
+    line = replace(scores.read_scores()[0], task="poles", command=packed(load(run))[0].command, steps=24, mean=mean)
+    for minutes in (1.5, 2.5):
+        scores.add_score(replace(line, minutes=minutes), tmp_path / "scores.csv")
+        program("shelve", *words)
+        card = load(tmp_path / "agents" / "mine").card
+        assert (card.task, card.minutes, card.commit) == ("poles", minutes, line.commit)
+    scores.add_score(replace(line, mean=mean + 1), tmp_path / "scores.csv")
+    with pytest.raises(SystemExit, match="this is another run"):
+        program("shelve", *words)
+    with pytest.raises(SystemExit, match="at most 3,000,000 go here: use push_to_hub"):
+        shelve.check_sizes(tmp_path / "agents", "large", 3_000_001)
+    (tmp_path / "agents" / "mine" / WEIGHTS).write_bytes(bytes(29_000_000))
+    shelve.check_sizes(tmp_path / "agents", "mine", 2_000_000)
+    with pytest.raises(SystemExit, match="at most 30,000,000: remove an agent"):
+        shelve.check_sizes(tmp_path / "agents", "other", 2_000_000)
 
 
 def test_replay_table_and_record(program: Program, tmp_path: Path) -> None:

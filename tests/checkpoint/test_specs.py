@@ -1,7 +1,8 @@
-"""Specs survive a checkpoint: the agent that is built from them is the same."""
+"""Specs survive a checkpoint and a card: the agent that is built from them is the same."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.modules.spaces import spaces_from_spec
 
 LEAVES = {
+    "half_open": Bounded(torch.tensor([-4.8, -torch.inf]), torch.tensor([torch.inf, 0.1]), (2,)),
     "bounded": Bounded(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 9.0]), (2,)),
     "whole": Bounded(2, 7, (3,), dtype=torch.int32),
     "image": Bounded(0, 255, (64, 48, 3), dtype=torch.uint8),
@@ -21,6 +23,7 @@ LEAVES = {
     "multi_one_hot": MultiOneHot([2, 3]),
     "categorical": Categorical(4),
     "multi_categorical": MultiCategorical([2, 3, 4]),
+    "same_categorical": MultiCategorical([3, 3]),
     "binary": Binary(3),
     "flag": Categorical(2, shape=(1,), dtype=torch.bool),
 }
@@ -30,9 +33,12 @@ LEAVES = {
 def test_a_spec_comes_back(name: str, tmp_path: Path) -> None:
     leaf = LEAVES[name]
     spec = Composite({name: leaf, "inner": Composite({"same": leaf.clone()})})
-    bounds = {("inner", "same"): (torch.zeros(2), torch.ones(2))}
+    high = torch.ones(leaf.shape, dtype=leaf.dtype)
+    bounds = {("inner", "same"): (torch.zeros_like(high), high)}
     file = write_tree(tmp_path / "specs.pt", copy_tree(Specs(spec, spec, bounds).to_tree(), "specs"))
     specs = Specs.from_tree(read_tree(tmp_path, file))
-    assert specs.observation_spec == specs.full_action_spec == spec
-    assert specs.bounds.keys() == bounds.keys()
-    assert spaces_from_spec(specs.observation_spec, "x") == spaces_from_spec(spec, "x")
+    listed = Specs.from_json(json.loads(json.dumps(specs.to_json(), allow_nan=False)))
+    for found in (specs, listed):
+        assert found.observation_spec == found.full_action_spec == spec
+        assert found.bounds.keys() == bounds.keys() and found.bounds["inner", "same"][1].equal(high)
+        assert spaces_from_spec(found.observation_spec, "x") == spaces_from_spec(spec, "x")
