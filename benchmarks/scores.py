@@ -54,12 +54,12 @@ class Score:
 
 def read_targets(path: Path = RESULTS.parent / "targets.csv") -> dict[str, Target]:
     """Targets by task, in the order of the file."""
-    return {target.task: target for target in _read(path, Target)}
+    return {target.task: target for target in read_rows(path, Target)}
 
 
 def read_scores(path: Path = RESULTS / "scores.csv") -> list[Score]:
     """All committed scores."""
-    return _read(path, Score) if path.exists() else []
+    return read_rows(path, Score) if path.exists() else []
 
 
 def add_score(score: Score, path: Path = RESULTS / "scores.csv") -> None:
@@ -108,7 +108,8 @@ def write_curve(run_dir: Path, path: Path) -> None:
     write_rows(path, ["step", "frames", "minutes", "training", "evaluation"], curve(lines))
 
 
-def _read(path: Path, kind: type) -> list:
+def read_rows(path: Path, kind: type) -> list:
+    """The lines of a CSV file as objects of a dataclass."""
     readers = {"str": str, "int": int, "float": float, "bool": "True".__eq__}
     with path.open(newline="") as file:
         return [kind(**{f.name: readers[f.type](row[f.name]) for f in fields(kind)}) for row in csv.DictReader(file)]

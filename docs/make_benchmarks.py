@@ -1,4 +1,4 @@
-"""Fill the tables of `benchmarks.md` from the docstrings of the programs and from `benchmarks/results/*.json`.
+"""Fill the tables of `benchmarks.md` from the docstrings of the programs and from the files in `benchmarks/results/`.
 
 python docs/make_benchmarks.py
 """
@@ -6,6 +6,7 @@ python docs/make_benchmarks.py
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +57,24 @@ def results() -> str:
             ]
             parts += ["".join(notes)] if notes else []
     return "\n".join(parts)
+
+
+def races(file: Path = BENCHMARKS / "results" / "race" / "races.csv") -> str:
+    """Every committed training of `race.py`; nothing before the first."""
+    if not file.exists():
+        return ""
+    rows = [
+        [
+            f"`{race['task']}`",
+            f"`{race['system']}`",
+            race["seed"],
+            race["ended"],
+            f"{int(race['frames']):,}",
+            race["last"],
+        ]
+        for race in csv.DictReader(file.read_text().splitlines())
+    ]
+    return table(["task", "system", "seed", "minutes", "frames", "return of the last 20 episodes"], rows)
 
 
 def kind(content: Record) -> str:
@@ -152,8 +171,8 @@ KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
 
 
 def filled(page: str) -> str:
-    """The page with both tables as they are now."""
-    made = {"programs": programs, "results": results}
+    """The page with its tables as they are now."""
+    made = {"programs": programs, "races": races, "results": results}
     return MARK.sub(lambda match: f"{match['name']} -->\n\n{made[match['name']]()}\n", page)
 
 

@@ -25,13 +25,20 @@ def generator() -> ModuleType:
 
 def test_tables_are_up_to_date(generator: ModuleType) -> None:
     page = PAGE.read_text()
-    assert page.count("<!-- made by docs/make_benchmarks.py: ") == 2
+    assert page.count("<!-- made by docs/make_benchmarks.py: ") == 3
     assert page == generator.filled(page), "run: python docs/make_benchmarks.py"
 
 
 def test_a_changed_number_is_noticed(generator: ModuleType) -> None:
     page = PAGE.read_text()
     assert generator.filled(page.replace("0.38", "0.37").replace("0.525 s", "0.425 s")) == page
+
+
+def test_each_race_has_a_row(generator: ModuleType, tmp_path: Path) -> None:
+    assert generator.races(tmp_path / "none.csv") == ""
+    file = tmp_path / "races.csv"
+    file.write_text("task,system,seed,minutes,ended,frames,last\ncartpole,sb3-ppo,0,5.0,1.25,100096,480.5\n")
+    assert generator.races(file).splitlines()[2:] == ["| `cartpole` | `sb3-ppo` | 0 | 1.25 | 100,096 | 480.5 |"]
 
 
 def test_what_must_be_known_of_a_result_stands_below_it(generator: ModuleType) -> None:
