@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import shlex
 import signal
@@ -68,6 +67,10 @@ class Race:
         return self.task, self.system, self.seed
 
 
+class Failure(Exception):
+    """A training that gave no curve; the message says where its output is."""
+
+
 def versions(python: str, packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of packages that an interpreter has; `SystemExit` with the remedy where it has not all of them."""
     code = "import json; from importlib.metadata import distributions; "
@@ -116,8 +119,10 @@ def train(system: System, python: str, minutes: float, folder: Path) -> tuple[fl
             ended = (time.time() - start) / 60
             end(process)
     if code:
-        raise SystemExit(f"{system.name} ended with exit code {code}; its messages are in {output}.")
-    return min(ended, minutes), episode_lines(episodes, start, minutes)
+        raise Failure(f"{system.name} ended with exit code {code}; its messages are in {output}.")
+    if not (lines := episode_lines(episodes, start, minutes)):
+        raise Failure(f"{system.name} finished no episode in {minutes:g} minutes; its messages are in {output}.")
+    return min(ended, minutes), lines
 
 
 def end(process: subprocess.Popen) -> None:
@@ -176,9 +181,9 @@ def record(system: System, python: str, arguments: argparse.Namespace) -> Race:
         seed=seed,
         minutes=minutes,
         ended=round(ended, 2),
-        frames=lines[-1]["count/frames"] if lines else 0,
+        frames=lines[-1]["count/frames"],
         episodes=len(lines),
-        last=float(f"{statistics.fmean(line['episode/return'] for line in lines[-LAST:]):.6g}") if lines else math.nan,
+        last=float(f"{statistics.fmean(line['episode/return'] for line in lines[-LAST:]):.6g}"),
         versions=", ".join(f"{name} {number}" for name, number in found.items()),
         commit=source["commit"] or "",
         date=source["date"][:10],
@@ -253,10 +258,18 @@ def main() -> None:
             versions(arguments.python, system.packages)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        failed = 0
         for index, system in enumerate(systems):
-            race = record(system, arguments.python if index else sys.executable, arguments)
+            try:
+                race = record(system, arguments.python if index else sys.executable, arguments)
+            except Failure as failure:
+                failed += 1
+                print(failure, file=sys.stderr, flush=True)
+                continue
             told = f"{race.frames:,} frames, last {LAST} episodes {race.last:.4g}"
             print(f"{race.task} {race.system} seed {race.seed}: {race.ended:.2f} minutes, {told}", flush=True)
+        if failed:
+            raise SystemExit(f"{failed} of {len(systems)} systems failed; `--draw` draws the others.")
     draw(arguments.results)
 
 

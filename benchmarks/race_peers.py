@@ -23,7 +23,8 @@ class System:
 def ours(task: str, seed: int) -> System:
     """Our preset for the task, but without evaluations and without an end."""
     env = f"env={task} env.id=race_tasks:race/{task}-v0"
-    command = f"-m dreamer_torchrl.train {env} total_steps={ENDLESS} eval.every=0 seed={seed} run_dir=run"
+    limits = f"total_steps={ENDLESS} replay.capacity=100000 eval.every=0"
+    command = f"-m dreamer_torchrl.train {env} {limits} seed={seed} run_dir=run"
     return System("dreamer_torchrl", ("dreamer_torchrl", "torch", "gymnasium"), tuple(command.split()))
 
 
