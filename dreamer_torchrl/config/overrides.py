@@ -76,7 +76,7 @@ def chosen(overrides: Sequence[Override]) -> list[str]:
     """The choices of groups; an Atari game is an environment, and the experiment follows the environment."""
     groups = {one.key_or_group: as_word(one.value()) for one in overrides if one.key_or_group in GROUPS}
     follows, game = "experiment" not in groups, []
-    groups |= {group: "none" for group in ("experiment", "logger") if groups.get(group) == "null"}
+    groups |= {group: name for group, name in (("experiment", "laptop"), ("logger", "none")) if groups.get(group) == "null"}
     for group, name in groups.items():
         known = choices(group)
         games = atari_games() if group == "env" and name not in known else ()
@@ -94,9 +94,9 @@ def chosen(overrides: Sequence[Override]) -> list[str]:
 
 
 def experiment_of(overrides: Sequence[str]) -> str | None:
-    """The experiment that overrides ask for, by its name or by that of its environment."""
+    """The official experiment that overrides ask for, by its name or by that of its environment; None: laptop."""
     name = dict(choice.split("=", 1) for choice in chosen(parse(overrides))).get("experiment")
-    return None if name == "none" else name
+    return None if name == "laptop" else name
 
 
 def choices(group: str) -> dict[str, str]:

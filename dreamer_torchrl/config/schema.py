@@ -39,7 +39,7 @@ class EnvironmentSettings:
     step_timeout: Annotated[float, Within(ge=1)] = 60.0
 
     def __post_init__(self) -> None:
-        image = self.options.get("image", self.family == "atari") and self.options.get("size")
+        image = self.options.get("image", True) and self.options.get("size")
         if image and (image % 16 or not 48 <= image <= 256):
             raise ValueError(f"size={image} is impossible: images have a side of 48, 64, 80 and so on up to 256.")
         skip = self.options.get("frame_skip")
@@ -72,8 +72,8 @@ class SamplerFractions:
 @dataclass(frozen=True, config=CHECKED)
 class ReplaySettings:
     capacity: Count = 1_000_000
-    batch: Count = 16
-    length: Annotated[int, Within(ge=2)] = 16
+    batch: Count = 4
+    length: Annotated[int, Within(ge=2)] = 32
     storage: Literal["memory", "disk"] = "memory"
     sampler: Literal["online", "uniform", "prioritized", "recency"] = "online"
     fracs: SamplerFractions = field(default_factory=SamplerFractions)
@@ -83,7 +83,7 @@ class ReplaySettings:
 
 @dataclass(frozen=True, config=CHECKED)
 class EvaluationSettings:
-    every: CountOrNone = 10_000
+    every: CountOrNone = 5_000
     episodes: Count = 20
     num_envs: Count = 10
     stop_at: Annotated[float, Within()] | None = None
@@ -125,16 +125,16 @@ class Settings:
     env: EnvironmentSettings
     size: Size
     seed: Annotated[int, Within(ge=0, lt=2**63)] = 0
-    total_steps: Count = 5_000
-    train_ratio: Annotated[float, Within(ge=0)] = 128.0
-    prefill: CountOrNone = 0
+    total_steps: Count = 100_000
+    train_ratio: Annotated[float, Within(ge=0)] = 16.0
+    prefill: CountOrNone = 1_000
     collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: StrictBool | None = None
     native: StrictBool | None = None
     cuda_graph: StrictBool | None = None
-    threads: Count | None = None
+    threads: Count | None = 1
     unimix: Share = 0.01
     actor_unimix: Share = 0.0
     agent: AgentSettings = field(default_factory=AgentSettings)

@@ -11,9 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Composite, Unbounded
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
 
 from dreamer_torchrl.envs.codecs import Fields, codec_of
@@ -25,6 +25,7 @@ class Gymnasium(GymWrapper):
 
     An observation that is one array stands under ``pixels`` if it is an image, else under ``observation``; the parts of
     a `Tuple` under "0", "1" and so on; actions under ``action``. Floats are float32, gray images have a channel axis.
+    With ``size`` all images are resized to that side, averaged where they become smaller.
 
     Example:
         >>> env = Gymnasium(gymnasium.make("Pendulum-v1"))
@@ -32,8 +33,13 @@ class Gymnasium(GymWrapper):
         torch.Size([3, 3])
     """
 
+    _size: int | None = None
     _next_seed: int | None = None
     _unchecked = 200  # observations that are still compared with their space
+
+    def __init__(self, env: gymnasium.Env, size: int | None = None, **options: Any):
+        self._size = size  # first, since GymWrapper makes the specs at once
+        super().__init__(env, **options)  # its metaclass adds some
 
     def _make_specs(self, env: gymnasium.Env, batch_size: torch.Size | None = None) -> None:
         space, self._single = env.observation_space, None  # key of an observation that is one array
@@ -43,7 +49,13 @@ class Gymnasium(GymWrapper):
             space = gymnasium.spaces.Dict({self._single: space})
         self._observation = Fields(space, "observation", top=True)
         self._action = codec_of(env.action_space, "action")
-        self.observation_spec = self._observation.spec
+        spec = self._observation.spec
+        leaves = [key for key in spec.keys(True, True) if spec[key].dtype is torch.uint8 and spec[key].ndim == 3]
+        self._images = [key for key in leaves if self._size and spec[key].shape[:2] != (self._size, self._size)]
+        self.observation_spec = spec.clone()
+        for key in self._images:
+            shape = (self._size, self._size, spec[key].shape[-1])
+            self.observation_spec[key] = Bounded(0, 255, shape, dtype=torch.uint8)
         self.action_spec = Composite(action=self._action.spec)
         self.reward_spec = Unbounded((1,))
         self.done_spec = self._make_done_spec()
@@ -73,6 +85,11 @@ class Gymnasium(GymWrapper):
                     "Correct the bounds of its observation_space; training itself does not use them.",
                     stacklevel=2,
                 )
+        if self._images:
+            found = TensorDict(read)
+            for key in self._images:
+                found[key] = resized(found[key], self._size)
+            read = dict(found.items())
         return read
 
     def _output_transform(self, step_outputs_tuple: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -98,7 +115,13 @@ class Gymnasium(GymWrapper):
         return *(torch.tensor([flag]) for flag in flags), flags[-1]
 
 
-def wrapped(env: gymnasium.Env) -> Gymnasium:
+def resized(image: Tensor, size: int) -> Tensor:
+    """An image of uint8 ``[height, width, channels]`` with both sides of that size."""
+    options = {"mode": "bilinear", "antialias": True}
+    return torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], (size, size), **options)[0].permute(1, 2, 0)
+
+
+def wrapped(env: gymnasium.Env, size: int | None = None) -> Gymnasium:
     """The environment for TorchRL; `TypeError` with the remedy where it lacks what gymnasium asks of it."""
     own, name = env.unwrapped, type(env.unwrapped).__name__
     for space in ("observation_space", "action_space"):
@@ -108,7 +131,7 @@ def wrapped(env: gymnasium.Env) -> Gymnasium:
     if "seed" not in parameters and not any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
         told = f"{name}.reset takes no seed, as in old versions of Gym: write `def reset(self, *, seed=None,"
         raise TypeError(f"{told} options=None)` and call `super().reset(seed=seed)` in it.")
-    return Gymnasium(env)
+    return Gymnasium(env, size)
 
 
 class FreshWorld(gymnasium.Wrapper):
@@ -120,8 +143,10 @@ class FreshWorld(gymnasium.Wrapper):
         return super().reset(seed=seed, options=options)
 
 
-def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = False) -> Gymnasium:
-    """Make a gymnasium environment by its id; `dreamer_torchrl.envs.frame` draws it if it can and ``render`` is true.
+def gym_env(
+    id: str, arguments: Mapping[str, Any] | None = None, size: int | None = None, render: bool = False
+) -> Gymnasium:
+    """Make a gymnasium environment by its id, with images of that size; with ``render`` `envs.frame` draws it if it can.
 
     Example:
         >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape
@@ -131,11 +156,13 @@ def gym_env(id: str, arguments: Mapping[str, Any] | None = None, render: bool = 
     # The doctor checks an environment on request. Gymnasium's own checks at each start are left out.
     options = {"render_mode": "rgb_array"} if render and draws else {}
     env = gymnasium.make(id, disable_env_checker=True, **options, **(arguments or {}))
-    return wrapped(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env)
+    return wrapped(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env, size)
 
 
-def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvBase:
+def custom_env(factory: str, arguments: Mapping[str, Any] | None = None, size: int | None = None) -> EnvBase:
     """Call ``package.module:function``, which makes a TorchRL or gymnasium environment; the current folder counts.
+
+    Images of a gymnasium environment are resized to ``size``; one of TorchRL has transforms of its own.
 
     Example:
         >>> custom_env("dreamer_torchrl.envs.tasks:Memory", {"lamps": 4}).reset()["observation"].shape
@@ -146,7 +173,7 @@ def custom_env(factory: str, arguments: Mapping[str, Any] | None = None) -> EnvB
     if isinstance(env, EnvBase):
         return env
     if isinstance(env, gymnasium.Env):
-        return wrapped(env)
+        return wrapped(env, size)
     raise TypeError(
         f"The factory {factory!r} gave a {type(env).__name__}: it must give a torchrl.envs.EnvBase or a gymnasium.Env."
     )

@@ -17,7 +17,13 @@ from typing import Any
 from dreamer_torchrl.limits import ConfigError
 
 FAMILIES = {"gym": "id", "atari": "game", "dmc": "task", "custom": "factory"}  # and the option that names one
-OWN = {f"dreamer_torchrl/{name}-v0": f"dreamer_torchrl.envs.tasks:{name}" for name in ("GridReach", "Memory")}
+OWN = {
+    "dreamer_torchrl/GridReach-v0": ("dreamer_torchrl.envs.tasks:GridReach", None),
+    "dreamer_torchrl/Memory-v0": ("dreamer_torchrl.envs.tasks:Memory", None),
+    "dreamer_torchrl/CarRacing-v0": ("dreamer_torchrl.envs.car_racing:CarRacing", 250),
+}
+"""Environments of the package by id: the class, and the steps after which an episode is cut off."""
+
 LEAST = {"size": 1, "noops": 0, "frame_skip": 1, "max_frames": 1}
 
 
@@ -70,7 +76,7 @@ def check_gym(id: str, arguments: Iterable[str] = ()) -> Any:
     elif name.startswith("ALE/"):
         import_module("ale_py")  # registers its games
     for own in OWN.keys() - gymnasium.registry.keys():
-        gymnasium.register(own, OWN[own])
+        gymnasium.register(own, OWN[own][0], max_episode_steps=OWN[own][1])
     try:
         creator = gymnasium.spec(name).entry_point
     except gymnasium.error.Error:

@@ -27,7 +27,7 @@ class Hyperparameters:
     clip: Annotated[float, Within(gt=0, allow_inf_nan=True)] = 0.3  # opt.agc
     context: Annotated[int, Within(ge=0, le=1)] = 1  # replay_context
     imagination_length: Annotated[int, Within(ge=1)] = 15  # imag_length
-    horizon: Annotated[float, Within(ge=1)] = 333.0
+    horizon: Annotated[float, Within(ge=1)] = 100.0
     discount_in_continue: bool = True  # contdisc
     return_lambda: Share = 0.95  # imag_loss.lam
     replay_lambda: Share = 0.95  # repl_loss.lam
@@ -57,4 +57,4 @@ class Hyperparameters:
 
     @classmethod
     def official(cls) -> Hyperparameters:
-        return replace(cls(), learning_rate=4e-5)
+        return replace(cls(), learning_rate=4e-5, horizon=333.0)
