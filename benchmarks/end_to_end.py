@@ -52,7 +52,7 @@ def shares(records: list[dict]) -> dict[str, float]:
 def train(training: Training, overrides: list[str], folder: Path, steps: int | None) -> dict:
     """One run and its time shares."""
     run_dir = folder / training.env
-    settings = [f"env={training.env}", "experiment=null", *OFFICIAL, f"train_ratio={training.train_ratio}"]
+    settings = [f"env={training.env}", "experiment=laptop", *OFFICIAL, f"train_ratio={training.train_ratio}"]
     settings += [f"total_steps={steps or training.steps}", "eval.every=0", "log.every=2", *overrides]
     command = ["-m", "dreamer_torchrl.train", *settings]
     subprocess.run([sys.executable, *command, f"run_dir={run_dir}"], check=True)

@@ -1,8 +1,8 @@
 """Train a task over several seeds with the command, evaluate new episodes, and add each run to `results/scores.csv`.
 
-    python benchmarks/learning.py --experiment cartpole --seeds 0 1 2
-    python benchmarks/learning.py --experiment dmc_proprio --task walker_walk --overrides env.task=walker_walk
-    python benchmarks/learning.py --experiment carracing --seeds 0 --minutes 120
+    python benchmarks/learning.py --env cartpole --seeds 0 1 2
+    python benchmarks/learning.py --env dmc_proprio --task walker_walk --overrides env.task=walker_walk
+    python benchmarks/learning.py --experiment laptop --env carracing --seeds 0 --minutes 120
 
 Each seed is one `python -m dreamer_torchrl.train` followed by `python -m dreamer_torchrl.evaluate` on episodes that
 training did not use, not even to decide when to stop. The minutes are those of the whole training command. After
@@ -33,9 +33,9 @@ FRESH = 1000
 """Seeds of the final evaluations start here."""
 
 
-def train(experiment: str, overrides: list[str], seed: int, run_dir: Path, minutes: float) -> list[str]:
+def train(overrides: list[str], seed: int, run_dir: Path, minutes: float) -> list[str]:
     """Start or continue a run and save it after so many minutes. The command; its time is added to that of the run."""
-    command = ["-m", "dreamer_torchrl.train", f"experiment={experiment}", *overrides, f"seed={seed}"]
+    command = ["-m", "dreamer_torchrl.train", *overrides, f"seed={seed}"]
     clock = run_dir.with_name(f"{run_dir.name}.seconds")
     before = float(clock.read_text()) if run_dir.exists() and clock.exists() else 0.0
     start = time.perf_counter()
@@ -121,20 +121,22 @@ def beside_official(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiment", default="cartpole")
+    parser.add_argument("--experiment", default="laptop")
+    parser.add_argument("--env", default="cartpole", help="environment, as in configs/env")
     parser.add_argument("--overrides", nargs="*", default=[], help="further overrides")
-    parser.add_argument("--task", help="name in targets.csv and of the curves (default: the experiment)")
+    parser.add_argument("--task", help="name in targets.csv and of the curves (default: the environment)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=240, help="of training for each seed, in this command")
     parser.add_argument("--folder", type=Path, default=Path("runs/learning"), help="where the runs are kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where scores.csv and curves/ are")
     arguments = parser.parse_args()
-    task, experiment = arguments.task or arguments.experiment, arguments.experiment
+    task, experiment = arguments.task or arguments.env, arguments.experiment
+    overrides = [f"experiment={experiment}", f"env={arguments.env}", *arguments.overrides]
     target, curves = read_targets().get(task), []
     for seed in arguments.seeds:
         run_dir = arguments.folder / f"{task}-{experiment}-{seed}"
         run_dir.parent.mkdir(parents=True, exist_ok=True)
-        command = train(experiment, arguments.overrides, seed, run_dir, arguments.minutes)
+        command = train(overrides, seed, run_dir, arguments.minutes)
         evaluation = evaluate(run_dir, seed, target.episodes if target else 20)
         score = score_of(run_dir, task, experiment, seed, command, evaluation)
         add_score(score, arguments.results / "scores.csv")

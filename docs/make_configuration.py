@@ -50,10 +50,11 @@ those.
 - Everything else is one value: `seed=1`, an inner one with dots as `learner.horizon=100`, a list as
   `learner.betas=[0.9,0.99]`, nothing as `null`.
 - Later values override earlier ones: `config.yaml`, then `env`, `size`, `logger`, `experiment`, then the overrides in
-  their order.
-- Where no experiment is named, the one with the name of the environment is taken (`env=pendulum` takes
-  `experiment=pendulum`). `experiment=null` asks for the plain defaults. An Atari game is an environment (`env=pong` is
-  `env=atari env.game=pong`).
+  their order. The file of an environment also sets what a training of it needs on a laptop
+  ([presets](presets.md)).
+- Where no experiment is named, an official one with the name of the environment is taken (`env=atari`,
+  `env=atari100k`, `env=dmc_proprio`, `env=dmc_vision`), else `experiment=laptop`. An Atari game is an environment
+  (`env=pong` is `env=atari env.game=pong`).
 - New entries are possible in `env.arguments` and `eval.arguments`, which go to the environment as they are
   (`env=gym env.id=CarRacing-v3 env.arguments.continuous=false`), and beside the `_target_` of a part of your own
   ([parts](parts.md)).
@@ -80,8 +81,8 @@ Names that scripts may rely on: `run_dir`, `seed`, `total_steps`, `size`, `devic
 `env.num_envs`, `eval.every`, `eval.episodes`, `wandb.mode`.
 
 A *step* is one action of the agent in one environment; steps are counted over all environments. *Frames* are simulator
-steps (Atari: four per step) and are logged, too. `train_ratio` is the number of replayed steps per step: 128
-with batches of 16 x 16 is half an update per step. Updates begin once a batch is there, or after `prefill` steps.
+steps (Atari: four per step) and are logged, too. `train_ratio` is the number of replayed steps per step: 64
+with batches of 4 x 32 is half an update per step. Updates begin once a batch is there, or after `prefill` steps.
 """
 
 
@@ -227,10 +228,11 @@ def environment_tables() -> str:
         "## Environments\n\n### What every environment has\n",
         table(["setting", "default", "possible", "meaning"], rows),
     ]
+    general = {"family", *(entry.path for entry in common)}
     keys = dict.fromkeys((found["family"].default, key) for found in own.values() for key in found)
     rows = []
     for family, key in keys:
-        if key == "family":
+        if key.partition(".")[0] in general or key.startswith("arguments."):
             continue
         same = [found[key] for found in own.values() if found["family"].default == family and key in found]
         meaning = next((entry.meaning for entry in same if entry.meaning), "")
@@ -239,23 +241,36 @@ def environment_tables() -> str:
     parts += ["### What each family has beside it\n", table(["family", "setting", "possible", "meaning"], rows)]
     rows = []
     for name, about in choices("env").items():
-        values = {key: entry.default for key, entry in own[name].items() if key != "family" and entry.default}
-        rows.append([f"`env={name}`", own[name]["family"].default, about, overrides({"env": values}) if values else ""])
-    parts += ["### All of them\n", table(["override", "family", "what it is", "own settings"], rows)]
+        values = {f"env.{key}": entry.default for key, entry in own[name].items() if key != "family" and entry.default}
+        values |= {entry.path: entry.default for entry in of_the_run(files[name])}
+        rows.append([f"`env={name}`", own[name]["family"].default, about, overrides(values) if values else ""])
+    parts += ["### All of them\n", table(["override", "family", "what it is", "what it sets"], rows)]
     return "\n".join(parts)
 
 
+def bases(file: Path) -> list[Path]:
+    """The files of other environments that one builds on."""
+    names = [base.partition("@")[0] for base in yaml.safe_load(file.read_text())["defaults"]]
+    return [file.with_name(f"{name}.yaml") for name in names if not name.startswith("_")]
+
+
+def of_the_run(file: Path) -> list[Entry]:
+    """What a file sets that is in no environment, where it sets the whole configuration, with the files before it."""
+    found = {entry.path: entry for base in bases(file) for entry in of_the_run(base)}
+    if "@package _global_" in file.read_text():
+        found |= {entry.path: entry for entry in entries(file) if not entry.path.startswith("env.")}
+    return list(found.values())
+
+
 def own_entries(file: Path) -> dict[str, Entry]:
-    """What an environment has beside the common settings, its own file winning over those that it builds on."""
-    found: dict[str, Entry] = {}
-    for base in yaml.safe_load(file.read_text())["defaults"]:
-        if not base.startswith("_"):
-            found |= own_entries(file.with_name(f"{base}.yaml"))
-    common = {entry.path for entry in entries(file.with_name("_common.yaml"))}
+    """What an environment has in ``env``, its own file winning over those that it builds on."""
+    found = {key: entry for base in bases(file) for key, entry in own_entries(base).items()}
+    whole = "@package _global_" in file.read_text()
     for entry in entries(file):
-        if entry.path not in common:
-            before = found.get(entry.path)
-            found[entry.path] = Entry(entry.path, entry.default, entry.meaning or (before.meaning if before else ""))
+        if not whole or entry.path.startswith("env."):
+            path = entry.path.removeprefix("env.")
+            before = found.get(path)
+            found[path] = Entry(path, entry.default, entry.meaning or (before.meaning if before else ""))
     return found
 
 

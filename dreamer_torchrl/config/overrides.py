@@ -16,6 +16,7 @@ from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
 GROUPS = ("env", "size", "experiment", "logger")
+NULL = {"experiment": "laptop", "logger": "none"}  # what null means there
 FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")  # take any entries
 OTHER_ENVIRONMENTS = " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
 OTHER_ENVIRONMENTS += "env=custom env.factory=package.module:function."
@@ -76,7 +77,9 @@ def chosen(overrides: Sequence[Override]) -> list[str]:
     """The choices of groups; an Atari game is an environment, and the experiment follows the environment."""
     groups = {one.key_or_group: as_word(one.value()) for one in overrides if one.key_or_group in GROUPS}
     follows, game = "experiment" not in groups, []
-    groups |= {group: name for group, name in (("experiment", "laptop"), ("logger", "none")) if groups.get(group) == "null"}
+    groups |= {
+        group: name for group, name in (("experiment", "laptop"), ("logger", "none")) if groups.get(group) == "null"
+    }
     for group, name in groups.items():
         known = choices(group)
         games = atari_games() if group == "env" and name not in known else ()

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import CONFIGS, VALUES, load, own_hydra, run_folder
-from dreamer_torchrl.config.overrides import GROUPS, free_section, is_hydras, parse, quoted
+from dreamer_torchrl.config.overrides import NULL, free_section, is_hydras, parse, quoted
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs.registry import atari_games
 
@@ -89,8 +89,8 @@ def run(overrides: Sequence[str], folder: Path) -> int:
     ]
     for one in rest:
         line = one.input_line.lstrip("+")
-        if one.key_or_group in GROUPS:
-            line = re.sub(r"\bnull\b", "none", line)
+        if one.key_or_group in NULL:
+            line = re.sub(r"\bnull\b", NULL[one.key_or_group], line)
         sys.argv.append("++" * bool(free_section(one.key_or_group, rest)) + line)
     try:
         hydra.main(CONFIGS, "config", "1.3")(job)()

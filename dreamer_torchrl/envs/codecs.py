@@ -66,6 +66,7 @@ class Classes:
         self.single = isinstance(space, spaces.Discrete)
         self.own_shape, self.own_dtype = space.shape, space.dtype
         self.sizes = [int(n) for n in np.reshape(space.n if self.single else space.nvec, -1)]
+        self.values = np.concatenate([np.arange(n) for n in self.sizes])
         self.start = np.reshape(space.start, -1)
         self.alike = len(set(self.sizes)) == 1
         if self.alike:
@@ -77,8 +78,7 @@ class Classes:
 
     def to_tensor(self, value: Any) -> Tensor:
         classes = np.reshape(value, -1) - self.start
-        parts = [np.arange(n) == index for n, index in zip(self.sizes, classes, strict=True)]
-        return torch.from_numpy(np.concatenate(parts).reshape(self.shape))
+        return torch.from_numpy((self.values == np.repeat(classes, self.sizes)).reshape(self.shape))
 
     def to_value(self, tensor: Tensor) -> Any:
         flat = tensor.detach().cpu().numpy()

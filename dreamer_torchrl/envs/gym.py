@@ -146,7 +146,7 @@ class FreshWorld(gymnasium.Wrapper):
 def gym_env(
     id: str, arguments: Mapping[str, Any] | None = None, size: int | None = None, render: bool = False
 ) -> Gymnasium:
-    """Make a gymnasium environment by its id, with images of that size; with ``render`` `envs.frame` draws it if it can.
+    """Make a gymnasium environment by its id, images resized to ``size``; with ``render`` `envs.frame` draws it.
 
     Example:
         >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape

@@ -21,6 +21,8 @@ OWN = {
     "dreamer_torchrl/GridReach-v0": ("dreamer_torchrl.envs.tasks:GridReach", None),
     "dreamer_torchrl/Memory-v0": ("dreamer_torchrl.envs.tasks:Memory", None),
     "dreamer_torchrl/CarRacing-v0": ("dreamer_torchrl.envs.car_racing:CarRacing", 250),
+    "dreamer_torchrl/Crafter-v0": ("dreamer_torchrl.envs.crafter:Crafter", None),
+    "dreamer_torchrl/MiniGrid-v0": ("dreamer_torchrl.envs.minigrid:task", None),
 }
 """Environments of the package by id: the class, and the steps after which an episode is cut off."""
 

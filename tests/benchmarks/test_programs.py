@@ -17,7 +17,7 @@ from dreamer_torchrl.training.pretrained import WEIGHTS
 from tests.benchmarks.conftest import Program
 from tests.training.training_examples import trained
 
-SMALL = "threads=1 size.belief=32 size.hidden=16 size.units=16 total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
+SMALL = "prefill=0 env.num_envs=1 replay.batch=2 replay.length=8 size.belief=32 size.hidden=16 size.units=16 total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
 
 
 @pytest.mark.slow
@@ -36,12 +36,12 @@ def test_shares_of_a_training(program: Program, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_is_recorded_and_continued_for_some_minutes(program: Program, tmp_path: Path) -> None:
     where = ["--task", "mine", "--folder", tmp_path, "--results", tmp_path / "results"]
-    options = ["--experiment", "cartpole", "--seeds", "4", *where]
+    options = ["--env", "cartpole", "--seeds", "4", *where]
     assert "mine seed 4:" in program("learning", *options, "--overrides", *SMALL.split())
     (score,) = import_module("scores").read_scores(tmp_path / "results" / "scores.csv")
-    assert (score.run, score.episodes, score.steps) == (("mine", "cartpole", 4), 20, 80)
-    assert score.finished and score.minutes > 0 and "experiment=cartpole" in score.command
-    rows = list(csv.DictReader((tmp_path / "results" / "curves" / "mine-cartpole-4.csv").read_text().splitlines()))
+    assert (score.run, score.episodes, score.steps) == (("mine", "laptop", 4), 20, 80)
+    assert score.finished and score.minutes > 0 and "experiment=laptop env=cartpole" in score.command
+    rows = list(csv.DictReader((tmp_path / "results" / "curves" / "mine-laptop-4.csv").read_text().splitlines()))
     assert [row["step"] for row in rows if row["evaluation"]] == ["40", "80"]
 
     longer = [*SMALL.split(), "total_steps=1000000", "eval.every=0"]

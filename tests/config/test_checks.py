@@ -47,7 +47,7 @@ REFUSED = {
     "size.belief=100 size.blocks=12": "size.belief=100 does not split into 12 blocks: give a multiple of 24.",
     "env=pong env.size=84": "env.size=84 is impossible: images have a side of 48, 64, 80 and so on up to 256.",
     "env=pong env.frames_per_action=1": "an action of this game lasts 4 frames. Leave that out, and",
-    "experiment=null replay.capacity=33 env.num_envs=2": "replay.capacity=33 is less than one sequence of each env",
+    "replay.capacity=65 env.num_envs=2": "replay.capacity=65 is less than one sequence of each env",
     "device=gpu": "device=gpu is impossible: there are auto, cpu, mps, cuda, cuda:0, cuda:1 and so on.",
     # what Hydra can and a run cannot
     "seed=1,2": "asks for several runs: add --multirun to train them all",
@@ -69,8 +69,8 @@ def test_what_is_wrong_is_told_in_a_line(overrides: str) -> None:
 
 
 def test_the_smallest_and_oddest_settings_that_pass_can_be_made() -> None:
-    for overrides in ("replay.capacity=34 env.num_envs=2", "replay.capacity=3 replay.length=2"):
-        assert not make_replay(load(["experiment=null", *overrides.split()]).settings).ready
+    for overrides in ("replay.capacity=66 env.num_envs=2", "replay.capacity=3 replay.length=2 env.num_envs=1"):
+        assert not make_replay(load(overrides.split()).settings).ready
     settings = load(["env=grid_reach", "size.belief=24", "size.blocks=3", "size.depth=2"]).settings
     envs = make_envs(settings, "training", 1)
     assert make_agent(settings, envs).rssm.belief_size == 24
@@ -99,6 +99,6 @@ def test_a_gpu_that_torch_cannot_see() -> None:
 def test_what_is_possible_and_not_meant_is_remarked() -> None:
     assert remarks(load(["env=cartpole"]).settings) == []
     (few,) = remarks(load(["replay.batch=1000000", "total_steps=2000"]).settings)
-    assert few.startswith("Nothing will be learned: updates begin after step 8,000,000 (prefill, or replay.batch")
+    assert few.startswith("Nothing will be learned: updates begin after step 32,000,000 (prefill, or replay.batch")
     (slow,) = remarks(load(["threads=10_000"]).settings)
     assert slow == f"threads=10000: this machine has {os.cpu_count()} cores, and more threads are slower."

@@ -54,7 +54,7 @@ def test_atari_games_by_name(game: str) -> None:
 
 def test_python_and_the_file_have_the_same_defaults() -> None:
     """Each setting, and the arguments of what can be made without settings."""
-    here = load(["experiment=null"]).settings
+    here = load(["env=gym"]).settings
     env = EnvironmentSettings(family="gym", options=here.env.options)
     assert here == Settings(run_dir="", env=env, size=Size.named("nano"))
     assert here.learner == Hyperparameters()
@@ -64,9 +64,25 @@ def test_python_and_the_file_have_the_same_defaults() -> None:
     assert all(agent[name].default == getattr(here, name) for name in ("unimix", "actor_unimix"))
 
 
-def test_nothing_asked_for_is_the_preset_of_cartpole() -> None:
-    assert load([]).settings == load(["env=cartpole"]).settings == load(["experiment=cartpole"]).settings
-    assert load([]).settings != load(["experiment=null"]).settings
+def test_nothing_asked_for_is_cartpole_with_the_numbers_of_every_environment() -> None:
+    assert (
+        load([]).settings
+        == load(["env=cartpole", "experiment=laptop"]).settings
+        == load(["experiment=laptop"]).settings
+    )
+
+
+LAPTOP = {"size", "total_steps", "train_ratio", "env", "eval"}
+
+
+@pytest.mark.parametrize("name", [name for name in choices("env") if "dmc" not in name or find_spec("dm_control")])
+def test_one_set_of_numbers_is_for_every_environment(name: str) -> None:
+    """An environment changes its own options, size, number of environments, action repeat, train ratio and steps."""
+    chosen = ["env.factory=tests.training.training_toys:Faulty"] if name == "custom" else []
+    plain, here = (
+        vars(load([f"env={one}", "experiment=laptop", *more]).settings) for one, more in (("gym", []), (name, chosen))
+    )
+    assert {key for key in plain if plain[key] != here[key]} <= LAPTOP
 
 
 def test_official_is_official() -> None:
@@ -92,7 +108,7 @@ OVERRIDES: list[tuple[str, str, Any]] = [
     ("wandb.name=2024", "wandb.name", "2024"),
     ("learner._target_=tests.training.training_toys.Faulty learner.x=1", "learner_part.x", 1),
     ("agent.encoder._target_=tests.training.training_toys.Faulty agent.encoder.x=1", "agent.encoder.x", 1),
-    ("experiment=official experiment=null", "total_steps", load(["experiment=null"]).settings.total_steps),
+    ("experiment=official experiment=laptop", "total_steps", load(["experiment=null"]).settings.total_steps),
     ("env=pendulum env=cartpole", "env.options.id", "CartPole-v1"),
     ("env=lunarlander env.arguments.gravity=-5", "env.options.arguments.gravity", -5),
     (f"{OWN} +env.arguments.deep.x=[1]", "env.options.arguments.deep.x", [1]),
@@ -127,7 +143,7 @@ def test_the_same_settings_come_back_from_the_saved_file(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("started") / "run"
-    words = [f"run_dir={folder}", "env=pong", "experiment=null", "dtype=bfloat16", "seed=3", "size=nano"]
+    words = [f"run_dir={folder}", "env=pong", "experiment=laptop", "dtype=bfloat16", "seed=3", "size=nano"]
     load([*words, "replay.batch=2"]).save(folder)
     return folder
 
@@ -137,7 +153,7 @@ def run(started: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(started, tmp_path / "run"))
 
 
-@pytest.mark.parametrize("overrides", ["", "env=pong experiment=null seed=3 size=nano", "replay.batch=2.0"])
+@pytest.mark.parametrize("overrides", ["", "env=pong experiment=laptop seed=3 size=nano", "replay.batch=2.0"])
 def test_a_run_goes_on(started: Path, overrides: str) -> None:
     assert load([*overrides.split(), f"run_dir={started}"]).settings == saved_settings(started)
 

@@ -43,7 +43,7 @@ def test_every_setting_has_its_default_and_a_meaning(generator: ModuleType) -> N
     assert names <= set(found)
     silent = [name for name in names if not found[name][2 if name.startswith("size.") else 3]]
     assert not silent, f"say behind {sorted(silent)} in configs/ what they mean"
-    assert found["learner.horizon"][1] == "`333`" and found["env.workers"][2] == "serial, processes"
+    assert found["learner.horizon"][1] == "`100`" and found["env.workers"][2] == "serial, processes"
 
 
 def test_every_own_setting_of_an_environment_has_a_meaning(generator: ModuleType) -> None:

@@ -91,7 +91,7 @@ def test_when_a_run_is_finished(
     for step in steps:
         (tmp_path / f"checkpoints/{step:012d}").mkdir(parents=True)
     (tmp_path / "metrics.jsonl").write_text(lines)
-    ended, _, told = sweep.state_of(tmp_path, load(["experiment=null", *overrides.split()]).settings)
+    ended, _, told = sweep.state_of(tmp_path, load(["experiment=laptop", *overrides.split()]).settings)
     assert ended == finished
     assert told.startswith("finished, step " if finished else "not finished, step " if steps else "not started")
 
@@ -155,5 +155,5 @@ def test_null_and_atari_games_mean_what_they_mean_for_one_run(monkeypatch: pytes
     assert sweep.run(["experiment=null,official", "env=pong", "logger=null"], tmp_path) == 0
     settings = [load(command).settings for command in commands]
     assert [one.env.options["game"] for one in settings] == ["pong", "pong"]
-    assert [one.replay.length for one in settings] == [16, 64]
-    assert [Path(one.run_dir).name for one in settings] == ["experiment=none", "experiment=official"]
+    assert [one.replay.length for one in settings] == [32, 64]
+    assert [Path(one.run_dir).name for one in settings] == ["experiment=laptop", "experiment=official"]

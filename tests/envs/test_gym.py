@@ -18,14 +18,19 @@ from dreamer_torchrl import build_agent
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.envs.gym import wrapped
+from tests.envs.toys import Replayed
 
 IDS = [
     *("CartPole-v1", "Pendulum-v1", "LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3", "Taxi-v4", "Blackjack-v1"),
     *("dreamer_torchrl/GridReach-v0", "dreamer_torchrl/Memory-v0"),
+    *("dreamer_torchrl/MiniGrid-v0", "dreamer_torchrl/CarRacing-v0"),
 ]
+RACING = "dreamer_torchrl/CarRacing-v0"
 CASES: list[tuple[str, dict[str, Any]]] = [
     *(("gym", {"id": id}) for id in IDS),
+    ("gym", {"id": "dreamer_torchrl/MiniGrid-v0", "arguments": {"name": "Empty-8x8", "pixels": True}}),
     ("custom", {"factory": "tests.envs.toys:gray"}),
+    ("custom", {"factory": "tests.envs.toys:gray", "size": 48}),
     ("custom", {"factory": "torchrl.envs:GymEnv", "arguments": {"env_name": "CartPole-v1"}}),
 ]
 
@@ -56,6 +61,55 @@ def test_specs_agent_and_seed(family: str, options: dict[str, Any]) -> None:
     assert not alike(first, play(new, 6, steps))
     for env in (used, new):
         env.close()
+
+
+def test_car_racing_drawn_once_in_four_frames_is_the_same() -> None:
+    """Bytes of observations, rewards and ends of CarRacing-v3 with an action held for four frames."""
+    make_env("gym", {"id": RACING})  # registers it
+    envs = [
+        gymnasium.make(f"{name}", disable_env_checker=True) for name in ("CarRacing-v3", "dreamer_torchrl/CarRacing-v0")
+    ]
+    assert np.array_equal(*(env.reset(seed=3)[0] for env in envs))
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        action = np.array([generator.uniform(-1, 1), generator.uniform(0, 1), 0], np.float32)
+        frames = [envs[0].step(action) for _ in range(4)]
+        picture, reward, *ends = envs[1].step(action)[:4]
+        assert np.array_equal(picture, frames[-1][0])
+        assert reward == pytest.approx(sum(frame[1] for frame in frames))
+        assert ends == list(frames[-1][2:4])
+    for env in envs:
+        env.close()
+
+
+def test_car_racing_ends_inside_four_frames_with_the_picture_of_the_end() -> None:
+    env = make_env("gym", {"id": RACING})._env
+    env.reset(seed=0)
+    before = env.step(np.array([0, 1, 0], np.float32))[0]
+    env.unwrapped.car.hull.position = (1e4, 0.0)  # far outside
+    picture, reward, terminated, *_ = env.step(np.array([0, 1, 0], np.float32))
+    assert terminated and reward == -100
+    assert not np.array_equal(picture, before) and np.array_equal(picture, env.unwrapped._render("state_pixels"))
+
+
+def test_crafter_follows_from_its_seed() -> None:
+    env = make_env("gym", {"id": "dreamer_torchrl/Crafter-v0"})
+    first = play(env, 5, 4)
+    assert first["pixels"].shape == (4, 64, 64, 3) and first["pixels"].float().std() > 10
+    assert alike(first, play(env, 5, 4))
+
+
+def test_images_are_resized() -> None:
+    """Each by itself, inside a dictionary too; one of that size stays as it is; a mean color stays."""
+    left, map = Box(0, 255, (30, 96, 3), np.uint8), Box(0, 255, (48, 48), np.uint8)
+    space = gymnasium.spaces.Dict(eye=gymnasium.spaces.Dict(left=left), map=map, speed=Box(-1, 1, (2,)))
+    plain, small = (wrapped(Replayed(space, Discrete(2)), size) for size in (None, 48))
+    check_env_specs(small)
+    before, after = (play(env, 3, 1)[0] for env in (plain, small))
+    assert after["eye", "left"].shape == (48, 48, 3) and after["eye", "left"].dtype == torch.uint8
+    assert torch.equal(after["map"], before["map"]) and torch.equal(after["speed"], before["speed"])
+    assert after["eye", "left"].float().mean().sub(before["eye", "left"].float().mean()).abs() < 2
+    assert after["eye", "left"].float().std() < before["eye", "left"].float().std()  # averaged, since it is narrower
 
 
 def test_bipedalwalker_forgets_the_episode_before() -> None:
