@@ -17,7 +17,8 @@ from dreamer_torchrl.training.pretrained import WEIGHTS
 from tests.benchmarks.conftest import Program
 from tests.training.training_examples import trained
 
-SMALL = "prefill=0 env.num_envs=1 replay.batch=2 replay.length=8 size.belief=32 size.hidden=16 size.units=16 total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
+SMALL = "prefill=0 env.num_envs=1 replay.batch=2 replay.length=8 size.belief=32 size.hidden=16 size.units=16"
+SMALL += " total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
 
 
 @pytest.mark.slow
