@@ -23,7 +23,7 @@ from dreamer_torchrl.envs.registry import atari_games
 from tests.checkpoint.checkpoint_examples import read_only
 
 TINY = (
-    "experiment=laptop",
+    *("experiment=laptop", "prefill=0", "env.num_envs=1"),
     *("threads=1", "device=cpu", "size.belief=32", "size.hidden=16", "size.units=16", "learner.imagination_length=3"),
     *("replay.batch=2", "replay.length=8", "train_ratio=4", "total_steps=40", "eval.episodes=2", "eval.num_envs=2"),
     "eval.dream=0",

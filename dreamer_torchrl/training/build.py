@@ -157,7 +157,7 @@ def make_metrics(
         loggers.append(ResumedTensorboardLogger("tensorboard", str(run_dir), resumed_at))
     loggers += [make_logger(name, entry, run_dir) for name, entry in settings.log.loggers.items()]
     if wandb.mode != "disabled":
-        config = {**configuration.values, "experiment": experiment_of(configuration.overrides)}
+        config = {**configuration.values, "experiment": experiment_of(configuration.overrides) or "laptop"}
         config |= {"environment": environment_name(settings), "versions": library_versions()}
         place = wandb_place(configuration, run_dir)
         loggers.append(WandbThread(run_dir, wandb.mode, place, config, console.note, wandb.artifact, hours))

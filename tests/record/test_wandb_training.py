@@ -37,13 +37,13 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_says_what_it_is(cartpole: Path) -> None:
     """Group, name with the seed, tags, kind of job, and the whole configuration."""
     (told,) = records(offline_folders(cartpole)[0], "run")
-    assert told["run_group"].startswith("cartpole env.num_envs=2 learner.imagination_length=3")
+    assert told["run_group"].startswith("cartpole-v1 env.num_envs=2 learner.imagination_length=3")
     assert (told["display_name"], told["job_type"]) == ("run seed 3", "train")
-    assert told["tags"] == ["cartpole", "cartpole-v1", "own"]
+    assert told["tags"] == ["cartpole-v1", "own"]
     config = told["config"]["update"]
     saved = yaml.safe_load((cartpole / "config.yaml").read_text())
     assert {key: config[key] for key in saved} == saved
-    assert (config["experiment"], config["environment"]) == ("cartpole", "cartpole-v1")
+    assert (config["experiment"], config["environment"]) == ("laptop", "cartpole-v1")
     assert config["versions"]["torch"] == torch.__version__
 
 
@@ -80,14 +80,14 @@ def test_the_best_agent_is_there_and_plays_as_it_did(cartpole: Path) -> None:
 
 
 GROUPS = [
-    ("env=cartpole seed=1", "cartpole"),
-    ("env=cartpole seed=2 device=cpu eval.every=100 threads=1 wandb.mode=offline logger=wandb", "cartpole"),
-    ("env=cartpole seed=2 learner.horizon=50", "cartpole learner.horizon=50"),
+    ("env=cartpole seed=1", "cartpole-v1"),
+    ("env=cartpole seed=2 device=cpu eval.every=100 threads=1 wandb.mode=offline logger=wandb", "cartpole-v1"),
+    ("env=cartpole seed=2 learner.horizon=50", "cartpole-v1 learner.horizon=50"),
     (
         "learner.horizon=50 size=size1m env=cartpole train_ratio=2",
-        "cartpole learner.horizon=50 size=size1m train_ratio=2",
+        "cartpole-v1 learner.horizon=50 size=size1m train_ratio=2",
     ),
-    ("learner.horizon=50 learner.horizon=60", "cartpole learner.horizon=60"),
+    ("learner.horizon=50 learner.horizon=60", "cartpole-v1 learner.horizon=60"),
     ("experiment=null", "cartpole-v1"),
     ("env=lunarlander", "lunarlander-v3"),
     ("env=pong experiment=atari100k", "atari100k-pong"),
