@@ -139,14 +139,15 @@ def end(process: subprocess.Popen) -> None:
 
 
 def episode_lines(path: Path, start: float, minutes: float) -> list[dict]:
-    """Episodes that ended within those minutes after the start, in the words of `metrics.jsonl`."""
+    """Episodes that ended within those minutes after the start, for `curve`; steps are milliseconds to it."""
     frames, lines = 0, []
     for line in path.read_text().splitlines() if path.exists() else []:
         ended, length, value = map(float, line.split())
         frames += int(length)
-        if ended - start <= minutes * 60:
-            line = {"step": frames, "count/frames": frames, "time/elapsed": ended - start, "episode/return": value}
-            lines.append(line)
+        seconds = ended - start
+        if seconds <= minutes * 60:
+            of_time = {"step": round(1000 * seconds), "time/elapsed": seconds}
+            lines.append({**of_time, "count/frames": frames, "episode/return": value})
     return lines
 
 

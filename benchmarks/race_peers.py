@@ -29,7 +29,7 @@ def ours(task: str, seed: int) -> System:
 
 
 def sheeprl(task: str, seed: int) -> list[System]:
-    """Its smallest DreamerV3 of each generation, with the replay ratio and environments of its control experiments."""
+    """Its smallest DreamerV3 of each generation, with the replay ratio of its control experiments."""
     pixels, vectors = ("[rgb]", "[]") if task == "grid_reach" else ("[]", "[state]")
     common = [
         *(f"algo.cnn_keys.{side}={pixels}" for side in ("encoder", "decoder")),
@@ -40,7 +40,7 @@ def sheeprl(task: str, seed: int) -> list[System]:
         *"buffer.size=100000 buffer.memmap=False buffer.checkpoint=False".split(),
     ]
     variants = {
-        "size1m": "exp=dreamer_v3_5 algo=dreamer_v3_5_1M env.num_envs=16 algo.learning_starts=1024",
+        "size1m": "exp=dreamer_v3_5 algo=dreamer_v3_5_1M env.num_envs=4 algo.learning_starts=1024",
         "xs": "exp=dreamer_v3 algo=dreamer_v3_XS env.num_envs=4 algo.learning_starts=1300",
     }
     packages = ("sheeprl", "torch", "gymnasium")

@@ -96,6 +96,8 @@ def test_episodes_after_the_end_do_not_count(race: ModuleType, tmp_path: Path) -
         (10, 6.0, 10.0),
         (30, 30.0, -3.5),
     ]
+    rows = race.curve(lines, points=3)
+    assert [(row["frames"], row["minutes"], row["training"]) for row in rows] == [(10, 0.1, "10"), (30, 0.5, "-3.5")]
     assert race.episode_lines(tmp_path / "none.txt", 1000, 1) == []
 
 
