@@ -3,6 +3,7 @@
 Inside the agent an action is one flat float vector: floats as they are, classes one-hot, keys in sorted order.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -69,6 +70,7 @@ class ActionDistribution(Draw):
         self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, min_std: float = 0.1, max_std: float = 1.0
     ):
         self.parameters, self.space = full_precision(parameters), space
+        self.limits = unimix, min_std, max_std
         chunks = self.parameters.split(space.parameter_sizes, -1)
         self.parts: list[OneHotDist | BoundedNormal] = [
             OneHotDist(part.unflatten(-1, pair), unimix)
@@ -92,6 +94,22 @@ class ActionDistribution(Draw):
 
     def entropy(self) -> Tensor:
         return sum(part.entropy() for part in self.parts)
+
+    @property
+    def entropy_range(self) -> tuple[float, float]:
+        """The least and the largest entropy that parameters can give."""
+        unimix, *stds = self.limits
+        low = high = 0.0
+        for count, classes in self.space.parts:
+            if classes:
+                rest = unimix / classes  # the probability of each class but the one that is certain
+                certain = 1 - (classes - 1) * rest
+                low -= count * (certain * math.log(certain) + (classes - 1) * (rest and rest * math.log(rest)))
+                high += count * math.log(classes)
+            else:
+                least, most = (count * (math.log(std) + 0.5 * math.log(2 * math.pi * math.e)) for std in stds)
+                low, high = low + least, high + most
+        return low, high
 
     def _draw(self, noise: Tensor) -> Tensor:
         chunks = noise.split([count for count, _ in self.space.parts], -1)

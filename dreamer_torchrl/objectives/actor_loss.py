@@ -9,6 +9,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
+from dreamer_torchrl.modules.actor import ActionDistribution
 from dreamer_torchrl.objectives.batch import check_keys
 from dreamer_torchrl.objectives.common import StepLoss, entries
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
@@ -148,4 +149,7 @@ class ActorLoss(StepLoss):
             "return_high": self.normalizer.high.clone(),
             "return_scale": self.normalizer.scale,
         }
+        if isinstance(policy, ActionDistribution):
+            low, high = policy.entropy_range
+            metrics["randomness"] = (metrics["entropy"] - low) / (high - low or 1.0)
         return TensorDict({"loss_actor": loss, **{key: metric.detach() for key, metric in metrics.items()}}), data

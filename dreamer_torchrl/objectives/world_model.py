@@ -57,7 +57,7 @@ class WorldModelLoss(StepLoss):
     class _AcceptedKeys(
         entries(
             "reward terminated is_init belief state features prior_logits posterior_logits reward_logits "
-            "continue_logits priority priority_weight"
+            "predicted_reward continue_logits priority priority_weight"
         )
     ): ...
 
@@ -138,4 +138,9 @@ class WorldModelLoss(StepLoss):
             metrics = {f"reconstruction/{key_name(key)}": value.mean() for key, value in reconstruction.items()}
             metrics["prior_entropy"] = self.latent.entropy(prior).mean()
             metrics["posterior_entropy"] = self.latent.entropy(posterior).mean()
+            recorded = data.get(keys.reward)
+            metrics["reward_error"] = (data.get(keys.predicted_reward) - recorded).square().mean()
+            metrics["reward_variance"] = recorded.var(correction=0)
+            metrics["continue_error"] = (data.get(keys.continue_logits).sigmoid() - target).square().mean()
+            metrics["continue_variance"] = target.var(correction=0)
         return TensorDict({**losses, **metrics}), data

@@ -24,6 +24,7 @@ from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.learner import set_generator_state
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
+from dreamer_torchrl.record.monitor import Monitor
 from dreamer_torchrl.training import build
 from dreamer_torchrl.training.evaluation import Cancelled, Evaluator
 from dreamer_torchrl.training.memory import replay_size
@@ -62,6 +63,7 @@ class Training:
         self.progress = Progress()
         self.clock = Clock(self.progress)
         self.metrics, self.reports = Metrics([]), Reports(run_dir, console.note)
+        self.monitor = Monitor(asdict(settings))
         self.skipped_in_a_row, self.went_back = 0, False
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.collector: BaseCollector | None = None
@@ -201,7 +203,10 @@ class Training:
         values |= {"count/episodes": progress.episodes, "count/environment_failures": progress.environment_failures}
         if progress.best is not None:
             values["best/return"] = progress.best
-        self.record(values | memory_bytes())
+        self.record(values | progress.compared() | memory_bytes())
+        for finding in self.monitor.new({"step": progress.steps, **values, **progress.compared()}):
+            self.console.note(f"Monitor: {finding}")
+            self.record({f"finding/{finding.name}": 1.0})
 
     def record(self, values: dict[str, float]) -> None:
         frames = self.progress.steps * self.settings.env.frames_per_step
@@ -219,13 +224,14 @@ class Training:
         specs = Specs(self.envs.observation_spec_unbatched, self.envs.full_action_spec_unbatched, self.envs.bounds)
         state = {"learner": self.learner.state_dict(), "specs": specs.to_tree(), "episodes": self.episodes.state_dict()}
         state |= {"policy_generator": self.drawn, "progress": asdict(self.progress)}
-        return state | {"metrics": self.metrics.state_dict()}
+        return state | {"metrics": self.metrics.state_dict() | {"said": sorted(self.monitor.said)}}
 
     def restore(self, saved: Saved) -> None:
         self.learner.load_state_dict(saved.parts["learner"])
         set_generator_state(self.policy.generator, saved.parts["policy_generator"])
         self.progress.__dict__.update(saved.parts["progress"])
         self.metrics.load_state_dict(saved.parts["metrics"])
+        self.monitor.said = set(saved.parts["metrics"].get("said", ()))
         self.episodes.load_state_dict(saved.parts["episodes"])
         self.drawn = self.policy.generator.get_state()
         self.console.note(f"Resumed at step {self.progress.steps:,} from {saved.path}.")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, variance
 
 from torchrl import timeit
 
 from dreamer_torchrl.config.schema import Settings
 
 RECENT = 10  # episodes whose mean return is shown
+COMPARED = 50  # newest episodes, whose mean return is compared with chance
+CHANCE, PREFILLED = 20, 100  # first episodes whose return counts as chance; as many at most before the first update
+CHANCE_UPDATES = 1000  # after which no episode counts as one by chance: small ones, as the learning rate rises
 PARTS = ("collector", "replay", "learner", "evaluation")  # whose time is measured; they do not overlap
 
 
@@ -27,14 +31,28 @@ class Progress:
     best_evaluation: float | None = None  # the highest of all evaluations
     best: float | None = None  # mean return over RECENT episodes
     seconds: float = 0.0  # of training until the last save, over all processes of the run
-    recent: list[float] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # returns of the newest episodes
+    chance: list[float] = field(default_factory=list)  # returns of the first episodes, of a policy close to random
 
     def add_episode(self, total_reward: float) -> None:
+        still_random = self.updates <= CHANCE_UPDATES and len(self.chance) < (CHANCE if self.updates else PREFILLED)
+        if still_random and len(self.chance) == self.episodes:
+            self.chance.append(total_reward)
         self.episodes += 1
-        self.recent = [*self.recent, total_reward][-RECENT:]
-        if len(self.recent) == RECENT:
-            mean = fmean(self.recent)
+        self.recent = [*self.recent, total_reward][-COMPARED:]
+        if len(self.recent) >= RECENT:
+            mean = fmean(self.recent[-RECENT:])
             self.best = mean if self.best is None else max(mean, self.best)
+
+    def compared(self) -> dict[str, float]:
+        """Mean returns at the start and lately, and their difference in standard errors, where episodes suffice."""
+        later = self.recent[max(0, len(self.recent) + len(self.chance) - self.episodes) :]
+        if len(self.chance) < 4 or len(later) < RECENT:
+            return {}
+        error = math.sqrt(sum(variance(returns) / len(returns) for returns in (self.chance, later)))
+        chance, recent = fmean(self.chance), fmean(later)
+        above = (recent - chance) / max(error, 1e-9)
+        return {"return/chance": chance, "return/recent": recent, "return/above_chance": above}
 
     def finished(self, settings: Settings) -> bool:
         """Whether all steps are done, or the last evaluation reached the return that was asked for."""

@@ -18,6 +18,7 @@ import yaml
 from dreamer_torchrl.config.compose import read_saved, size_name
 from dreamer_torchrl.record.console import duration
 from dreamer_torchrl.record.console import size as byte_size
+from dreamer_torchrl.record.monitor import findings
 from dreamer_torchrl.record.video import whole
 from dreamer_torchrl.views.curves import EVALUATION, Run, group, read_run
 from dreamer_torchrl.views.plots import Panel, detail_panels, panel_svg, return_panels
@@ -83,6 +84,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         "finished": solved or steps >= total,
         "updates_per_step": f"{values['train_ratio'] / (replay['batch'] * replay['length']):.3g} per step",
         "evaluations": run.curve(EVALUATION),
+        "findings": findings(values, run.records),
         "returns": {name: panel_svg(returns, experiments, *shape) for name, shape in RETURNS.items()},
         "details": [panel_svg(panel, experiments) for panel in panels],
         "name": shlex.quote(str(run.path)),

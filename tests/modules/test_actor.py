@@ -157,6 +157,23 @@ def test_log_prob_and_entropy_agree_with_torch(name: str) -> None:
 
 
 @every_spec
+@pytest.mark.parametrize("unimix", [0.0, 0.1])
+def test_entropy_stays_in_its_range(name: str, unimix: float) -> None:
+    """Both ends are reached: by parameters that choose one class and the least deviation, and by the opposite."""
+    space = policy_for(name).space
+    found = []
+    for end, stddev in enumerate((-100.0, 100.0)):
+        parts = []
+        for count, classes in space.parts:
+            if classes:
+                parts.append((100.0 * (1 - end) * torch.eye(classes)[0]).repeat(count))
+            else:
+                parts.append(torch.tensor([0.0] * count + [stddev] * count))
+        found.append(ActionDistribution(torch.cat(parts).double(), space, unimix).entropy().item())
+    assert found == pytest.approx(ActionDistribution(torch.cat(parts), space, unimix).entropy_range, abs=1e-9)
+
+
+@every_spec
 def test_the_probabilistic_actor_draws_and_tells_its_distribution(name: str) -> None:
     actor = actor_for(name)
     module = actor.probabilistic_module()

@@ -86,6 +86,17 @@ def test_kl_and_entropies_are_those_of_the_latents_distributions() -> None:
     assert_close(losses["prior_entropy"], prior.entropy().mean())
 
 
+def test_errors_of_heads_beside_the_variances_of_what_they_predict() -> None:
+    losses, data = run()
+    goes_on = torch.where(data["terminated"], 0.0, 1 - 1 / 333)
+    for name, target, prediction in (
+        ("reward", data["reward"], data["predicted_reward"]),
+        ("continue", goes_on, data["continuation"]),
+    ):
+        assert_close(losses[f"{name}_error"], nn.functional.mse_loss(prediction, target))
+        assert_close(losses[f"{name}_variance"], nn.functional.mse_loss(target.mean().expand_as(target), target))
+
+
 @pytest.mark.parametrize(
     ("options", "alive"),
     [({}, 1 - 1 / 333), ({"horizon": 10}, 0.9), ({"horizon": 10, "discount_in_continue": False}, 1.0)],
@@ -136,7 +147,7 @@ def renamed_loss(agent: Agent, key: Mapping[str, NestedKey]) -> WorldModelLoss:
             ["encoded_latents", "previous_action", key["is_init"], *before], latents
         ),
         agent.decoder.tensordict_module([key["features"]]),
-        agent.reward.tensordict_module([key["features"]], [key["reward_logits"], "predicted_reward"]),
+        agent.reward.tensordict_module([key["features"]], [key["reward_logits"], key["predicted_reward"]]),
         agent.continuation.tensordict_module([key["features"]], [key["continue_logits"], "continuation"]),
         agent.spaces,
         agent.action_space,

@@ -84,3 +84,23 @@ class Unseeded(Faulty):
 
     def _see(self) -> np.ndarray:
         return np.random.default_rng().uniform(-1, 1, 2).astype(np.float32)
+
+
+class Button(gymnasium.Env):
+    """Eight steps with two buttons, one of which pays; or ``deaf``: it pays by chance, whatever is pressed."""
+
+    observation_space = spaces.Box(0, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, deaf: bool = False):
+        self.deaf = deaf
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.count += 1
+        pays = self.np_random.integers(2) if self.deaf else action
+        return np.array([self.count / 8, pays], np.float32), float(pays), self.count == 8, False, {}
