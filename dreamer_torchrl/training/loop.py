@@ -203,10 +203,11 @@ class Training:
         values |= {"count/episodes": progress.episodes, "count/environment_failures": progress.environment_failures}
         if progress.best is not None:
             values["best/return"] = progress.best
-        self.record(values | progress.compared() | memory_bytes())
-        for finding in self.monitor.new({"step": progress.steps, **values, **progress.compared()}):
+        values |= progress.compared()
+        found = self.monitor.new({"step": progress.steps, **values})
+        self.record(values | memory_bytes() | {f"finding/{finding.name}": 1.0 for finding in found})
+        for finding in found:
             self.console.note(f"Monitor: {finding}")
-            self.record({f"finding/{finding.name}": 1.0})
 
     def record(self, values: dict[str, float]) -> None:
         frames = self.progress.steps * self.settings.env.frames_per_step
