@@ -29,8 +29,13 @@ from tests.agents.acting_examples import agent_for, recorded, stream
 MODES = {False: ExplorationType.DETERMINISTIC, True: ExplorationType.RANDOM}
 NANO = Size.named("nano")
 CASES = [("CartPole-v1", False), ("Pendulum-v1", True), ("crane", False), ("crane", True), ("multi_discrete", True)]
+SLOW = CASES[2:]
 every_case = pytest.mark.parametrize(
-    ("name", "sample"), CASES, ids=[f"{n}-{'draws' if s else 'modes'}" for n, s in CASES]
+    ("name", "sample"),
+    [
+        pytest.param(n, s, id=f"{n}-{'draws' if s else 'modes'}", marks=[pytest.mark.slow] * ((n, s) in SLOW))
+        for n, s in CASES
+    ],
 )
 
 
@@ -98,6 +103,7 @@ def test_does_what_the_agent_does(folder: Path, name: str, sample: bool) -> None
                 assert found.equal(torch.stack([part.argmax(-1) for part in parts], -1))
 
 
+@pytest.mark.slow
 def test_bfloat16_agents_can_be_exported(tmp_path: Path) -> None:
     agent = agent_for("Pendulum-v1", dtype=torch.bfloat16)
     path = export_policy(agent, tmp_path / "policy.pt2")
@@ -130,6 +136,7 @@ print(json.dumps([{name: value.tolist() for name, value in actions.items()}, *[x
 """
 
 
+@pytest.mark.slow
 def test_torch_alone_runs_the_file_by_its_description(folder: Path) -> None:
     """In a process where nothing of ours can be imported: inputs and noise are made from the description."""
     agent, path = exported(folder, "crane", True)

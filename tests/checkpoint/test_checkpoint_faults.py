@@ -20,7 +20,13 @@ from tests.checkpoint.checkpoint_examples import assert_same, grow, mounted, rea
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("how", "least"), [(("random", "6"), 6), (("each-operation",), 30)], ids=["random", "each"])
+@pytest.mark.parametrize(
+    ("how", "least"),
+    [
+        pytest.param(("random", "6"), 6, id="random"),
+        pytest.param(("each-operation",), 30, id="each", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_savers_leave_what_was_saved(how: tuple[str, ...], least: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.checkpoint.killed_saver", str(tmp_path / "run"), *how]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

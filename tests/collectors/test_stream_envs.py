@@ -239,6 +239,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_processes_outlive_signals_to_all_and_end_with_their_parent(tmp_path: Path) -> None:
     """Ctrl-C reaches every process of a terminal; kill -9 none but the parent, even while an environment hangs."""
     script = tmp_path / "parent.py"
@@ -286,6 +287,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_was_not_closed_does_not_hold_up_the_end(tmp_path: Path) -> None:
     """Not even one whose environment has started a process itself, which daemons may not."""
     script = tmp_path / "forgetful.py"

@@ -68,6 +68,7 @@ def number(path: Path) -> int:
 # The kernels themselves
 
 
+@pytest.mark.slow
 def test_the_kernels_are_built_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the shipped sources, without a warning, and found there the next time although there is no compiler."""
     log = tmp_path / "warnings"
@@ -238,6 +239,7 @@ def three_updates(learner: Learner) -> list[dict[str, float]]:
     return [{key: value.item() for key, value in learner.update(batch)[0].items()} for _ in range(3)]
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_compiler(tmp_path: Path) -> None:
     """A learner does the same there; only one who insists on kernels is told why there are none."""
     environment = {**os.environ, "PATH": "", "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}

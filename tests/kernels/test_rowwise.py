@@ -110,6 +110,7 @@ def test_a_module_with_kernels_is_the_module() -> None:
     assert torch.equal(module(x), expected)
 
 
+@pytest.mark.slow
 def test_in_a_compiled_module() -> None:
     mlp = MLP(5, 8, layers=2)
     expected = mlp(torch.ones(3, 5))

@@ -254,6 +254,7 @@ def test_only_the_learner_computes_with_compiled_networks() -> None:
     assert all(module._compiled_call_impl is None for module in learner.agent.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_networks_and_steps_give_the_same_numbers_and_gradients() -> None:
     """Only the rounding may differ. Each kind of network and one step of each loop is compiled here, the learning of

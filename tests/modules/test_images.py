@@ -137,6 +137,7 @@ def test_the_image_gets_no_gradient_that_nobody_wants(kind: type[nn.Module]) -> 
     assert all(parameter.grad.any() for parameter in parameters)
 
 
+@pytest.mark.slow
 def test_compiling_breaks_no_graph_and_changes_nothing() -> None:
     chain = nn.Sequential(ImageStage(3, 6), UpsampleStage(6, 4), PixelStage(4, 3))
     attach(chain, native=False)

@@ -34,6 +34,7 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "run"
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_is(cartpole: Path) -> None:
     """Group, name with the seed, tags, kind of job, and the whole configuration."""
     (told,) = records(offline_folders(cartpole)[0], "run")
@@ -47,6 +48,7 @@ def test_a_run_says_what_it_is(cartpole: Path) -> None:
     assert config["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_the_metrics_are_there_by_step(cartpole: Path) -> None:
     """All that `metrics.jsonl` says of a step is in one row, with frames and hours to draw it over; and the videos."""
     logged = {row["_step"]: row for row in rows(offline_folders(cartpole)[0])}
@@ -65,6 +67,7 @@ def test_the_metrics_are_there_by_step(cartpole: Path) -> None:
         assert (offline_folders(cartpole)[0] / "files" / logged[step]["eval/video.path"]).read_bytes() == film
 
 
+@pytest.mark.slow
 def test_the_best_agent_is_there_and_plays_as_it_did(cartpole: Path) -> None:
     """Of the first evaluation that no other surpassed; its files alone give the same return again."""
     evaluations = [(line["eval/return"], -line["step"]) for line in lines(cartpole) if "eval/return" in line]
