@@ -127,7 +127,7 @@ class Settings:
     seed: Annotated[int, Within(ge=0, lt=2**63)] = 0
     total_steps: Count = 100_000
     train_ratio: Annotated[float, Within(ge=0)] = 16.0
-    prefill: CountOrNone = 1_000
+    prefill: CountOrNone = 10_000
     collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
