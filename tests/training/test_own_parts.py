@@ -32,7 +32,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_own_parts_train_resume_evaluate_and_load(page: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """All of the page at once."""
-    short = ["env=cartpole", "total_steps=40", "eval.every=0", "log.every=0", "run_dir=run"]
+    short = ["env=cartpole", "prefill=0", "total_steps=40", "eval.every=0", "log.every=0", "run_dir=run"]
     assert train.main([*TINY, *page, *short]) == 0
     assert train.main(["run_dir=run", "total_steps=48"]) == 0
     assert "Resumed at step 40" in capsys.readouterr().out
