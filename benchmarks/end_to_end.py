@@ -53,7 +53,7 @@ def train(training: Training, overrides: list[str], folder: Path, steps: int | N
     """One run and its time shares."""
     run_dir = folder / training.env
     settings = [f"env={training.env}", "experiment=laptop", *OFFICIAL, f"train_ratio={training.train_ratio}"]
-    settings += [f"total_steps={steps or training.steps}", "eval.every=0", "log.every=2", *overrides]
+    settings += [f"total_steps={steps or training.steps}", "prefill=0", "eval.every=0", "log.every=2", *overrides]
     command = ["-m", "dreamer_torchrl.train", *settings]
     subprocess.run([sys.executable, *command, f"run_dir={run_dir}"], check=True)
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -38,7 +38,7 @@ from dreamer_torchrl.training.build import make_replay
 
 SETTINGS = (
     *("env=cartpole", "device=cpu", "size=nano", "size.hidden=16", "size.units=16", "replay.length=8"),
-    *("learner.imagination_length=3", "log.every=0.2", "checkpoint.every=0.1"),
+    *("learner.imagination_length=3", "prefill=0", "log.every=0.2", "checkpoint.every=0.1"),
     *("eval.every=100", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0"),
 )
 PARALLEL = 32_768
