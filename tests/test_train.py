@@ -53,13 +53,15 @@ def test_intervals_frames_and_repeated_actions(tmp_path: Path) -> None:
 
 
 def test_evaluations_come_when_they_are_due() -> None:
-    """At the first step at or after each multiple, and once at the end."""
-    settings, progress, due = configured(["eval.every=20", "total_steps=50"]).settings, Progress(), []
-    for progress.steps in range(0, 54, 3):
-        if progress.evaluation_is_due(settings):
-            due.append(progress.steps)
-            progress.evaluated = progress.steps
-    assert due == [21, 42, 51]
+    """At the first step at or after each multiple, but not before the first update, and once at the end."""
+    for overrides, expected in (("replay.length=2", [21, 42, 51]), ("prefill=30", [42, 51]), ("prefill=99", [51])):
+        words = ["eval.every=20", "total_steps=50", "replay.batch=1", "prefill=0", *overrides.split()]
+        settings, progress, due = configured(words).settings, Progress(), []
+        for progress.steps in range(0, 54, 3):
+            if progress.evaluation_is_due(settings):
+                due.append(progress.steps)
+                progress.evaluated = progress.steps
+        assert due == expected
 
 
 def test_it_stops_where_it_is_good_enough(tmp_path: Path) -> None:

@@ -60,9 +60,10 @@ class Progress:
         return self.steps >= settings.total_steps or (None not in (reached, wanted) and reached >= wanted)
 
     def evaluation_is_due(self, settings: Settings) -> bool:
-        """At the first step at or after each multiple of ``eval.every``, and at the end."""
+        """At the first step at or after each multiple of ``eval.every`` with updates before it, and at the end."""
         every, at_end = settings.eval.every, self.steps >= settings.total_steps
-        return every > 0 and (at_end or self.steps // every > self.evaluated // every) and self.evaluated < self.steps
+        before = max(self.evaluated, settings.first_update)
+        return every > 0 and (at_end or self.steps // every > before // every) and self.evaluated < self.steps
 
 
 class Clock:
