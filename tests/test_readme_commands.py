@@ -34,7 +34,7 @@ def call(line: str) -> int:
     """Run ``python -m dreamer_torchrl.NAME ...`` in this process."""
     _, _, module, *arguments = shlex.split(line)
     try:
-        return importlib.importlib.import_module(module).main(arguments) or 0
+        return importlib.import_module(module).main(arguments) or 0
     except SystemExit as end:
         return end.code or 0
 

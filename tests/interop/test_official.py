@@ -17,6 +17,7 @@ from dreamer_torchrl.agents.agent import Size, build_agent
 from dreamer_torchrl.interop.official import load_into, load_official, save_official_params
 from dreamer_torchrl.interop.official_names import links
 from dreamer_torchrl.interop.unpickle import find_checkpoint, load_arrays
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.learner import Learner, example_batch
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -116,7 +117,7 @@ def test_specs_say_what_shapes_do_not() -> None:
         slots=MultiCategorical([3, 3]),
     )
     action = Composite(buttons=MultiCategorical([4, 4]), gear=Categorical(3, shape=()), steer=Bounded(-1, 1, (2,)))
-    learner = Learner(build_agent(seen, action, TINY))
+    learner = Learner(build_agent(seen, action, TINY), Hyperparameters.official())
     arrays = save_official_params(learner)
     with pytest.raises(ValueError, match="not square: give observation_spec="):
         load_official(arrays)
