@@ -1,6 +1,6 @@
 """Put the agent of a run into `pretrained/`, with its line of `results/scores.csv`; renews the tables that name it.
 
-    python benchmarks/shelve.py runs/learning/cartpole-cartpole-1 --name cartpole
+    python benchmarks/shelve.py runs/learning/cartpole-laptop-1 --name cartpole
 
 An agent of that name is replaced. `learning.py` makes the run, its `evaluation.json` and the line.
 """
