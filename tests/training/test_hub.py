@@ -49,7 +49,7 @@ def test_an_agent_goes_to_the_hub_and_comes_back(tmp_path: Path) -> None:
     known, (result,) = yaml.safe_load(metadata), yaml.safe_load(metadata)["model-index"][0]["results"]
     assert (known["license"], known["library_name"]) == ("mit", "dreamer_torchrl")
     assert result["metrics"][0] == {"type": "mean_reward", "value": 500.0}
-    assert 'load_from_hub("somebody/cartpole")' in text and "experiment=cartpole seed=1" in text
+    assert 'load_from_hub("somebody/cartpole")' in text and "env=cartpole seed=1" in text
     own_page = hub.repos["somebody/own"]["README.md"].decode()
     assert "license: apache-2.0" in own_page and "not evaluated" in own_page and "model-index" not in own_page
 

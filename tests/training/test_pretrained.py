@@ -18,6 +18,7 @@ from dreamer_torchrl.agents.player import as_indices
 from dreamer_torchrl.checkpoint.manifest import DamagedFile
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import environment_name
+from dreamer_torchrl.modules.spaces import Image
 from dreamer_torchrl.training.hub import packed
 from dreamer_torchrl.training.pretrained import CARD, PRETRAINED, WEIGHTS, pretrained_names, read_card, write_pretrained
 from tests.checkpoint.checkpoint_examples import flip_a_bit
@@ -38,7 +39,8 @@ def test_a_pretrained_agent_is_whole(name: str) -> None:
     assert card.licence == setup["metadata"]["license"] and card.command.startswith("python -m dreamer_torchrl.train ")
     assert card.score["episodes"] >= 10 and card.minutes > 0 and re.fullmatch(r"[0-9a-f]{7}(-dirty)?", card.commit)
     spaces = {key: as_indices(space) for key, space in run.agent.spaces.items()}
-    observation = {key: torch.zeros(space.shape, dtype=space.dtype).numpy() for key, space in spaces.items()}
+    kinds = {key: torch.uint8 if isinstance(space, Image) else space.dtype for key, space in spaces.items()}
+    observation = {key: torch.zeros(space.shape, dtype=kinds[key]).numpy() for key, space in spaces.items()}
     assert run.act(observation)[1].belief.shape == (1, run.settings.size.belief)
 
 
