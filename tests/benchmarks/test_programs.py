@@ -24,7 +24,7 @@ SMALL += " total_steps=80 train_ratio=4 eval.every=40 eval.dream=0"
 @pytest.mark.slow
 def test_shares_of_a_training(program: Program, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    small = "size=nano replay.batch=2 replay.length=8 train_ratio=16 log.every=0.1".split()
+    small = "env.num_envs=1 size=nano replay.batch=2 replay.length=8 train_ratio=16 log.every=0.1".split()
     to = ["--folder", tmp_path, "--json", file]
     printed = program("end_to_end", "--only", "cartpole", "--steps", "60", *to, "--overrides", *small)
     (run,) = json.loads(file.read_text())["runs"]
