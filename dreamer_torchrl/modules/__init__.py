@@ -5,7 +5,7 @@ from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.distributions import BernoulliDist, BoundedNormal, OneHotDist, TwoHotDist, symexp, symlog
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
-from dreamer_torchrl.modules.latents import CategoricalLatent
+from dreamer_torchrl.modules.latents import CategoricalLatent, GaussianLatent
 from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, RMSNorm
 from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, imagine, observe
 from dreamer_torchrl.modules.rssm import RSSM, BlockGRU, PriorStep
@@ -13,5 +13,5 @@ from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
 
 __all__ = ["MLP", "RSSM", "ActionDistribution", "ActionSpace", "Actor", "BernoulliDist", "BlockGRU", "BlockLinear"]
 __all__ += ["BoundedNormal", "CategoricalLatent", "ContinueHead", "Continuous", "Conv", "Decoder", "Discrete"]
-__all__ += ["Encoder", "Image", "ImagineRollout", "Linear", "ObserveSequence", "OneHotDist", "PriorStep", "RMSNorm"]
-__all__ += ["TwoHotDist", "TwoHotHead", "imagine", "observe", "symexp", "symlog"]
+__all__ += ["Encoder", "GaussianLatent", "Image", "ImagineRollout", "Linear", "ObserveSequence", "OneHotDist"]
+__all__ += ["PriorStep", "RMSNorm", "TwoHotDist", "TwoHotHead", "imagine", "observe", "symexp", "symlog"]

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Unbounded
 
 from dreamer_torchrl.modules.distributions import OneHotDist, sample_one_hot, straight_through, unimix_probs
+from dreamer_torchrl.modules.layers import full_precision
 
 PACKED_DTYPES = (torch.uint8, torch.int16)  # of class indices in the replay: the first that holds all classes
 
@@ -22,20 +24,36 @@ class CategoricalLatent:
 
     @property
     def size(self) -> int:
+        """Numbers of a state."""
         return self.variables * self.classes
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that `as_state` takes from the last layer."""
+        return self.size
 
     @property
     def spec(self) -> Bounded:
         return Bounded(0, 1, (self.variables, self.classes))  # as networks take it
 
     @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Of a state in the replay: class indices."""
+        return (self.variables,)
+
+    @property
     def packed_dtype(self) -> torch.dtype:
-        """Of a state in the replay, class indices ``[S]``."""
         for dtype in PACKED_DTYPES:
             if self.classes - 1 <= torch.iinfo(dtype).max:
                 return dtype
         limit = torch.iinfo(PACKED_DTYPES[-1]).max + 1
         raise ValueError(f"classes={self.classes} are more than class indices can tell apart: choose at most {limit}.")
+
+    def noise(
+        self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        """What one `sample` each takes, ``[*batch, S]``."""
+        return torch.rand(*batch, self.variables, generator=generator, device=device)
 
     def sample(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         """Straight-through sample ``[..., S, K]``, in the precision of the logits; noise is uniforms ``[..., S]``."""
@@ -50,15 +68,19 @@ class CategoricalLatent:
 
     def kl(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """KL ``[...]`` of posterior from prior, with the gradient of the prior (dynamics) and of the posterior."""
-        p, q = unimix_probs(posterior, self.unimix), unimix_probs(prior, self.unimix)
-        log_p, log_q = p.log(), q.log()
+        (p, log_p), (_, log_q) = self._probs(posterior), self._probs(prior)
         dynamics, representation = p.detach() * (log_p.detach() - log_q), p * (log_p - log_q.detach())
         return dynamics.sum((-1, -2)), representation.sum((-1, -2))
 
     def entropy(self, logits: Tensor) -> Tensor:
         """Of a state, summed over its variables: ``[..., S, K]`` to ``[...]``."""
+        probs, log_probs = self._probs(logits)
+        return -(probs * log_probs).sum((-1, -2))
+
+    def _probs(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities and their logarithms, which stay finite without unimix, too."""
         probs = unimix_probs(logits, self.unimix)
-        return -(probs * probs.log()).sum((-1, -2))
+        return probs, probs.log() if self.unimix else full_precision(logits).log_softmax(-1)
 
     def as_state(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (self.variables, self.classes))
@@ -74,3 +96,96 @@ class CategoricalLatent:
     def unpack(self, state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Undo `pack`; a state that is one-hot already is returned as it is."""
         return state if state.is_floating_point() else F.one_hot(state.long(), self.classes).to(dtype)
+
+
+ACTIVATIONS = {"softplus": F.softplus, "sigmoid2": lambda raw: 2 * torch.sigmoid(raw / 2)}  # of V1 and of V2
+
+
+@dataclass(frozen=True)
+class GaussianLatent:
+    """A state of S ``variables``, one number each (Dreamer V1, an option of V2): a diagonal normal.
+
+    It has the methods of `CategoricalLatent`. A state is ``[..., S, 1]``, its parameters are ``[..., S, 2]``: mean and
+    standard deviation. The sample's gradient is the reparameterized one.
+
+    Args:
+        classes: numbers per variable, 1.
+        min_std: added to the activated deviations.
+        activation: from raw to positive deviations, ``softplus`` or ``sigmoid2`` (``2 sigmoid(raw / 2)``).
+
+    Example:
+        >>> latent = GaussianLatent(variables=3)
+        >>> parameters = latent.as_state(torch.zeros(5, latent.parameters))
+        >>> latent.sample(parameters, latent.noise(5)).shape
+        torch.Size([5, 3, 1])
+    """
+
+    variables: int
+    classes: int = 1
+    min_std: float = 0.1
+    activation: str = "softplus"
+
+    def __post_init__(self) -> None:
+        if self.classes != 1:
+            raise ValueError(f"classes={self.classes}, but a Gaussian state has no classes: leave it at 1.")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is unknown: choose one of {', '.join(ACTIVATIONS)}.")
+
+    @property
+    def size(self) -> int:
+        return self.variables
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.variables
+
+    @property
+    def spec(self) -> Unbounded:
+        return Unbounded((self.variables, 1))
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        return (self.variables, 1)
+
+    @property
+    def packed_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def noise(
+        self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        return torch.randn(*batch, self.variables, generator=generator, device=device)
+
+    def sample(self, parameters: Tensor, noise: Tensor | None = None) -> Tensor:
+        mean, std = parameters.split(1, -1)  # [..., S, 1]
+        return mean + std * (torch.randn_like(mean) if noise is None else noise.unsqueeze(-1).to(mean))
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return parameters[..., :1]
+
+    def kl(self, posterior: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """KL ``[...]`` of posterior from prior, with the gradient of the prior (dynamics) and of the posterior."""
+        dynamics = kl_divergence(self._normal(posterior.detach()), self._normal(prior))
+        representation = kl_divergence(self._normal(posterior), self._normal(prior.detach()))
+        return dynamics.sum(-1), representation.sum(-1)
+
+    def entropy(self, parameters: Tensor) -> Tensor:
+        return self._normal(parameters).entropy().sum(-1)
+
+    def _normal(self, parameters: Tensor) -> Normal:
+        return Normal(*full_precision(parameters).unbind(-1), validate_args=False)
+
+    def as_state(self, flat: Tensor) -> Tensor:
+        """All means, then all raw deviations, ``[..., 2 S]``, to parameters ``[..., S, 2]``."""
+        mean, raw = flat.chunk(2, -1)
+        return torch.stack([mean, ACTIVATIONS[self.activation](raw) + self.min_std], -1)
+
+    def features(self, belief: Tensor, state: Tensor) -> Tensor:
+        return torch.cat([belief, state.flatten(-2)], -1)
+
+    def pack(self, state: Tensor) -> Tensor:
+        """The replay stores the numbers themselves."""
+        return state
+
+    def unpack(self, state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return state.to(dtype)

@@ -19,9 +19,9 @@ from dreamer_torchrl.objectives.common import ExtraLoss
 TINY = Size(belief=16, hidden=8, stochastic=4, classes=3, blocks=4, depth=2, units=8)
 
 
-def golden(name: str) -> dict[str, Tensor]:
-    """A table of the official functions."""
-    with np.load(Path(__file__).parents[1] / "golden" / name, allow_pickle=False) as file:
+def golden(name: str, folder: str = "golden") -> dict[str, Tensor]:
+    """A table of the official functions; those of Dreamer V1 and V2 are in ``golden_family``."""
+    with np.load(Path(__file__).parents[1] / folder / name, allow_pickle=False) as file:
         return {key: torch.from_numpy(file[key]) for key in file.files}
 
 
