@@ -185,7 +185,8 @@ def test_wheel_holds_every_source_and_configuration_and_nothing_else(wheel: Path
     configs = [path for path in (ROOT / "configs").rglob("*") if path.suffix in {".py", ".yaml"}]
     pretrained = [path for path in (ROOT / "pretrained").rglob("*") if path.suffix in {".py", ".json", ".safetensors"}]
     kernels = [path for path in (PACKAGE / "kernels/csrc").iterdir() if path.suffix in {".c", ".h"}]
-    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels, PACKAGE / "views/report.html.jinja"]}
+    templates = PACKAGE.rglob("*.jinja")
+    expected = {path.relative_to(ROOT).as_posix() for path in [*SOURCES, *kernels, *templates]}
     expected |= {f"dreamer_torchrl/{path.relative_to(ROOT).as_posix()}" for path in [*configs, *pretrained]}
     assert packed == expected
 

@@ -13,6 +13,7 @@ from torchrl.data import Composite
 from dreamer_torchrl.collectors.stream_envs import StreamState
 from dreamer_torchrl.keys import ENDLESS, LATENTS, STREAM
 
+Action = dict[NestedKey, np.ndarray]
 LONGEST = 50_000  # actions of an episode that are kept; a longer one cannot be repeated
 
 
@@ -52,8 +53,7 @@ class Episodes:
 
     def __init__(self, streams: int, action_spec: Composite, longest: int = LONGEST):
         self.longest = longest
-        self._action_keys = list(action_spec.keys(True, True))
-        self._actions = [Rows(action_spec) for _ in range(streams)]
+        self._no_actions = action_spec.zero((0,)).cpu()  # [0]
         self._number = [0] * streams  # of the present episodes
         none = {"episode": 0, "actions": None, "step": None}
         self.load_state_dict({"streams": [none] * streams, "total_reward": [0.0] * streams, "length": [0] * streams})
@@ -65,7 +65,8 @@ class Episodes:
     def commit(self) -> list[Episode]:
         batch, self._batch, finished = self._batch, None, []
         keys = (STREAM, "is_init", "done", "reward", ("next", "is_init"), ("next", ENDLESS, "episode"))
-        actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in self._action_keys}
+        keys_of_actions = self._no_actions.keys(True, True)
+        actions = {key: batch[key].flatten(0, batch.ndim - 1).cpu().numpy() for key in keys_of_actions}
         rows = zip(*(batch[key].flatten().tolist() for key in keys), strict=True)
         for row, (stream, first, done, reward, first_follows, number) in enumerate(rows):
             self.total_reward[stream] = reward if first else self.total_reward[stream] + reward
@@ -73,9 +74,9 @@ class Episodes:
             if done:
                 finished.append(Episode(stream, self.total_reward[stream], self.length[stream]))
             if first_follows:
-                self._actions[stream].load(None)
+                self._actions[stream].clear()
             elif self.length[stream] < self.longest:
-                self._actions[stream].append(actions, row)
+                self._actions[stream].append({key: values[row].copy() for key, values in actions.items()})
             self._number[stream], self._last[stream] = number, (batch, row)
         return finished
 
@@ -93,7 +94,15 @@ class Episodes:
         kept = self._actions[stream]
         # The length is that of the last step: so many actions, and the one that was taken there.
         whole = len(kept) == (0 if step["is_init"] else self.length[stream] + 1)
-        return StreamState(self._number[stream], kept.stacked() if whole else None, step.clone())
+        return StreamState(self._number[stream], self._stacked(kept) if whole else None, step.clone())
+
+    def _stacked(self, rows: list[Action]) -> TensorDictBase:
+        """The actions of an episode, ``[t]``."""
+        stacked = {}
+        for key, none in self._no_actions.items(True, True):
+            array = np.array([row[key] for row in rows], none.numpy().dtype)
+            stacked[key] = torch.from_numpy(array.reshape(-1, *none.shape[1:]))
+        return TensorDict(stacked, [len(rows)])
 
     def state_dict(self) -> dict[str, Any]:
         def plain(values: TensorDictBase | None) -> dict[str, Any] | None:
@@ -112,34 +121,6 @@ class Episodes:
         self._loaded = [StreamState(s["episode"], read(s["actions"], 1), read(s["step"], 0)) for s in streams]
         self._last: list[tuple[TensorDictBase, int] | None] = [None] * len(self.length)  # a batch, and the place in it
         self._batch: TensorDictBase | None = None  # the one that is not committed yet
-        for kept, stream in zip(self._actions, self._loaded, strict=True):
-            kept.load(stream.actions)
-
-
-class Rows:
-    """The actions of one episode, as bytes that grow."""
-
-    def __init__(self, spec: Composite):
-        self._none = spec.zero((0,)).cpu()  # [0]
-        self.load(None)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, values: Mapping[NestedKey, np.ndarray], row: int) -> None:
-        for key, value in values.items():
-            self._bytes[key] += value[row].tobytes()
-        self._count += 1
-
-    def stacked(self) -> TensorDictBase:
-        """A copy of them, ``[t]``."""
-        copies = {}
-        for key, none in self._none.items(True, True):
-            array = np.ndarray((self._count, *none.shape[1:]), none.numpy().dtype, self._bytes[key][:])
-            copies[key] = torch.from_numpy(array)
-        return TensorDict(copies, [self._count])
-
-    def load(self, actions: TensorDictBase | None) -> None:
-        held = self._none if actions is None else actions
-        self._count = len(held)
-        self._bytes = {key: bytearray(held[key].numpy().tobytes()) for key in self._none.keys(True, True)}
+        held = [self._no_actions if stream.actions is None else stream.actions for stream in self._loaded]
+        rows = ([step.items(True, True) for step in actions.unbind(0)] for actions in held)
+        self._actions: list[list[Action]] = [[{key: x.numpy() for key, x in row} for row in each] for each in rows]

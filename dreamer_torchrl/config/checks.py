@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from glob import glob
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -22,8 +20,6 @@ from pydantic_core import to_jsonable_python
 from dreamer_torchrl.config.schema import CHECKED, Settings
 from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env, check_factory, module_source
 from dreamer_torchrl.limits import ConfigError
-
-GPU_DEVICES = ("/dev/nvidia*", "/dev/dxg", "/dev/kfd")  # on Linux: NVIDIA's, the same under Windows, AMD's
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -59,12 +55,8 @@ def _line(error: Mapping[str, Any], path: str) -> str:
 
 
 def check_machine(settings: Settings) -> None:
-    """Refuse what this machine does not have: the environment, a library, a GPU, the classes of parts."""
-    device, options = settings.device, settings.env.options
-    if device == "mps" and sys.platform != "darwin":
-        raise ConfigError("device=mps is for Macs, and this machine is none: leave it at auto.")
-    if device.startswith("cuda") and sys.platform == "linux" and not any(glob(pattern) for pattern in GPU_DEVICES):
-        raise ConfigError(f"device={device}, but this machine has no GPU: leave it at auto.")
+    """Refuse what is not installed here: the environment, a library, the classes of parts."""
+    options = settings.env.options
     if settings.log.tensorboard and not find_spec("tensorboard"):
         raise ConfigError("TensorBoard is not installed: pip install 'dreamer_torchrl[tensorboard]'")
     check_env(settings.env.family, options)

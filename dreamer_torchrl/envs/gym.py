@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from importlib import import_module
 from inspect import Parameter, signature
@@ -35,7 +34,6 @@ class Gymnasium(GymWrapper):
 
     _size: int | None = None
     _next_seed: int | None = None
-    _unchecked = 200  # observations that are still compared with their space
 
     def __init__(self, env: gymnasium.Env, size: int | None = None, **options: Any):
         self._size = size  # first, since GymWrapper makes the specs at once
@@ -76,15 +74,6 @@ class Gymnasium(GymWrapper):
 
     def read_obs(self, observations: Any) -> dict[str, Tensor | TensorDictBase]:
         read = self._observation.read({self._single: observations} if self._single else observations)
-        if self._unchecked:
-            self._unchecked -= 1
-            if outside := [key for key, spec in self._observation.spec.items() if not spec.is_in(read[key])]:
-                self._unchecked = 0
-                warnings.warn(
-                    f"Observation {outside[0]!r} of {type(self._env.unwrapped).__name__} has left its declared space. "
-                    "Correct the bounds of its observation_space; training itself does not use them.",
-                    stacklevel=2,
-                )
         if self._images:
             found = TensorDict(read)
             for key in self._images:

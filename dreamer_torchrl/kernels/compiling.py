@@ -23,7 +23,6 @@ COMMON = ("-O3", "-march=native", "-fno-math-errno", "-std=gnu11", "-shared", "-
 FLAGS = {torch.float32: COMMON, torch.float64: (*COMMON, "-DDOUBLE")}  # for each precision that kernels compute in
 COMPILERS = ("cc", "gcc", "clang")
 SECONDS = 300  # more than any compiler needs
-KEPT = 16  # newest libraries in the cache: those of other versions, compilers and processors that share a home
 
 
 class NotBuilt(RuntimeError): ...  # there are no kernels on this machine; the message says why
@@ -70,24 +69,21 @@ def find_compiler() -> str:
 def build(sources: dict[str, bytes], compiler: str, folder: Path, flags: Sequence[str] = COMMON) -> Path:
     """Compile ``kernels.c`` into a folder, unless exactly this was compiled there before; the library's path.
 
-    A library's name ends with the digest of its content: one that was damaged is not loaded but built again. Where the
-    folder cannot be written, the library lasts as long as this process.
+    Where the folder cannot be written, the library lasts as long as this process.
     """
-    mark = fingerprint(sources, compiler, flags)
-    for path in folder.glob(f"kernels-{mark}-*.so"):
-        if path.stem.endswith(f"-{_digest(path)}"):
-            return path
+    path = folder / f"kernels-{fingerprint(sources, compiler, flags)}.so"
+    if path.is_file():
+        return path
     place = Path(tempfile.mkdtemp(prefix="dreamer_torchrl-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     built = _compile(sources, compiler, flags, place)
-    path = folder / f"kernels-{mark}-{_digest(built)}.so"
     unfinished = path.with_name(f"{path.name}.{place.name}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(built, unfinished)
-        os.replace(unfinished, path)  # whole or not at all, whoever else writes it at the same time
-        for old in sorted(folder.glob("kernels-*.so"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
-            old.unlink(missing_ok=True)  # a process that has it loaded keeps it
+        with unfinished.open("wb") as file:
+            file.write(built.read_bytes())
+            os.fsync(file.fileno())
+        unfinished.replace(path)  # whole or not at all, whoever else writes it at the same time
     except OSError:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
@@ -124,14 +120,6 @@ def _compile(sources: dict[str, bytes], compiler: str, flags: Sequence[str], pla
         said = done.stderr.decode(errors="replace").strip()[:500]
         raise NotBuilt(f"{failed} {said or f'it exited with {done.returncode} and left no library'}")
     return built
-
-
-def _digest(path: Path) -> str | None:
-    """Of a file's content: loading what is left of a damaged library can kill the process."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError:
-        return None
 
 
 def _processor() -> str:

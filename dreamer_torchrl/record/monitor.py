@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -72,24 +72,28 @@ class Evidence:
 
 
 def reward_head(run: Evidence) -> str | None:
+    """Do rewards follow from what is observed? Try a larger learner.learning_rate, or learner.reward_scale."""
     error, variance = run.mean("train/reward_error"), run.mean("train/reward_variance")
     told = f"its error is {math.sqrt(error):.3g}, the standard deviation of the rewards {math.sqrt(variance):.3g}"
     return f"The reward head has learned nothing: {told}." if run.trained and error > variance > 0 else None
 
 
 def free_nats(run: Evidence) -> str | None:
+    """Fine where the world is deterministic and predicted; else lower learner.free_nats, or look at observations."""
     loss, floor = max(run.all("train/loss_dynamics")), run.learner["free_nats"] * run.learner["dynamics_scale"]
     told = f"The KL stays below learner.free_nats={run.learner['free_nats']:g}, with returns at chance ({chance(run)})."
     return told if run.at_chance and 0 < loss <= FLOOR * floor else None
 
 
 def entropy(run: Evidence) -> str | None:
+    """Try a larger learner.entropy_scale, a smaller learner.learning_rate, or some prefill."""
     randomness = max(run.all("train/randomness"))
     told = f"The policy's entropy fell to {randomness:.1%} of its range, with returns at chance ({chance(run)})."
     return told if run.at_chance and randomness < RANDOMNESS else None
 
 
 def continue_head(run: Evidence) -> str | None:
+    """`terminated` may only be true where the task ends, not at a time limit; see learner.continue_scale."""
     error, variance = run.mean("train/continue_error"), run.mean("train/continue_variance")
     told = f"its error is {math.sqrt(error):.3g}, that of the base rate {math.sqrt(variance):.3g}"
     wrong = run.trained and error > BASE_RATE * variance + CONTINUE_ERROR
@@ -97,18 +101,21 @@ def continue_head(run: Evidence) -> str | None:
 
 
 def replay_capacity(run: Evidence) -> str | None:
+    """Give a larger replay.capacity; with replay.storage=disk it needs no memory."""
     capacity, length = run.replay["capacity"], run.episode_length
     told = f"The replay holds {capacity:,} steps: {capacity / length:.1f} episodes of {length:,.0f} steps."
     return told if run.full and capacity < min(EPISODES * length, run.values["total_steps"]) else None
 
 
 def sequence_length(run: Evidence) -> str | None:
+    """Then give a larger replay.length."""
     length, whole = run.replay["length"], run.episode_length
     told = f"Gradients reach back {length} steps, episodes have {whole:,.0f}: too short if memory must last longer."
     return told if run.tried and whole > SEQUENCES * length else None
 
 
 def few_updates(run: Evidence) -> str | None:
+    """The run can continue with either."""
     left = max(0, run.values["total_steps"] - max(run.last("step"), run.first_update))
     done, warmup = run.last("count/updates"), run.learner["warmup"]
     updates = done + left * run.values["train_ratio"] / run.batch
@@ -118,6 +125,7 @@ def few_updates(run: Evidence) -> str | None:
 
 
 def idle_learner(run: Evidence) -> str | None:
+    """The run can continue with it; slow environments can run in env.workers=processes."""
     learner, collector = run.mean("share/learner"), run.mean("share/collector")
     ratio = run.values["train_ratio"] * collector / max(learner, 1e-3)
     told = f"Updates take {learner:.0%} of the time, the environments {collector:.0%}"
@@ -126,6 +134,7 @@ def idle_learner(run: Evidence) -> str | None:
 
 
 def at_chance(run: Evidence) -> str | None:
+    """`doctor --env` checks the environment; make a rare reward denser, or the task shorter."""
     return f"Returns are at chance after {run.last('step'):,} steps: {chance(run)}." if run.tried else None
 
 
@@ -133,34 +142,16 @@ def chance(run: Evidence) -> str:
     return f"{run.last('return/recent'):.4g}, in the first episodes {run.last('return/chance'):.4g}"
 
 
-CHECKS: dict[str, tuple[Callable[[Evidence], str | None], str]] = {
-    "reward_head": (
-        reward_head,
-        "Do rewards follow from what is observed? Try a larger learner.learning_rate, or learner.reward_scale.",
-    ),
-    "free_nats": (
-        free_nats,
-        "Fine where the world is deterministic and predicted; else lower learner.free_nats, or look at observations.",
-    ),
-    "entropy": (entropy, "Try a larger learner.entropy_scale, a smaller learner.learning_rate, or some prefill."),
-    "continue_head": (
-        continue_head,
-        "`terminated` may only be true where the task ends, not at a time limit; see learner.continue_scale.",
-    ),
-    "replay_capacity": (replay_capacity, "Give a larger replay.capacity; with replay.storage=disk it needs no memory."),
-    "sequence_length": (sequence_length, "Then give a larger replay.length."),
-    "few_updates": (few_updates, "The run can continue with either."),
-    "idle_learner": (idle_learner, "The run can continue with it; slow environments can run in env.workers=processes."),
-    "at_chance": (at_chance, "`doctor --env` checks the environment; make a rare reward denser, or the task shorter."),
-}
-"""Of each failure: its name, its criterion, and what to do."""
+CHECKS = (reward_head, free_nats, entropy, continue_head, replay_capacity, sequence_length)
+CHECKS += (few_updates, idle_learner, at_chance)
+"""What is wrong with a run, or None, by the name of the failure; the docstring says what to do."""
 
 
 def findings(values: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> list[Finding]:
     """What is wrong at the end of ``records``, lines of metrics.jsonl, in a run with the settings ``values``."""
     run = Evidence(values, records)
-    told = {name: criterion(run) for name, (criterion, _) in CHECKS.items()} if run.records else {}
-    return [Finding(name, text, CHECKS[name][1]) for name, text in told.items() if text]
+    told = [(check, check(run)) for check in CHECKS] if run.records else []
+    return [Finding(check.__name__, text, check.__doc__) for check, text in told if text]
 
 
 class Monitor:

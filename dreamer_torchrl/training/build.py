@@ -48,6 +48,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if count else "cpu"
     device = torch.device(name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps, but torch sees no GPU of a Mac: leave it at auto.")
     if device.type == "cuda" and (device.index or 0) >= count:
         told = f"device={name}, but torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count > 1)}"
         raise ConfigError(f"{told}: leave it at auto, or install a torch for the GPU that is there.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from importlib import import_module
+from importlib import import_module, resources
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,25 +17,6 @@ from dreamer_torchrl.config.overrides import keys
 from dreamer_torchrl.limits import ConfigError
 from dreamer_torchrl.training.loading import LoadedRun, load
 from dreamer_torchrl.training.pretrained import CARD, WEIGHTS, Card
-
-README = """\
-# {card.task}: DreamerV3
-
-Made with `dreamer_torchrl`. Weights are in `{weights}`, all that is known of the agent in `{file}`.
-
-| return | size | parameters | training steps | minutes | seed |
-| --- | --- | --- | --- | --- | --- |
-| {score} | {card.size} | {card.parameters:,} | {card.steps:,} | {card.minutes} | {card.seed} |
-
-Trained by `{card.command}`. Licence: {card.licence}.
-
-```python
-import dreamer_torchrl
-
-agent = dreamer_torchrl.load_from_hub("{repo}")
-action, state = agent.act(observation, None)  # as Gymnasium gives and takes them; give state in the next step
-```
-"""
 
 
 def packed(run: LoadedRun, licence: str = "MIT") -> tuple[Card, bytes]:
@@ -92,15 +73,14 @@ def load_from_hub(repo: str, revision: str | None = None) -> LoadedRun:
 
 def model_card(card: Card, repo: str) -> str:
     """The README of a repository, with the metadata that the Hub reads."""
-    hub, kind, score = _hub(), "reinforcement-learning", "not evaluated"
-    results = None
-    if card.score:
-        score = f"{card.score['mean']:.2f} +- {card.score['deviation']:.2f} ({card.score['episodes']} episodes)"
-        results = [hub.EvalResult(kind, card.task, card.task, "mean_reward", round(card.score["mean"], 2))]
+    hub, kind, score = _hub(), "reinforcement-learning", card.score
     known = {"license": card.licence.lower(), "library_name": "dreamer_torchrl", "pipeline_tag": kind}
-    known |= {"tags": [kind, "dreamer", "torchrl"], "model_name": repo, "eval_results": results}
-    text = README.format(card=card, score=score, repo=repo, weights=WEIGHTS, file=CARD)
-    return f"---\n{hub.ModelCardData(**known).to_yaml()}\n---\n\n{text}"
+    known |= {"tags": [kind, "dreamer", "torchrl"], "model_name": repo}
+    if score:
+        known["eval_results"] = [hub.EvalResult(kind, card.task, card.task, "mean_reward", round(score["mean"], 2))]
+    template = resources.files(__package__).joinpath("model_card.md.jinja").read_text(encoding="utf-8")
+    names = {"repo": repo, "weights": WEIGHTS, "file": CARD}
+    return str(hub.ModelCard.from_template(hub.ModelCardData(**known), template_str=template, card=card, **names))
 
 
 def _score(run: LoadedRun) -> dict[str, float] | None:

@@ -192,13 +192,3 @@ class WrongShape(Sound):
 def test_common_mistakes_are_named_with_the_remedy(kind: type[Sound], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         wrapped(kind()).rollout(2)
-
-
-def test_an_observation_outside_its_space_is_noticed_once() -> None:
-    class Outside(Sound):
-        def step(self, action: int) -> tuple[Any, ...]:
-            return np.full(3, 5.0), 1.0, False, False, {}
-
-    with pytest.warns(UserWarning, match="'observation' of Outside has left its declared space") as noticed:
-        wrapped(Outside()).rollout(5)
-    assert len(noticed) == 1

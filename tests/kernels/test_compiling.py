@@ -106,31 +106,6 @@ def test_the_fingerprint_sees_sources_compiler_and_processor(tmp_path: Path, mon
     assert build.fingerprint(SMALL, twin) != before
 
 
-@pytest.mark.parametrize("damage", ["truncated", "zeroed"])
-def test_a_damaged_library_is_built_again(tmp_path: Path, counting: tuple[str, Path], damage: str) -> None:
-    """Loading half a library may kill the process."""
-    compiler, log = counting
-    path = build.build(SMALL, compiler, tmp_path / "cache")
-    content = path.read_bytes()
-    half = len(content) // 2
-    path.unlink()
-    path.write_bytes(content[:half] + (bytes(half) if damage == "zeroed" else b""))
-    again = build.build(SMALL, compiler, tmp_path / "cache")
-    assert (calls(log), number(again)) == (2, 42)
-    assert again.read_bytes() == content
-
-
-def test_old_libraries_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache holds the newest few, whatever else is in it."""
-    monkeypatch.setattr(build, "KEPT", 2)
-    (tmp_path / "notes.txt").touch()
-    paths = []
-    for number_ in range(4):
-        paths.append(build.build(SMALL | {"number.h": f"#define NUMBER {number_}\n".encode()}, real_compiler, tmp_path))
-        os.utime(paths[-1], ns=(number_, number_))
-    assert set(tmp_path.iterdir()) == {*paths[-build.KEPT :], tmp_path / "notes.txt"}
-
-
 def test_two_that_build_at_the_same_time(tmp_path: Path) -> None:
     """Each has a whole library, and one is left for the next."""
     log = tmp_path / "calls"
