@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dreamer_torchrl.kernels.structures import LIMITS, STRUCTURES, address, made, source
 from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.distributions import BoundedNormal
 from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.split import CastLayer
 
@@ -43,14 +44,23 @@ def core_of(belief_in: Sequence[Tensor], state_in: Sequence[Tensor], *others: An
 
 
 def actor_fits(actor: Actor) -> bool:
-    """Whether the kernels support so many layers and parts of an action."""
+    """Whether the kernels support so many layers and parts of an action, and its distribution."""
     heads = 2 * max(len(actor.heads), len(actor.space.parts))
-    return type(actor) is Actor and len(actor.mlp) <= LIMITS["MOST_LAYERS"] and heads <= LIMITS["MOST_HEADS"]
+    fitting = type(actor) is Actor and len(actor.mlp) <= LIMITS["MOST_LAYERS"] and heads <= LIMITS["MOST_HEADS"]
+    return fitting and _deviations(actor) is not None
+
+
+def _deviations(actor: Actor) -> tuple[float, float] | None:
+    """The least and the largest deviation of floats; None of a distribution that the kernels do not know."""
+    if all(classes for _, classes in actor.space.parts):
+        return 0.0, 0.0  # there are no floats
+    draw = actor.distribution_options["continuous"](*torch.zeros(2, 1))
+    return draw.limits if type(draw) is BoundedNormal else None
 
 
 def actor_of(actor: Actor, dtype: torch.dtype) -> ctypes.Structure:
     heads = [layer_of(head.weight.to(dtype), head.bias.to(dtype)) for part in actor.heads for head in part.values()]
-    parts, options = actor.space.parts, actor.distribution_options
+    parts, (least, largest) = actor.space.parts, _deviations(actor)
     return made(
         "ActorWeights",
         dtype,
@@ -58,9 +68,9 @@ def actor_of(actor: Actor, dtype: torch.dtype) -> ctypes.Structure:
         parts=len(parts),
         action=actor.space.size,
         noise=actor.space.noise_size,
-        unimix=options["unimix"],
-        smallest_deviation=options["min_std"],
-        largest_deviation=options["max_std"],
+        unimix=actor.distribution_options["unimix"],
+        smallest_deviation=least,
+        largest_deviation=largest,
         network=network_of(*(CastLayer.of(layer, dtype) for layer in actor.mlp)),
         head=heads,
         part_count=[count for count, _ in parts],

@@ -10,8 +10,10 @@ from dreamer_torchrl.modules.layers import MLP, BlockLinear, Conv, Linear, RMSNo
 from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, imagine, observe
 from dreamer_torchrl.modules.rssm import RSSM, BlockGRU, PriorStep
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image
+from dreamer_torchrl.modules.squashed import TanhNormal, TruncatedNormal
 
 __all__ = ["MLP", "RSSM", "ActionDistribution", "ActionSpace", "Actor", "BernoulliDist", "BlockGRU", "BlockLinear"]
 __all__ += ["BoundedNormal", "CategoricalLatent", "ContinueHead", "Continuous", "Conv", "Decoder", "Discrete"]
 __all__ += ["Encoder", "GaussianLatent", "Image", "ImagineRollout", "Linear", "ObserveSequence", "OneHotDist"]
-__all__ += ["PriorStep", "RMSNorm", "TwoHotDist", "TwoHotHead", "imagine", "observe", "symexp", "symlog"]
+__all__ += ["PriorStep", "RMSNorm", "TanhNormal", "TruncatedNormal", "TwoHotDist", "TwoHotHead", "imagine", "observe"]
+__all__ += ["symexp", "symlog"]

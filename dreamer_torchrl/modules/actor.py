@@ -3,8 +3,7 @@
 Inside the agent an action is one flat float vector: floats as they are, classes one-hot, keys in sorted order.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from tensordict import NestedKey
@@ -17,6 +16,8 @@ from dreamer_torchrl.modules.heads import joined_features
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, spaces_from_spec
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
+
+MakeContinuous = Callable[[Tensor, Tensor], Draw]  # from raw means and raw deviations, ``[..., A]`` each
 
 
 class ActionSpace:
@@ -61,21 +62,18 @@ class ActionSpace:
 
 
 class ActionDistribution(Draw):
-    """Distribution over flat actions: one `OneHotDist` or `BoundedNormal` per part, independent of each other.
+    """Distribution over flat actions: one `OneHotDist` or ``continuous`` per part, independent of each other.
 
     Parameters are ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``.
     """
 
     def __init__(
-        self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, min_std: float = 0.1, max_std: float = 1.0
+        self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, continuous: MakeContinuous = BoundedNormal
     ):
         self.parameters, self.space = full_precision(parameters), space
-        self.limits = unimix, min_std, max_std
         chunks = self.parameters.split(space.parameter_sizes, -1)
-        self.parts: list[OneHotDist | BoundedNormal] = [
-            OneHotDist(part.unflatten(-1, pair), unimix)
-            if pair[1]
-            else BoundedNormal(*part.chunk(2, -1), min_std, max_std)
+        self.parts: list[Draw] = [
+            OneHotDist(part.unflatten(-1, pair), unimix) if pair[1] else continuous(*part.chunk(2, -1))
             for pair, part in zip(space.parts, chunks, strict=True)
         ]
         super().__init__(parameters.shape[:-1], torch.Size((space.size,)), validate_args=False)
@@ -96,19 +94,14 @@ class ActionDistribution(Draw):
         return sum(part.entropy() for part in self.parts)
 
     @property
-    def entropy_range(self) -> tuple[float, float]:
-        """The least and the largest entropy that parameters can give."""
-        unimix, *stds = self.limits
+    def entropy_range(self) -> tuple[float, float] | None:
+        """The least and the largest entropy that parameters can give; None where a part does not know its own."""
         low = high = 0.0
-        for count, classes in self.space.parts:
-            if classes:
-                rest = unimix / classes  # the probability of each class but the one that is certain
-                certain = 1 - (classes - 1) * rest
-                low -= count * (certain * math.log(certain) + (classes - 1) * (rest and rest * math.log(rest)))
-                high += count * math.log(classes)
-            else:
-                least, most = (count * (math.log(std) + 0.5 * math.log(2 * math.pi * math.e)) for std in stds)
-                low, high = low + least, high + most
+        for (count, _), part in zip(self.space.parts, self.parts, strict=True):
+            if part.entropy_limits is None:
+                return None
+            least, most = part.entropy_limits
+            low, high = low + count * least, high + count * most
         return low, high
 
     def _draw(self, noise: Tensor) -> Tensor:
@@ -124,6 +117,9 @@ class ActionDistribution(Draw):
 
 class Actor(nn.Module, AsTensorDictModule):
     """Map features to the parameters of an `ActionDistribution`; logits and means start close to 0.
+
+    ``continuous`` makes the distribution of floats, such as ``partial(BoundedNormal, max_std=0.5)``, or one of
+    `squashed`.
 
     Example:
         >>> from torchrl.data import OneHot as OneHotSpec
@@ -142,12 +138,11 @@ class Actor(nn.Module, AsTensorDictModule):
         units: int,
         layers: int = 3,
         unimix: float = 0.0,
-        min_std: float = 0.1,
-        max_std: float = 1.0,
+        continuous: MakeContinuous = BoundedNormal,
     ):
         super().__init__()
         self.space = space
-        self.distribution_options = {"space": space, "unimix": unimix, "min_std": min_std, "max_std": max_std}
+        self.distribution_options = {"space": space, "unimix": unimix, "continuous": continuous}
         self.mlp = MLP(in_features, units, layers)
         self.heads = nn.ModuleList()  # a ModuleDict would refuse keys like "items"
         for part in space.spaces.values():

@@ -58,6 +58,8 @@ class Draw(Distribution):
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     has_rsample = True
+    entropy_limits: tuple[float, float] | None = None
+    """Least and largest entropy of one variable, where they are known."""
 
     def rsample(self, noise: Tensor | Sequence[int] | None = None) -> Tensor:
         """Draw with gradient; a shape instead of noise draws so many times, as in torch."""
@@ -101,6 +103,14 @@ class OneHotDist(Draw):
     def entropy(self) -> Tensor:
         return -(self.probs * self.log_probs).sum((-1, -2))
 
+    @property
+    def entropy_limits(self) -> tuple[float, float]:
+        classes = self.logits.shape[-1]
+        rest = self.unimix / classes  # the probability of each class but the one that is certain
+        certain = 1 - (classes - 1) * rest
+        least = -(certain * math.log(certain) + (classes - 1) * (rest and rest * math.log(rest)))
+        return least, math.log(classes)
+
     def _draw(self, noise: Tensor) -> Tensor:
         return straight_through(sample_one_hot(self.probs.detach(), noise), self.probs)
 
@@ -117,6 +127,7 @@ class BoundedNormal(Draw):
     mean = stddev = None  # in place of torch's properties
 
     def __init__(self, loc: Tensor, scale: Tensor, min_std: float = 0.1, max_std: float = 1.0):
+        self.limits = min_std, max_std
         self.mean = full_precision(loc).tanh()
         self.stddev = (max_std - min_std) * torch.sigmoid(full_precision(scale) + 2.0) + min_std
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
@@ -131,6 +142,11 @@ class BoundedNormal(Draw):
 
     def entropy(self) -> Tensor:
         return (self.stddev.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    @property
+    def entropy_limits(self) -> tuple[float, float]:
+        low, high = (math.log(std) + 0.5 * math.log(2 * math.pi * math.e) for std in self.limits)
+        return low, high
 
     def _draw(self, noise: Tensor) -> Tensor:
         return self.mean + self.stddev * noise

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, OneHot, TensorSpec, Unbounded
 
-from dreamer_torchrl.modules import RSSM, ActionSpace, Actor, imagine
+from dreamer_torchrl.modules import RSSM, ActionSpace, Actor, BoundedNormal, imagine
 
 A, E = 3, 5
 SIZES = {  # belief, hidden, stochastic, classes, blocks
@@ -49,7 +51,8 @@ def actor_of(
     rssm: RSSM, spec: TensorSpec | None = None, dtype: torch.dtype = torch.float64, layers: int = 3, unimix: float = 0.0
 ) -> Actor:
     space = ActionSpace(Bounded(-1, 1, (A,)) if spec is None else spec)
-    actor = Actor(rssm.feature_size, space, units=11, layers=layers, unimix=unimix, min_std=0.2, max_std=1.5)
+    normal = partial(BoundedNormal, min_std=0.2, max_std=1.5)
+    actor = Actor(rssm.feature_size, space, units=11, layers=layers, unimix=unimix, continuous=normal)
     for parameter in actor.parameters():
         nn.init.normal_(parameter, std=0.7)
     return actor.to(dtype)

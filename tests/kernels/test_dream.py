@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from dreamer_torchrl.kernels import attach
 from dreamer_torchrl.kernels.sequence import native_imagine
 from dreamer_torchrl.kernels.weights import actor_fits
-from dreamer_torchrl.modules import ActionSpace, ImagineRollout
+from dreamer_torchrl.modules import ActionSpace, ImagineRollout, TruncatedNormal
 from tests.kernels.compilers import every_dtype, needs_compiler
 from tests.kernels.sequence_examples import SPACES, actor_of, model, plain_dream, starts
 
@@ -44,10 +44,14 @@ def test_actors(unimix: float, layers: int) -> None:
         assert_close(here, there, rtol=1e-10, atol=1e-10)
 
 
-def test_an_actor_too_deep_dreams_without_kernels() -> None:
-    """There is room for 8 layers; one more is no error."""
+@pytest.mark.parametrize("kind", ["deep", "truncated"])
+def test_an_actor_that_the_kernels_do_not_know_dreams_without_them(kind: str) -> None:
+    """There is room for 8 layers, and floats are normals: anything else is no error."""
     rssm = model("small")
-    actor = actor_of(rssm, layers=9)
+    actor = actor_of(rssm, layers=9 if kind == "deep" else 3)
+    if kind == "truncated":
+        assert actor_fits(actor)
+        actor.distribution_options["continuous"] = TruncatedNormal
     assert not actor_fits(actor)
     inputs = starts(rssm, actor, 2, 2)
     dream = ImagineRollout(rssm, actor, 2)
