@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data.replay_buffers import Storage
 
@@ -27,13 +26,12 @@ class PrioritizedSampler(StreamSampler):
         self,
         slice_len: int,
         streams: int,
-        stream_key: NestedKey = "stream",
         exponent: float = 0.8,
         initial: float = torch.inf,
         zero_on_sample: bool = True,
         maxfrac: float = 0.5,
     ):
-        super().__init__(slice_len, streams, stream_key)
+        super().__init__(slice_len, streams)
         self.exponent, self.initial, self.zero_on_sample, self.maxfrac = exponent, initial, zero_on_sample, maxfrac
         # From slots to leaves: after a restart, records have other slots, and their slices the old leaves.
         self._shift = 0

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import NestedKey
 from torch import Tensor
 from torchrl.data.replay_buffers import Sampler, Storage
+
+from dreamer_torchrl.keys import STREAM
 
 
 class StreamIndex:
@@ -67,7 +68,7 @@ class StreamSampler(Sampler):
     """Slices of one stream each, all equally likely.
 
     The records of all streams lie in one ring in order of arrival; streams may advance at different rates. Slices may
-    cross episodes. Under ``stream_key`` a record has the number of its stream, 0 to ``streams - 1``.
+    cross episodes. Under ``stream`` a record has the number of its stream, 0 to ``streams - 1``.
 
     Example:
         >>> from tensordict import TensorDict
@@ -79,8 +80,8 @@ class StreamSampler(Sampler):
         tensor([0, 1, 2, 0, 1, 2])
     """
 
-    def __init__(self, slice_len: int, streams: int, stream_key: NestedKey = "stream"):
-        self.slice_len, self.streams, self.stream_key = slice_len, streams, stream_key
+    def __init__(self, slice_len: int, streams: int):
+        self.slice_len, self.streams = slice_len, streams
         self.parts: Mapping[str, StreamSampler] = {}  # samplers of the same records that this one draws by
         self.index: StreamIndex | None = None
         self._first = torch.zeros(streams, dtype=torch.long)
@@ -106,7 +107,7 @@ class StreamSampler(Sampler):
         slots = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
         if self.index is None:
             self.attach(StreamIndex(self.slice_len, storage.max_size, self._first))
-        column = storage[:].get(self.stream_key)
+        column = storage[:].get(STREAM)
         streams = column[slots.to(column.device)].reshape(-1).to("cpu", torch.long)
         if not (found := set(streams.tolist())) <= set(range(self.streams)):
             raise ValueError(f"Streams are 0 to {self.streams - 1}, these steps are of {sorted(found)}.")
@@ -153,11 +154,9 @@ class StreamSampler(Sampler):
 class OnlineSampler(StreamSampler):
     """Each new stretch of ``slice_len`` records of a stream once, the oldest first; then another sampler's slices."""
 
-    def __init__(
-        self, slice_len: int, streams: int, stream_key: NestedKey = "stream", then: StreamSampler | None = None
-    ):
-        super().__init__(slice_len, streams, stream_key)
-        self.then = then or StreamSampler(slice_len, streams, stream_key)
+    def __init__(self, slice_len: int, streams: int, then: StreamSampler | None = None):
+        super().__init__(slice_len, streams)
+        self.then = then or StreamSampler(slice_len, streams)
         self.parts = {"then": self.then}
         self.fresh: deque[tuple[int, int]] = deque()  # (stream, start) of stretches not drawn yet
 
@@ -202,15 +201,8 @@ class RecencySampler(StreamSampler):
     While there are fewer slices than that, ages are scaled down to those that are there.
     """
 
-    def __init__(
-        self,
-        slice_len: int,
-        streams: int,
-        stream_key: NestedKey = "stream",
-        exponent: float = 1.0,
-        capacity: int | None = None,
-    ):
-        super().__init__(slice_len, streams, stream_key)
+    def __init__(self, slice_len: int, streams: int, exponent: float = 1.0, capacity: int | None = None):
+        super().__init__(slice_len, streams)
         self.exponent, self.capacity = exponent, capacity
 
     def attach(self, index: StreamIndex) -> None:
@@ -238,7 +230,7 @@ class MixedSampler(StreamSampler):
 
     def __init__(self, samplers: Mapping[str, StreamSampler], fractions: Mapping[str, float]):
         one = next(iter(samplers.values()))
-        super().__init__(one.slice_len, one.streams, one.stream_key)
+        super().__init__(one.slice_len, one.streams)
         if samplers.keys() != fractions.keys() or abs(sum(fractions.values()) - 1) > 1e-6:
             raise ValueError(f"Fractions of {', '.join(samplers)} must be 1 in sum, these are {dict(fractions)}.")
         self.parts = samplers

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env, check_family
+from dreamer_torchrl.envs.registry import UnknownEnvironment, check_env
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ def make_env(family: str, options: Mapping[str, Any]) -> EnvBase:
         >>> make_env("gym", {"id": "CartPole-v1"}).reset()["observation"].shape
         torch.Size([4])
     """
-    check_family(family)
+    check_env(family, options)
     module = import_module(f"dreamer_torchrl.envs.{'gym' if family == 'custom' else family}")
     return getattr(module, f"{family}_env")(**options)
 

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from PIL import Image
 
 from dreamer_torchrl.envs.gym import Gymnasium
-from dreamer_torchrl.envs.registry import check_atari, check_env
+from dreamer_torchrl.envs.registry import check_atari
 
 LUMINANCE = (0.299, 0.587, 1 - (0.299 + 0.587))
 STICKY = 0.25
@@ -110,8 +110,6 @@ def atari_env(
         >>> atari_env("pong", size=64, gray=False, actions="needed").reset()["pixels"].shape
         torch.Size([64, 64, 3])
     """
-    numbers = {"size": size, "noops": noops, "frame_skip": frame_skip, "max_frames": max_frames}
-    check_env("atari", {"game": game, "actions": actions, **numbers})
     env = AtariGame(check_atari(game), size, gray, sticky, actions, noops, frame_skip, max_frames)
     env.render_mode = "rgb_array" if render else None
     return Gymnasium(env)

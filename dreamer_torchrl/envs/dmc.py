@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Dict
 
 from dreamer_torchrl.envs.gym import Gymnasium
-from dreamer_torchrl.envs.registry import UnknownEnvironment, check_dmc, check_env
+from dreamer_torchrl.envs.registry import UnknownEnvironment, check_dmc
 
 CAMERAS = {"quadruped": 2}  # of the official agent, where not 0
 FRAME = (240, 320)  # height and width of video frames
@@ -66,7 +66,6 @@ def dmc_env(
     task: str, image: bool = False, proprio: bool = True, size: int = 64, camera: int = -1, render: bool = False
 ) -> Gymnasium:
     """Make a task such as ``walker_walk``, with pictures under ``pixels``; camera -1 is the official agent's."""
-    check_env("dmc", {"task": task, "image": image, "proprio": proprio, "size": size})
     import mujoco
 
     domain, name = check_dmc(task)

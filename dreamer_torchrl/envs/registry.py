@@ -35,7 +35,8 @@ class UnknownEnvironment(ConfigError):
 
 def check_env(family: str, options: Mapping[str, Any]) -> None:
     """Raise `UnknownEnvironment` unless `make_env` can make this; imports no torch by itself."""
-    check_family(family)
+    if family not in FAMILIES:
+        raise UnknownEnvironment(f"Unknown family of environments {family!r}{nearest(family, FAMILIES)}")
     if not (name := options.get(FAMILIES[family])):
         raise UnknownEnvironment(f"The family {family!r} needs an option {FAMILIES[family]!r}, the environment's name.")
     if family == "gym":
@@ -49,11 +50,6 @@ def check_env(family: str, options: Mapping[str, Any]) -> None:
         raise UnknownEnvironment(f"actions is {options['actions']!r}: it must be 'all' or 'needed'.")
     if not (options.get("image", False) or options.get("proprio", True)):
         raise UnknownEnvironment("image and proprio are both false: set one of them to true, or nothing is seen.")
-
-
-def check_family(family: str) -> None:
-    if family not in FAMILIES:
-        raise UnknownEnvironment(f"Unknown family of environments {family!r}{nearest(family, FAMILIES)}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ The recordings and the comparison, `benchmarks/verification.py`, are part of the
 """
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -19,9 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(BENCHMARKS / "verification.py", fault, remedy, file=sys.stderr)
         return 2
     sys.path.insert(0, str(BENCHMARKS))
-    from verification import main as compare_all
-
-    return compare_all(arguments)
+    return import_module("verification").main(arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TextIO
 
+from pydantic import ByteSize
+
 from dreamer_torchrl.record.metrics import RunLogger
 
 REDRAW_SECONDS = 0.2
@@ -139,7 +141,4 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes in the unit that fits, such as ``1.2 GB``."""
-    for scale, form in ((1e12, "{:.1f} TB"), (1e9, "{:.1f} GB"), (1e6, "{:.0f} MB")):
-        if count >= scale:
-            return form.format(count / scale)
-    return f"{count / 1e3:.0f} kB"
+    return ByteSize(count).human_readable(decimal=True, separator=" ")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.compose import read_saved, saved_settings
+from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.training.pretrained import CARD, Card, located, read_card, read_weights
 
 if TYPE_CHECKING:
@@ -116,12 +116,6 @@ def _read_checkpoint(path: Path, settings: Settings, checkpoint: str | None) -> 
 
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:
     """The run in a folder, with as many threads of torch as its training had; without one the command ends here."""
-    try:
-        if not (located(folder) / CARD).is_file():
-            read_saved(folder)
-    except ConfigError as error:
-        parser.error(str(error))
-
     import torch
     from torchrl import logger
 

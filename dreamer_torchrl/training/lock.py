@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import shlex
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -35,13 +32,13 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
     run_dir = Path(run_dir)
     file, lock = run_dir / "lock", FileLock(run_dir / "lock", timeout=0)
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "command": shlex.join(sys.orig_argv)}
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        file.write_text(json.dumps(owner, indent=2) + "\n")
+        file.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since},")
     except Timeout:
-        held = f"{run_dir} is in use: {_owner(file)} trains there. Wait for it, stop it, or give another run_dir."
+        owner = file.read_text() or "another process"  # which is about to write it
+        held = f"{run_dir} is in use: {owner} trains there. Wait for it, stop it, or give another run_dir."
         raise RunLocked(held) from None
     except OSError as error:
         lock.release()
@@ -52,11 +49,3 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
         with suppress(OSError):  # a full or vanished disk: the text is information only
             file.write_text("")
         lock.release()
-
-
-def _owner(path: Path) -> str:
-    try:
-        owner = json.loads(path.read_text())
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']},"
-    except (OSError, ValueError, TypeError, KeyError):  # the owner is about to write it
-        return "another process"

@@ -59,17 +59,13 @@ def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup"
     free = int(entries["MemAvailable"].split()[0]) * 1024
     for line in (proc / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root = groups / "memory" if controllers else groups
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        folder = root / path.lstrip("/")
-        for place in (folder, *folder.parents):  # each group has what the ones above it leave
-            limit, used = place / names[0], place / names[1]
+        folder = groups / path.lstrip("/")
+        for place in () if controllers else (folder, *folder.parents):  # each group has what the ones above it leave
+            limit = place / "memory.max"
             if limit.is_file() and limit.read_text().strip() != "max":
                 counts = dict(entry.split() for entry in (place / "memory.stat").read_text().splitlines())
-                files = int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))  # given back on demand
-                free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
-            if place == root:
+                used = int((place / "memory.current").read_text()) - int(counts.get("inactive_file", 0))
+                free = min(free, int(limit.read_text()) - used)  # inactive files are given back on demand
+            if place == groups:
                 break
     return max(free, 0)

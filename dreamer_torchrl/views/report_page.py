@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -122,12 +121,11 @@ def data_of(path: Path) -> str:
 
 
 def disk_size(path: Path) -> str:
-    """Of a file or of all files in a folder, those that go away meanwhile left out; empty if it is not there."""
+    """Of a file or of all files in a folder; empty if it is not there."""
     if not path.exists():
         return ""
     total = 0
-    for folder, _, names in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return byte_size(total) if total >= 1e6 else f"{-(-total // 1000)} kB"
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            total += file.lstat().st_size if file.is_file() else 0
+    return byte_size(total)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -37,19 +37,16 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def test_the_second_process_is_told_who_is_there(tmp_path: Path) -> None:
     process, _ = hold(tmp_path)
-    owner = json.loads((tmp_path / "lock").read_text())
-    assert owner.keys() == {"pid", "host", "since", "command"}
-    assert owner["pid"] == process.pid
-    assert str(tmp_path) in owner["command"]
+    owner = (tmp_path / "lock").read_text()
+    assert owner.startswith(f"process {process.pid} on {socket.gethostname()}, since 2")
     with pytest.raises(RunLocked) as caught, run_lock(tmp_path):
         pass
     end(process)  # then its lock is taken over; its text is still there
-    assert json.loads((tmp_path / "lock").read_text())["pid"] == process.pid
+    assert (tmp_path / "lock").read_text() == owner
     with run_lock(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on")
     assert (tmp_path / "lock").read_text() == ""
-    for word in (str(tmp_path), f"process {process.pid}", owner["host"], owner["since"]):
-        assert word in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path} is in use: {owner} trains there.")
 
 
 def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path) -> None:
@@ -62,10 +59,9 @@ def test_a_forked_child_does_not_keep_the_lock_of_its_dead_parent(tmp_path: Path
 
 def test_an_owner_that_has_not_signed_yet_is_another_process(tmp_path: Path) -> None:
     with run_lock(tmp_path):
-        for text in ("", "[]", "{}", "garbage"):
-            (tmp_path / "lock").write_text(text)
-            with pytest.raises(RunLocked, match="another process trains there"), run_lock(tmp_path):
-                pass
+        (tmp_path / "lock").write_text("")
+        with pytest.raises(RunLocked, match="another process trains there"), run_lock(tmp_path):
+            pass
 
 
 def test_a_run_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
