@@ -68,8 +68,8 @@ def test_a_terminal_shows_one_line_that_changes() -> None:
     written = terminal.finish()
     (line,) = filter(None, screen(written))
     assert line == (
-        "100,000/100,000 100%  return 100.0  best 7.0  0 s left  118 steps/s  22.5 updates/s  9 updates  memory 2.0 MB  "
-        "24,800 frames  losses: reconstruction 1.23, anything -0.0123"
+        "100,000/100,000 100%  return 100.0  best 7.0  0 s left  118 steps/s  22.5 updates/s  9 updates  memory 2.0 MB"
+        "  24,800 frames  losses: reconstruction 1.23, anything -0.0123"
     )
     assert written.count("\r\n") == 1 and 2 <= written.count("\r") <= 8
 
