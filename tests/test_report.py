@@ -54,7 +54,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    return trained(run, "total_steps=40", "train_ratio=2", "eval.every=20", "log.every=0.1")
+    return trained(run, "total_steps=40", "train_ratio=2", "eval.every=20", "log.every=0.1", "log.report=true")
 
 
 @pytest.fixture

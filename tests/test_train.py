@@ -49,7 +49,7 @@ def test_intervals_frames_and_repeated_actions(tmp_path: Path) -> None:
     assert all(line["count/frames"] == 2 * line["step"] for line in measured)
     shares = [[value for key, value in line.items() if key.startswith("share/")] for line in intervals]
     assert all(len(each) == 5 and sum(each) == pytest.approx(1, abs=0.05) for each in shares)
-    assert not any("eval/return" in line for line in measured)
+    assert not any("eval/return" in line for line in measured) and not (run / "report.html").exists()
 
 
 def test_evaluations_come_when_they_are_due() -> None:

@@ -21,13 +21,8 @@ from dreamer_torchrl.config.overrides import GROUPS, choices
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs.registry import atari_games
 from tests.checkpoint.checkpoint_examples import read_only
+from tests.training.training_examples import TINY
 
-TINY = (
-    *("experiment=laptop", "prefill=0", "env.num_envs=1"),
-    *("threads=1", "device=cpu", "size.belief=32", "size.hidden=16", "size.units=16", "learner.imagination_length=3"),
-    *("replay.batch=2", "replay.length=8", "train_ratio=4", "total_steps=40", "eval.episodes=2", "eval.num_envs=2"),
-    "eval.dream=0",
-)
 find = PathFinder.find_spec
 COMMAND = (sys.executable, "-X", "importtime", "-m", "dreamer_torchrl.train")
 TORCH = re.compile(r"^import time:.*\|\s+torch$", re.MULTILINE)
@@ -139,7 +134,7 @@ def test_the_first_lines_come_before_torch(tmp_path: Path) -> None:
             if len(said) == 2:
                 break
         process.kill()
-    assert re.fullmatch(r"dreamer_torchrl [\d.]+: Pendulum-v1, size own, 40 steps, seed 7\n", said[0])
+    assert re.fullmatch(r"dreamer_torchrl [\d.]+: Pendulum-v1, size own, 60 steps, seed 7\n", said[0])
     run_dir = re.fullmatch(r"run_dir=(runs/pendulum-v1-\d{8}-\d{6})\n", said[1])
     assert (tmp_path / run_dir[1]).is_dir()
 
@@ -147,25 +142,29 @@ def test_the_first_lines_come_before_torch(tmp_path: Path) -> None:
 def test_the_resume_command_works_as_it_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through a shell, for a folder whose name holds all that shells and Hydra mind."""
     run_dir = tmp_path / "it's my, (first) [run]=$1"
-    assert train.main([*TINY, "eval.every=0", f"run_dir={run_dir}"]) == 0
+    assert train.main([*TINY, "total_steps=20", "eval.every=0", f"run_dir={run_dir}"]) == 0
     output = capsys.readouterr().out
-    (evaluate,) = re.findall(r"Finished and saved at step 40\. Evaluate with: python -m (.*)", output)
+    (evaluate,) = re.findall(r"Finished and saved at step 20\. Evaluate with: python -m (.*)", output)
     assert shlex.split(evaluate) == ["dreamer_torchrl.evaluate", str(run_dir)]
-    command = f"{train.resume_command(run_dir)} total_steps=50".replace("python", sys.executable, 1)
-    again = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert (again.returncode, again.stderr) == (0, "")
-    assert f"Resumed at step 40 from {run_dir}/" in again.stdout
-    assert "Finished and saved at step 50." in again.stdout
-    assert train.main([f"run_dir={run_dir}", "total_steps=30"]) == 0
-    assert "50 steps are done already, more than total_steps=30." in capsys.readouterr().out
+    arguments = f"""printf '%s\n' {train.resume_command(run_dir)} total_steps=25"""
+    typed = subprocess.run(["sh", "-c", arguments], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert typed[:3] == ["python", "-m", "dreamer_torchrl.train"]
+    assert train.main(typed[3:]) == 0
+    output = capsys.readouterr().out
+    assert f"Resumed at step 20 from {run_dir}/" in output and "Finished and saved at step 25." in output
+    assert train.main([f"run_dir={run_dir}", "total_steps=10"]) == 0
+    assert "25 steps are done already, more than total_steps=10." in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == [run_dir.name]
 
 
 def test_a_run_without_updates_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([*TINY, "replay.batch=1000000", "eval.every=0", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert (
+        train.main([*TINY, "replay.batch=1000000", "total_steps=20", "eval.every=0", f"run_dir={tmp_path / 'run'}"])
+        == 0
+    )
     output = capsys.readouterr().out
     assert "Nothing will be learned: updates begin after step 8,000,000" in output
-    assert "Finished and saved at step 40. There were 0 updates: nothing was learned." in output
+    assert "Finished and saved at step 20. There were 0 updates: nothing was learned." in output
 
 
 def test_a_place_that_cannot_be_written(

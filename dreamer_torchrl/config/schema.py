@@ -104,6 +104,7 @@ class CheckpointSettings:
 @dataclass(frozen=True, config=CHECKED)
 class LogSettings:
     every: Seconds = 5.0
+    report: StrictBool = True
     tensorboard: StrictBool = False
     loggers: Mapping[str, Part] = field(default_factory=dict)
 

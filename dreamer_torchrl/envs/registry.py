@@ -8,6 +8,7 @@ import os
 import symtable
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from inspect import Parameter, signature
@@ -103,11 +104,12 @@ def check_atari(game: str) -> str:
     return game
 
 
-def atari_games() -> list[str]:
+@cache  # it reads the files of all games
+def atari_games() -> tuple[str, ...]:
     """All games of ALE without two-player ones, which end the process when loaded."""
     from ale_py import ALEInterface, roms
 
-    return [game for game in roms.get_all_rom_ids() if ALEInterface.isSupportedROM(roms.get_rom_path(game))]
+    return tuple(game for game in roms.get_all_rom_ids() if ALEInterface.isSupportedROM(roms.get_rom_path(game)))
 
 
 def check_dmc(task: str) -> tuple[str, str]:

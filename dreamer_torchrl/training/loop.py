@@ -93,7 +93,7 @@ class Training:
                 with stop.saving():
                     self.log()
                     self.save(wait=True)
-                if not stop.requested:  # there is little time then, and the command `report` makes the page
+                if self.settings.log.report and not stop.requested:  # there is little time then
                     self.reports.refresh(at_end=True)
 
     def train(self, stop: StopSignals) -> None:
@@ -192,7 +192,7 @@ class Training:
         finished = progress.finished(self.settings)
         for name, video in self.evaluator.videos(evaluation, self.run_dir, progress.steps, finished, say):
             self.metrics.video(progress.steps, name, video)
-        if not finished:  # else it is written after the last save
+        if self.settings.log.report and not finished:  # else it is written after the last save
             self.reports.refresh()
 
     def log(self) -> None:

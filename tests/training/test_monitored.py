@@ -11,7 +11,7 @@ from tests.training.training_examples import lines, trained
 
 BUTTON = (
     *("env=custom", "env.factory=tests.training.training_toys:Button", "eval.every=0", "log.every=0.02"),
-    *("total_steps=300", "train_ratio=8", "learner.warmup=10", "learner.learning_rate=1e-2"),
+    *("log.report=true", "total_steps=300", "train_ratio=8", "learner.warmup=10", "learner.learning_rate=1e-2"),
 )
 FAILURES = {
     "untrained_heads": (

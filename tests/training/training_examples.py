@@ -19,7 +19,8 @@ TINY = (
     *("experiment=laptop", "prefill=0", "env.num_envs=1"),
     *("threads=1", "device=cpu", "size=nano", "size.belief=32", "size.hidden=16", "size.units=16"),
     *("size.stochastic=4", "size.depth=4", "replay.batch=2", "replay.length=8", "learner.imagination_length=3"),
-    *("total_steps=60", "train_ratio=4", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0", "log.every=1000"),
+    *("total_steps=60", "train_ratio=4", "eval.episodes=2", "eval.num_envs=2", "eval.dream=0"),
+    *("log.every=1000", "log.report=false"),
 )
 
 

@@ -57,7 +57,7 @@ LOOK = """<script>addEventListener("load", async () => {
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / 'run <b>"of" & for</b> all'
     options = ("total_steps=80", "train_ratio=2", "eval.every=40", "eval.video=true", "eval.dream=60", "log.every=0.2")
-    return trained(run, *options) / "report.html"
+    return trained(run, *options, "log.report=true") / "report.html"
 
 
 def visit(page: Path, screen: tuple[int, int], scheme: str, folder: Path) -> dict[str, Any]:
