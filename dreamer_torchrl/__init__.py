@@ -8,6 +8,7 @@ from typing import Any
 _HOMES = {
     "ActorLoss": "objectives",
     "Agent": "agents.agent",
+    "ClippedAdam": "learners.adam",
     "Hyperparameters": "learners.hyperparameters",
     "LaProp": "learners.laprop",
     "Learner": "learners.learner",

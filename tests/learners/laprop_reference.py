@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dreamer_torchrl.learners.laprop import NORM_PART, LaProp
+from dreamer_torchrl.learners.capturable import NORM_PART
+from dreamer_torchrl.learners.laprop import LaProp
 
 
 def adaptive_clip(param: Tensor, grad: Tensor, clip: float = 0.3, floor: float = 1e-3) -> Tensor:
