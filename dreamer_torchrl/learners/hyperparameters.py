@@ -34,7 +34,7 @@ class Hyperparameters:
     slow_target: bool = False  # imag_loss.slowtar
     slow_scale: Scale = 1.0  # imag_loss.slowreg and repl_loss.slowreg
     slow_rate: Share = 0.02  # slowvalue.rate
-    entropy_scale: Scale = 3e-4  # imag_loss.actent
+    entropy_scale: Scale = 3e-3  # imag_loss.actent
     free_nats: Scale = 1.0
     reward_grad: bool = True
     replay_value_grad: bool = True  # repval_grad
@@ -57,4 +57,4 @@ class Hyperparameters:
 
     @classmethod
     def official(cls) -> Hyperparameters:
-        return replace(cls(), learning_rate=4e-5, horizon=333.0)
+        return replace(cls(), learning_rate=4e-5, horizon=333.0, entropy_scale=3e-4)
