@@ -1,12 +1,12 @@
 """The loss of the critic, on imagined and on replayed returns, and its target network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import Tensor
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives.utils import TargetNetUpdater
 
 from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
@@ -154,17 +154,40 @@ def replay_return(
     return lambda_return(reward[:, 1:], bootstrap[:, 1:], discount, lambda_)
 
 
-class SlowUpdate(SoftUpdate):
-    """TorchRL's `SoftUpdate` in one operation, masked without reading the mask back; the loss may not move any more."""
+class SlowUpdate(TargetNetUpdater):
+    """TorchRL's `SoftUpdate` and `HardUpdate` in one operation; the loss may not move any more.
 
-    def __init__(self, value_loss: ValueLoss, tau: float):
-        super().__init__(value_loss, tau=tau)
+    Nothing is read back: not the mask of a `step`, nor the number of updates.
+
+    Args:
+        tau: share of the critic in an update.
+        every: updates of the critic per update of the target; its number, ``updates``, is a tensor.
+        copy_first: the first update copies the critic whole, whatever ``tau`` (V2).
+    """
+
+    def __init__(self, value_loss: ValueLoss, tau: float, every: int = 1, copy_first: bool = False):
+        super().__init__(value_loss)
         slow, fast = value_loss.target_value_params.data, value_loss.value_params
         self.slow = {".".join(key): value for key, value in slow.items(True, True)}  # looked up once: it takes long
         self.fast = [fast.get(key) for key in slow.keys(True, True)]  # parameters: their data may be exchanged
-        self.tau = tau
+        self.tau, self.every, self.copy_first = tau, every, copy_first
+        counted = every > 1 or copy_first
+        self.updates = torch.zeros((), dtype=torch.int64, device=self.fast[0].device) if counted else None
 
     @torch.no_grad()
     def step(self, where: Tensor | None = None) -> None:
         weight = self.tau if where is None else [where * self.tau] * len(self.fast)
+        if self.updates is not None:
+            tau = torch.where(self.updates == 0, 1.0, self.tau) if self.copy_first else self.tau
+            now = (self.updates % self.every == 0) * tau * (1 if where is None else where)
+            weight = [now.to(self.fast[0].dtype)] * len(self.fast)
+            self.updates += 1 if where is None else where
         torch._foreach_lerp_(list(self.slow.values()), self.fast, weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.slow | ({} if self.updates is None else {"updates": self.updates})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy what `state_dict` gave into the target, in place."""
+        for key, value in self.state_dict().items():
+            value.copy_(state[key])

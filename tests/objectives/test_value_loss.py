@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from torchrl.objectives import SoftUpdate
 from dreamer_torchrl.learners.learner import Learner, example_batch
 from dreamer_torchrl.modules.heads import TwoHotHead
 from dreamer_torchrl.objectives import ValueLoss
+from dreamer_torchrl.objectives.value import SlowUpdate
 from tests.objectives.examples import RecordedCritic, golden, part, taught_by, tiny_learner
 
 
@@ -178,3 +182,43 @@ def test_replay_needs_a_sequence(data: TensorDict) -> None:
     with pytest.raises(ValueError, match=r"\[B, T\]"):
         value_loss()(data)
     value_loss(replay_scale=0)(data)
+
+
+SLOW_TARGETS = json.loads((Path(__file__).parents[1] / "golden_family/tables_v2.json").read_text())
+
+
+def followed(name: str, copy_first: bool = True, called_off: bool = False) -> list[float]:
+    """The target along a recorded sequence of critics; each update can be called off once before it happens."""
+    table = SLOW_TARGETS[name]
+    every, fraction = re.fullmatch(r"slow_target/update(\d+)_fraction([\d.]+)", name).groups()
+    loss = ValueLoss(critic().tensordict_module(), replay_scale=0)
+    update = SlowUpdate(loss, float(fraction), int(every), copy_first)
+    for value in update.slow.values():
+        value.fill_(table["initial_target"])
+    found = []
+    for value in table["critic_at_each_call"]:
+        for parameter in update.fast:
+            parameter.data.fill_(value)
+        if called_off:
+            update.step(torch.tensor(False))
+        update.step(torch.tensor(True) if called_off else None)
+        (same,) = {value for parameter in update.slow.values() for value in parameter.unique().tolist()}
+        found.append(same)
+        state = {key: value.clone() for key, value in update.state_dict().items()}
+        update = SlowUpdate(loss, float(fraction), int(every), copy_first)
+        update.load_state_dict(state)  # every step goes on from what the last one saved
+    return found
+
+
+@pytest.mark.parametrize("called_off", [False, True])
+@pytest.mark.parametrize("name", [name for name in SLOW_TARGETS if name.startswith("slow_target/")])
+def test_official_targets_of_v2(name: str, called_off: bool) -> None:
+    """The first update copies; then one in so many, counted from the first one, mixes."""
+    wanted = SLOW_TARGETS[name]["target_after_each_call"]
+    assert followed(name, called_off=called_off) == pytest.approx(wanted, rel=1e-5)
+    assert followed(name, copy_first=False) != pytest.approx(wanted, rel=1e-2) or name.endswith("1.0")
+
+
+def test_the_target_without_options_saves_what_it_did() -> None:
+    update = SlowUpdate(value_loss(), 0.02)
+    assert update.state_dict().keys() == update.slow.keys()
