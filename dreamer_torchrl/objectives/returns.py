@@ -46,3 +46,20 @@ class ReturnNormalizer(nn.Module):
     @property
     def scale(self) -> Tensor:
         return (self.high - self.low).clamp_min(self.limit)
+
+
+class RewardNormalizer(nn.Module):
+    """Divide imagined rewards by a running mean of their magnitude (V2, plan2explore), which each call updates first.
+
+    A ``momentum`` of 1, the official default, leaves the magnitude at 1.
+    """
+
+    def __init__(self, momentum: float = 1.0, scale: float = 1.0, eps: float = 1e-8):
+        super().__init__()
+        self.momentum, self.scale, self.eps = momentum, scale, eps
+        self.register_buffer("magnitude", torch.ones((), dtype=torch.float64))
+
+    def forward(self, reward: Tensor) -> Tensor:
+        now = reward.detach().abs().mean(dtype=self.magnitude.dtype)
+        self.magnitude.lerp_(now, 1 - self.momentum)
+        return reward / (self.magnitude.to(reward.dtype) + self.eps) * self.scale

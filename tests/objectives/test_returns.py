@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentiles
+from dreamer_torchrl.objectives.returns import ReturnNormalizer, RewardNormalizer, lambda_return, percentiles
 from dreamer_torchrl.objectives.value import replay_return
 from tests.objectives.examples import golden, part
 
@@ -39,6 +41,36 @@ def test_official_lambda_return() -> None:
     t = part(golden("tables_losses.npz"), "lambda_return/")
     returns = replay_return(t["rew"], t["boot"], t["term"].float(), t["last"].float(), 1 - 1 / 333, 0.95)
     assert_close(returns, t["ret_disc0.997_lam0.95"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_official_lambda_return_of_v1_and_v2(case: int) -> None:
+    """One function there, time first: R_t = r_t + d_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), R_L = bootstrap.
+
+    Reward and discount have the index of the return, values that of the next step: with v_t instead, all is wrong.
+    """
+    t = part(golden("tables_v2.npz", "golden_family"), f"lambda_return/{case}/")
+    after = torch.cat([t["value"][1:], t["bootstrap"][None]])  # [L, N]
+    for value in (after, t["value"]):
+        returns = lambda_return(t["reward"].mT, value.mT, t["pcont"].mT, t["lambda"])
+        assert returns.mT.allclose(t["out"], rtol=1e-5, atol=1e-5) == (value is after)
+
+
+@pytest.mark.parametrize("name", ["momentum0.99_scale1.0", "momentum0.0_scale2.0", "momentum1.0_scale1.0"])
+def test_official_reward_normalizer(name: str) -> None:
+    """The magnitude is updated before it divides; the gradient does not see it."""
+    momentum, scale = map(float, re.findall(r"[\d.]+", name))
+    table, normalizer = golden("tables_v2.npz", "golden_family"), RewardNormalizer(momentum, scale)
+    for call in range(3):
+        t = part(table, f"stream_norm/{name}/{call}/")
+        before, reward = normalizer.magnitude.item(), t["in"].requires_grad_()
+        found = normalizer(reward)
+        assert_close(found, t["out"], rtol=1e-6, atol=1e-6)
+        assert_close(normalizer.magnitude.float(), t["mag_after"], rtol=1e-6, atol=0)
+        if momentum < 1:
+            assert not (reward / before * scale).allclose(t["out"], rtol=1e-4)
+        (grad,) = torch.autograd.grad(found.sum(), reward)
+        assert_close(grad, torch.full_like(grad, scale / t["mag_after"].item()))
 
 
 @given(st.lists(st.tuples(number, number, share, share), min_size=1, max_size=8))
