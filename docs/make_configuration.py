@@ -31,7 +31,7 @@ CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "configuration.md"
 
 ENTRY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
-SECTIONS = ("agent", "replay", "learner", "eval", "checkpoint", "log", "wandb")
+SECTIONS = ("agent", "exploration", "replay", "learner", "eval", "checkpoint", "log", "wandb")
 KINDS = {"boolean": "true, false", "integer": "integer", "number": "number", "string": "text", "object": "entries"}
 PYTHON_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 

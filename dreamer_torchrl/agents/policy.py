@@ -19,10 +19,20 @@ class Policy(TensorDictModuleBase):
     Latents that are missing start at zero, and where ``is_init`` is set they are forgotten. With TorchRL's exploration
     type RANDOM latents and actions are drawn (from ``generator``, torch's own if it is None), else both are modes.
     The new latents take the place of the old ones and so stay with the observation that they saw.
+
+    ``noise`` is the amount of exploration noise on drawn actions (`ActionSpace.explored`), which the latents remember.
     """
 
-    def __init__(self, encoder: Encoder, rssm: RSSM, actor: Actor, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        encoder: Encoder,
+        rssm: RSSM,
+        actor: Actor,
+        generator: torch.Generator | None = None,
+        noise: float = 0.0,
+    ):
         super().__init__()
+        self.noise = noise
         self.encoder, self.rssm, self.actor, self.generator = encoder, rssm, actor, generator
         self.in_keys: list[NestedKey] = [*encoder.in_keys, "is_init", *LATENTS]
         self.out_keys: list[NestedKey] = [*actor.space.keys, *LATENTS]
@@ -61,17 +71,23 @@ class Policy(TensorDictModuleBase):
         action_noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
-        if exploration_type() is ExplorationType.RANDOM:
-            how = {"generator": self.generator, "device": belief.device}
-            noise = torch.rand(len(belief), self.rssm.stochastic, **how) if noise is None else noise
+        how = {"generator": self.generator, "device": belief.device}
+        random = exploration_type() is ExplorationType.RANDOM
+        if random:
+            noise = self.rssm.latent.noise(len(belief), **how) if noise is None else noise
             action_noise = self.actor.space.noise(len(belief), **how) if action_noise is None else action_noise
         inputs = (encoded, previous_action, is_init, belief, state)
         if noise is not None and action_noise is not None:
-            return self.rssm.act(self.actor, *inputs, noise, action_noise)
-        belief, sampled, logits = self.rssm(*inputs, noise)
-        state = self.rssm.latent.mode(logits) if noise is None else sampled
-        policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)))
-        return belief, state, policy.mode if action_noise is None else policy.sample(action_noise)
+            belief, state, action = self.rssm.act(self.actor, *inputs, noise, action_noise)
+        else:
+            belief, sampled, logits = self.rssm(*inputs, noise)
+            state = self.rssm.latent.mode(logits) if noise is None else sampled
+            policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)))
+            action = policy.mode if action_noise is None else policy.sample(action_noise)
+        if random and self.noise:
+            space = self.actor.space
+            action = space.explored(action, self.noise, space.noise(len(action), **how))
+        return belief, state, action
 
 
 def rows_of(tensordict: TensorDictBase, key: NestedKey) -> Tensor | None:

@@ -58,6 +58,11 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class ExplorationSettings:
+    noise: Share = 0.0
+
+
+@dataclass(frozen=True, config=CHECKED)
 class SamplerFractions:
     uniform: Share = 1.0
     prioritized: Share = 0.0
@@ -139,6 +144,7 @@ class Settings:
     unimix: Share = 0.01
     actor_unimix: Share = 0.0
     agent: AgentSettings = field(default_factory=AgentSettings)
+    exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     learner: Hyperparameters = field(default_factory=Hyperparameters)
     learner_part: Part = field(default_factory=lambda: LEARNER)

@@ -11,7 +11,7 @@ from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDict
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
-from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHotDist
+from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHotDist, sample_one_hot
 from dreamer_torchrl.modules.heads import joined_features
 from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, spaces_from_spec
@@ -51,6 +51,22 @@ class ActionSpace:
     def restore(self, flat: Tensor) -> dict[NestedKey, Tensor]:
         parts = flat.split([space.size for space in self.spaces.values()], -1)
         return {key: space.restore(part) for (key, space), part in zip(self.spaces.items(), parts, strict=True)}
+
+    def explored(self, flat: Tensor, amount: float, noise: Tensor) -> Tensor:
+        """The flat action with as much exploration noise added, from what `noise` gives (V1 and V2).
+
+        Floats get ``amount`` times a normal and stay in -1 to 1; a class is drawn anew with the probability ``amount``.
+        """
+        parts = []
+        chunks = flat.split([count * (classes or 1) for count, classes in self.parts], -1)
+        draws = noise.split([count for count, _ in self.parts], -1)
+        for (count, classes), part, drawn in zip(self.parts, chunks, draws, strict=True):
+            if classes:
+                probs = amount / classes + (1 - amount) * part.unflatten(-1, (count, classes))
+                parts.append(sample_one_hot(probs, drawn).flatten(-2))
+            else:
+                parts.append((part + amount * drawn).clamp(-1, 1))
+        return _joined(parts)
 
     def noise(
         self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None

@@ -141,9 +141,9 @@ def exact_latents(settings: Settings) -> bool:
     return (settings.checkpoint.latents or ("stale" if settings.size.belief >= LARGE else "exact")) == "exact"
 
 
-def make_policy(agent: Agent, seed: int) -> Policy:
+def make_policy(agent: Agent, seed: int, noise: float = 0.0) -> Policy:
     generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
-    return Policy(agent.encoder, agent.rssm, agent.actor, generator)
+    return Policy(agent.encoder, agent.rssm, agent.actor, generator, noise)
 
 
 def dream_title(settings: Settings, step: int) -> str:

@@ -12,7 +12,7 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Mult
 from torchrl.envs import GymEnv, check_env_specs
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
-from dreamer_torchrl import Agent, build_agent
+from dreamer_torchrl import Agent, Policy, build_agent
 from dreamer_torchrl.keys import LATENTS
 from tests.agents.policy_examples import DETERMINISTIC, RANDOM, Crane, agent_for, environment, every_exploration, seen
 from tests.objectives.examples import TINY
@@ -188,3 +188,29 @@ def test_bfloat16_computes_near_float32_and_gives_float32(name: str = "Crane") -
     env = environment(name)
     with set_exploration_type(RANDOM):
         env.rollout(10, rough.policy, break_when_any_done=False)
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "Crane"])
+def test_exploration_noise_is_acted_out_and_remembered(name: str) -> None:
+    """What the environment gets is what the latents remember; modes stay, and without noise nothing more is drawn."""
+    agent = agent_for(environment(name))
+    space, results = agent.action_space, {}
+    for amount in (0.0, 0.5):
+        policy = Policy(agent.encoder, agent.rssm, agent.actor, torch.Generator().manual_seed(0), noise=amount)
+        for exploration in (DETERMINISTIC, RANDOM):
+            with set_exploration_type(exploration):
+                results[amount, exploration] = steps = policy(seen(agent, 200))
+            action = space.flatten({key: steps[key] for key in space.keys})
+            assert_close(steps["previous_action"], action)
+        results[amount] = policy.generator.get_state()
+    plain, noisy = results[0.0, RANDOM], results[0.5, RANDOM]
+    assert_close(plain["state"], noisy["state"], rtol=0, atol=0)
+    assert noisy["previous_action"].abs().max() <= 1
+    generator = torch.Generator().manual_seed(0)
+    agent.rssm.latent.noise(200, generator=generator)
+    space.noise(200, generator=generator)
+    assert generator.get_state().equal(results[0.0])
+    extra = space.noise(200, generator=generator)
+    assert generator.get_state().equal(results[0.5])
+    assert_close(noisy["previous_action"], space.explored(plain["previous_action"], 0.5, extra))
+    assert_close(results[0.0, DETERMINISTIC]["previous_action"], results[0.5, DETERMINISTIC]["previous_action"])

@@ -12,6 +12,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategoric
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.modules import ActionDistribution, ActionSpace, Actor
+from tests.objectives.examples import golden, part
 
 ARM = Composite(joints=Bounded(-1, 1, (2, 2)), grip=OneHot(2), tool=MultiCategorical([2, 4]))
 MANY = Composite(steer=Bounded(-1, 1, (2,)), gear=Categorical(3), arm=ARM, buttons=Binary(2))
@@ -124,6 +125,36 @@ def test_noise_is_uniform_for_classes_and_normal_for_floats(name: str) -> None:
             assert 0 <= column.min() < 0.02 and 0.98 < column.max() < 1
         else:
             assert column.mean().abs() < 0.15 and (column.std() - 1).abs() < 0.1
+
+
+@every_spec
+def test_exploration_moves_floats_and_draws_classes_anew(name: str) -> None:
+    """Each variable by its own noise: floats by a normal and not past 1, classes uniformly with that probability."""
+    space, variables = ActionSpace(SPECS[name]), VARIABLES[name]
+    sizes = [classes or 1 for classes in variables]
+    flat = policy_for(name).sample().clamp(-1, 1).expand(20_000, -1)
+    noise = space.noise(20_000).double()
+    found = space.explored(flat, 0.3, noise)
+    columns = zip(variables, found.split(sizes, -1), flat.split(sizes, -1), noise.split(1, -1), strict=True)
+    for classes, explored, action, drawn in columns:
+        if classes:
+            assert (explored.sum(-1) == 1).all()
+            assert_close(explored.mean(0), 0.3 / classes + 0.7 * action[0], rtol=0, atol=0.02)
+        else:
+            assert_close(explored, (action + 0.3 * drawn).clamp(-1, 1))
+    assert_close(space.explored(flat, 0.0, noise), flat)
+
+
+def test_exploration_noise_is_official() -> None:
+    """Noise first, bounds after it; classes with the recorded probabilities."""
+    t = part(golden("tables_v2.npz", "golden_family"), "action_noise/")
+    floats, amount = ActionSpace(Bounded(-1, 1, (2,))), t["cont/amount"].item()
+    assert_close(floats.explored(t["cont/action"], amount, t["cont/eps"]), t["cont/out"])
+    assert not (t["cont/action"].clamp(-1, 1) + amount * t["cont/eps"]).allclose(t["cont/out"])
+    uniforms = ((torch.arange(1000) + 0.5) / 1000).view(-1, 1, 1).expand(-1, 6, 1)
+    actions = t["disc/action"].expand(1000, -1, -1)
+    drawn = ActionSpace(OneHot(5)).explored(actions, t["disc/amount"].item(), uniforms)
+    assert_close(drawn.mean(0), t["disc/probs"], rtol=0, atol=2e-3)
 
 
 @every_spec

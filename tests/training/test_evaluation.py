@@ -27,6 +27,7 @@ from dreamer_torchrl.envs.tasks import GridReach
 from dreamer_torchrl.training.evaluation import Cancelled, evaluate
 from tests.agents.acting_examples import TINY
 from tests.collectors.troubles import ENTROPY, walks
+from tests.training import training_examples
 
 GRID = {"id": "dreamer_torchrl/GridReach-v0"}
 
@@ -237,3 +238,15 @@ def test_where_nothing_can_be_filmed_a_note_says_so() -> None:
     streams = streams_of(1, id="CartPole-v1")
     evaluation = evaluate(seeded(agent_for(streams)), streams, 1, film=True)
     assert evaluation.frames == [] and "no renderer" in evaluation.notes[0]
+
+
+def test_exploration_noise_is_for_training_alone(tmp_path: Path) -> None:
+    """Other episodes of training; the evaluation of an agent that learned nothing stays the same."""
+    found = []
+    for noise in (0.0, 0.8):
+        words = ("env=pendulum", "train_ratio=0", "total_steps=500", f"exploration.noise={noise}")
+        records = training_examples.episodes(training_examples.trained(tmp_path / f"{noise}", *words))
+        found.append([[r[key] for r in records if key in r] for key in ("episode/return", "eval/return")])
+    (plain, plain_evaluation), (noisy, noisy_evaluation) = found
+    assert plain and plain != noisy
+    assert plain_evaluation and plain_evaluation == noisy_evaluation
