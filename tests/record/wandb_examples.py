@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,18 @@ def offline_folders(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "wandb").glob("offline-run-*"))
 
 
-def records(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """All records of one kind in the file of a run, as the wandb library reads it."""
+@lru_cache
+def inspected(folder: Path) -> list[dict[str, Any]]:
+    """All records in the file of a run that has ended, as the wandb library reads it."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", str(folder), "--json"]
     text = subprocess.run(
         command, env=environment(folder), capture_output=True, text=True, check=True, timeout=300
     ).stdout
-    found = [json.loads(line) for line in text.splitlines()]
-    return [record[kind] for record in found if record["type"] == kind]
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [record[kind] for record in inspected(folder) if record["type"] == kind]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
