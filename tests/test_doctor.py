@@ -86,16 +86,6 @@ class Camera(gymnasium.Env):
         return np.full((16, 16, 3), 2, np.float32), 1.0, False, False, {}
 
 
-class OldStep(Camera):
-    def step(self, action: int) -> tuple[Any, ...]:
-        return np.zeros((16, 16, 3), np.float32), 0.0, False, {}
-
-
-class OldReset(Camera):
-    def reset(self) -> np.ndarray:
-        return np.zeros((16, 16, 3), np.float32)
-
-
 def test_pictures_of_floats_are_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By the doctor, and once when a training starts."""
     report = list(examine("custom", {"factory": "tests.test_doctor:Camera"}, steps=20))
@@ -108,12 +98,12 @@ def test_pictures_of_floats_are_noticed(tmp_path: Path, capsys: pytest.CaptureFi
     assert printed.count(told) == 1 and printed.count("Kernels in C") == 1
 
 
-OLD = [("OldStep", "as old versions of Gym did: return"), ("OldReset", "super().reset(seed=seed)")]
+OLD = [("OldStep", "as old versions of Gym did: return"), ("NoSeed", "super().reset(seed=seed)")]
 
 
 @pytest.mark.parametrize(("factory", "hint"), OLD)
 def test_the_old_gym_interface_is_recognized(factory: str, hint: str) -> None:
-    report = list(examine("custom", {"factory": f"tests.test_doctor:{factory}"}, steps=5))
+    report = list(examine("custom", {"factory": f"tests.envs.test_gym:{factory}"}, steps=5))
     assert "problem" in levels(report).values() and hint in "\n".join(map(str, report))
 
 

@@ -21,42 +21,37 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_twice(tmp_path_factory.mktemp("export") / "run", 12, 24, *options)
 
 
-def test_the_command_writes_the_file_into_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(run)]) == 0
-    assert (run / "policy.pt2").is_file()
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{run / 'policy.pt2'}, 0.")
-    assert second.startswith("Largest difference to the original over 24 recorded steps: ")
-    assert second.endswith(" and all 96 discrete choices are equal.")
-
-
-def test_the_command_takes_checkpoint_place_and_draws(run: Path, tmp_path: Path) -> None:
-    output = tmp_path / "deeper" / "drawn.pt2"
-    assert main([str(run), "--checkpoint", "000000000012", "--output", str(output), "--sample"]) == 0
-    with zipfile.ZipFile(output) as archive:
-        (description,) = (name for name in archive.namelist() if name.endswith("policy.json"))
-        assert json.loads(archive.read(description))["sample"] is True
-
-
-def test_a_file_that_differs_ends_with_an_error_code(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_writes_the_file_into_the_run(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dreamer_torchrl.export.TOLERANCE", -1.0)
-    assert main([str(run), "--output", str(tmp_path / "policy.pt2")]) == 1
-
-
-def test_a_damaged_replay_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only exporting needs one, and only the steps in it: what is compared is read from them."""
+    """Only exporting needs a replay, and only the steps in it: what is compared is read from them."""
     copied = shutil.copytree(run, tmp_path / "run")
     files = sorted((copied / "checkpoints" / "replay").iterdir())
     for file in files:
         if file.name.startswith("latents"):
             flip_a_bit(file)
     assert main([str(copied)]) == 0
+    assert (copied / "policy.pt2").is_file()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{copied / 'policy.pt2'}, 0.")
+    assert second.startswith("Largest difference to the original over 24 recorded steps: ")
+    assert second.endswith(" and all 96 discrete choices are equal.")
     steps = [file for file in files if file.name.startswith("steps")]
     flip_a_bit(steps[-1])
     assert len(steps) == 2 and main([str(copied)]) == 3
     assert f"The replay of {copied} is damaged: {steps[-1].name} has another checksum" in capsys.readouterr().err
+
+
+def test_a_file_that_differs_ends_with_an_error_code(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is there all the same, of the checkpoint and at the place that were asked for."""
+    monkeypatch.setattr("dreamer_torchrl.export.TOLERANCE", -1.0)
+    output = tmp_path / "deeper" / "drawn.pt2"
+    assert main([str(run), "--checkpoint", "000000000012", "--output", str(output), "--sample"]) == 1
+    with zipfile.ZipFile(output) as archive:
+        (description,) = (name for name in archive.namelist() if name.endswith("policy.json"))
+        assert json.loads(archive.read(description))["sample"] is True
 
 
 def test_another_ending_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,16 +52,22 @@ def test_every_command_of_the_package_is_shown() -> None:
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line.split()[2:6]))
 def test_command(line: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends well. Sizes and lengths are those of a test, all else is as on the page."""
+    """It ends well. Sizes and lengths are those of a test, all else is as on the page.
+
+    What `dream` and `export` make of an agent that is no run of this machine goes to the present folder.
+    """
     if "--multirun" in line:
         pytest.skip("tests of sweeps start their processes")
     monkeypatch.chdir(tmp_path)
-    typed = [PLACEHOLDERS.get(word, word).format(run=run) for word in re.split(r"\s{2,}", line)[0].split()]
+    made = {"dreamer_torchrl.dream": "dreams/cartpole.png", "dreamer_torchrl.export": "policy.pt2"}.get(line.split()[2])
+    shown = "pretrained:cartpole" if made else run
+    typed = [PLACEHOLDERS.get(word, word).format(run=shown) for word in re.split(r"\s{2,}", line)[0].split()]
     if "dreamer_torchrl.train" in typed and "list" not in typed and "RUN" not in line:
         named = any(word.startswith("experiment=") for word in typed)
         short = words(tmp_path / "run", "total_steps=24", "train_ratio=1", "replay.capacity=1000", "eval.every=0")
         typed += [word for word in short if not (named and "experiment=" in word)]
     assert call(" ".join(typed)) == 0
+    assert made is None or (tmp_path / made).is_file()
 
 
 @pytest.mark.slow

@@ -91,8 +91,8 @@ def chosen(overrides: Sequence[Override]) -> list[str]:
             hint = nearest(name, [*known, *games])
             raise ConfigError(f"There is no {group} {name!r}.{hint} There are: {', '.join(known)}.{others}")
     environment = groups.get("env", "cartpole")  # as in config.yaml
-    if follows and environment in choices("experiment"):
-        groups["experiment"] = environment
+    if follows:
+        groups["experiment"] = environment if environment in choices("experiment") else "laptop"
     return [*(f"{group}={name}" for group, name in groups.items()), *game]
 
 

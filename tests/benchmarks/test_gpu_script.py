@@ -129,7 +129,7 @@ def test_a_check_beside_the_warm_up_is_over_before_anything_is_timed(gpu: Module
         folder = tmp_path / str(seconds)
         folder.mkdir()
         compiled = f"import time; print(time.time(), flush=True); time.sleep({seconds}); print(time.time())"
-        parts = run(gpu, folder, learner, limit=10.0, warm_up=5.0, compiled=compiled)
+        parts = run(gpu, folder, learner, limit=10.0, warm_up=3.0, compiled=compiled)
         assert list(parts) == ["compiled", "timed"]
         assert parts["compiled"]["status"].startswith(ended) and parts["timed"]["status"] == "ok"
         times = [float(number) for number in parts["compiled"]["printed"]]

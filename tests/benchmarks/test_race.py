@@ -68,7 +68,9 @@ def test_our_training_is_recorded(race: ModuleType, tmp_path: Path) -> None:
     small = "threads=1 size.belief=32 size.hidden=16 size.units=16 replay.batch=2 replay.length=4".split()
     (ours,) = race.contestants("pendulum", [], 3)
     command = [word for word in ours.command if not word.startswith("total_steps")]
-    ours = replace(ours, command=(*command, "total_steps=204", "train_ratio=1", "env.num_envs=2", *small))
+    ours = replace(
+        ours, command=(*command, "total_steps=204", "train_ratio=1", "env.num_envs=2", "log.report=false", *small)
+    )
     ended, lines = race.train(ours, sys.executable, 2, tmp_path / "run")
     assert 0 < ended < 2 and len(lines) == 2, (tmp_path / "run" / "output.txt").read_text()
     assert lines[-1]["count/frames"] == 2 * 200 and all(-2000 < line["episode/return"] < 0 for line in lines)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("how", "least"),
     [
-        pytest.param(("random", "6"), 6, id="random"),
+        pytest.param(("random", "3"), 3, id="random"),
         pytest.param(("each-operation",), 30, id="each", marks=pytest.mark.slow),
     ],
 )

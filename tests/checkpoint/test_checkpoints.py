@@ -83,7 +83,7 @@ def damage(path: Path, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "fault"), [*((file, "bit_flipped") for file in FILES), *(("learner.pt", fault) for fault in FAULTS)]
+    ("file", "fault"), [*((file, "bit_flipped") for file in FILES), *(("learner.pt", fault) for fault in [*FAULTS][1:])]
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Path, file: str, fault: str) -> None:
     path = only_of(run, 2, file)
@@ -97,18 +97,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(run: Path, fil
     assert_same(replay, twin(1))
     assert whole(run) == before  # loading only reads
 
-    # Its place is not in the way of the same step, nor can it be taken for newer than that.
-    grow(replay, 6)
-    checkpoints.save(2, parts(2), replay)
-    checkpoints.wait()
-    assert checkpoints.failure is None
-    assert {path.name for path in run.iterdir()} == {"000000000001", "000000000002", "damaged-000000000002", "replay"}
-    again = Checkpoints(run).load(replay)
-    assert (again.step, again.damaged) == (2, [])
-    assert_same(replay, twin(2))
-
 
 def test_what_a_damaged_checkpoint_holds_is_kept(run: Path) -> None:
+    """Its place is not in the way of the same step, nor can it be taken for newer than that."""
     damage(run / "000000000002" / "loop.pt", "bit_flipped")
     kept = whole(run / "000000000002")
     for number in ("", "-1"):
@@ -117,7 +108,11 @@ def test_what_a_damaged_checkpoint_holds_is_kept(run: Path) -> None:
         grow(replay, 6)
         checkpoints.save(2, parts(2), replay)
         checkpoints.wait()
+        assert checkpoints.failure is None
         assert whole(run / f"damaged-000000000002{number}") == kept
+        again = Checkpoints(run).load(replay)
+        assert (again.step, again.damaged) == (2, [])
+        assert_same(replay, twin(2))
         damage(run / "000000000002" / "loop.pt", "bit_flipped")
 
 

@@ -122,11 +122,10 @@ def test_bipedalwalker_forgets_the_episode_before() -> None:
 @pytest.mark.parametrize(("id", "length"), [("Pendulum-v1", 200), ("dreamer_torchrl/GridReach-v0", 9)])
 def test_time_limits_truncate(id: str, length: int) -> None:
     env = make_env("gym", {"id": id})
-    ends = [play(env, seed, 1000)["next"][-1] for seed in range(8)]
-    late = [end for end in ends if bool(end["truncated"])]
-    assert late
-    assert all(bool(end["done"]) and not bool(end["terminated"]) for end in late)
-    assert len(play(env, 0, 1000)) <= length
+    episodes = [play(env, seed, 1000) for seed in range(2 if length == 200 else 8)]
+    late = [end for end in (episode["next"][-1] for episode in episodes) if bool(end["truncated"])]
+    assert late and all(bool(end["done"]) and not bool(end["terminated"]) for end in late)
+    assert max(map(len, episodes)) == length
 
 
 def test_a_factory_in_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

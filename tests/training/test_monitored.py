@@ -59,7 +59,7 @@ def test_each_failure_is_named_once(failure: str, tmp_path: Path, capsys: pytest
     page = (run / "report.html").read_text()
     assert [name for name in expected if CHECKS[name][1] not in page] == []
     steps = 10 + lines(run)[-1]["step"]
-    trained(run, *BUTTON, *words, f"total_steps={steps}")
+    trained(run, *BUTTON, *words, f"total_steps={steps}", "log.report=false")
     assert len(found(run)) == len(set(found(run)))
 
 

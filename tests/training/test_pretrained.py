@@ -64,16 +64,6 @@ def test_cartpole_balances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_commands_make_of_an_agent_goes_to_the_present_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert dream.main(["pretrained:cartpole", "--steps", "8"]) == 0
-    assert export.main(["pretrained/cartpole"]) == 0
-    assert "over 64 recorded steps" in capsys.readouterr().out
-    assert {"dreams/cartpole.png", "policy.pt2"} <= {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-
-
 @pytest.mark.parametrize("main", [dream.main, evaluate.main, export.main], ids=["dream", "evaluate", "export"])
 def test_a_name_that_is_not_there(main: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:

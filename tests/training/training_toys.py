@@ -13,16 +13,20 @@ from gymnasium import spaces
 EPISODE = 12
 
 
-class Drive(gymnasium.Env):
-    """Two actions at a time, and two things to see."""
-
-    observation_space = spaces.Dict(speed=spaces.Box(-1, 1, (2,), np.float32), light=spaces.Discrete(3))
-    action_space = spaces.Dict(gear=spaces.Discrete(3), wheel=spaces.Box(-2, 2, (2,), np.float32))
+class Counted(gymnasium.Env):
+    """Counts the steps of an episode, and shows what `_see` gives."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
         self.count = 0
         return self._see(), {}
+
+
+class Drive(Counted):
+    """Two actions at a time, and two things to see."""
+
+    observation_space = spaces.Dict(speed=spaces.Box(-1, 1, (2,), np.float32), light=spaces.Discrete(3))
+    action_space = spaces.Dict(gear=spaces.Discrete(3), wheel=spaces.Box(-2, 2, (2,), np.float32))
 
     def step(self, action: dict[str, Any]) -> tuple[Any, float, bool, bool, dict]:
         self.count += 1
@@ -33,7 +37,7 @@ class Drive(gymnasium.Env):
         return {"speed": self.np_random.uniform(-1, 1, 2).astype(np.float32), "light": int(self.np_random.integers(3))}
 
 
-class Faulty(gymnasium.Env):
+class Faulty(Counted):
     """Does what it should not, in some of its steps: which ones depends on the seed of the episode alone.
 
     Args:
@@ -51,11 +55,6 @@ class Faulty(gymnasium.Env):
     ):
         self.fault, self.share = fault, share
         self.only_once, self.only_while = only_once and Path(only_once), only_while and Path(only_while)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.count = 0
-        return self._see(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.count += 1
@@ -86,7 +85,7 @@ class Unseeded(Faulty):
         return np.random.default_rng().uniform(-1, 1, 2).astype(np.float32)
 
 
-class Button(gymnasium.Env):
+class Button(Counted):
     """Eight steps with two buttons, one of which pays; or ``deaf``: it pays by chance, whatever is pressed."""
 
     observation_space = spaces.Box(0, 1, (2,), np.float32)
@@ -95,10 +94,8 @@ class Button(gymnasium.Env):
     def __init__(self, deaf: bool = False):
         self.deaf = deaf
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        super().reset(seed=seed)
-        self.count = 0
-        return np.zeros(2, np.float32), {}
+    def _see(self) -> np.ndarray:
+        return np.zeros(2, np.float32)
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.count += 1
