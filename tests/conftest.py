@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from hypothesis import settings
 
 # A busy machine is slow, not wrong. In CI the same examples come every time; elsewhere new ones are tried.
@@ -20,12 +19,16 @@ settings.load_profile("house")
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Start each test from the same random numbers, whichever tests ran before."""
+    import torch  # here: the process that hands tests to others needs none
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """How a test sets the number of torch's threads; afterwards it is as before, whoever has changed it."""
+    import torch
+
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

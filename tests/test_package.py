@@ -152,12 +152,16 @@ def test_import_is_fast_and_brings_no_environment_library() -> None:
     assert not intruders, f"import dreamer_torchrl brings in {sorted(intruders)}: import them where they are used"
 
 
+UNITS = {"nano": 32, "size1m": 64, "size12m": 256, "size25m": 384, "size50m": 512, "size100m": 768, "size200m": 1024}
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/size").glob("*.yaml")), ids=lambda path: path.stem)
 def test_sizes_hang_together(path: Path) -> None:
     """Every size has the same keys; an official one follows from its number of units."""
     size = yaml.safe_load(path.read_text())
     assert list(size) == ["belief", "hidden", "stochastic", "classes", "blocks", "depth", "units", "patch"]
     units = size["units"]
+    assert units == UNITS.get(path.stem, 1536)
     assert (size["belief"], size["hidden"], size["blocks"]) == (8 * units, units, 8)
     if path.stem != "nano":
         assert (size["stochastic"], size["classes"], size["depth"], size["patch"]) == (32, units // 16, units // 16, 1)

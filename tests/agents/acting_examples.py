@@ -15,27 +15,8 @@ from torchrl.envs import GymWrapper
 
 from dreamer_torchrl.agents.agent import Agent, Size
 from dreamer_torchrl.collectors.stream_env import StreamEnv
+from tests.envs.toys import Replayed
 from tests.objectives.examples import TINY
-
-
-class Noise(gymnasium.Env):
-    """Shows noise, in episodes of 5 actions."""
-
-    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space):
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.steps = 0
-        return self._show(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.steps += 1
-        return self._show(), 0.0, False, self.steps == 5, {}
-
-    def _show(self) -> Any:
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
-        return self.observation_space.sample()
 
 
 class Recorder(gymnasium.Wrapper):
@@ -70,7 +51,7 @@ def leaves(value: Any) -> list[np.ndarray]:
 
 def crane() -> gymnasium.Env:
     """Sees a picture, floats of 64 bits and a class, and is moved by four kinds of action at once."""
-    return Noise(
+    return Replayed(
         spaces.Dict(
             camera=spaces.Dict(front=spaces.Box(0, 255, (48, 48, 3), np.uint8)),
             hook=spaces.Dict(position=spaces.Box(-1, 1, (2,), np.float64), load=spaces.Discrete(4)),
@@ -82,6 +63,7 @@ def crane() -> gymnasium.Env:
             horns=spaces.MultiBinary(2),
             levers=spaces.MultiDiscrete([2, 3]),
         ),
+        length=5,
     )
 
 
@@ -95,7 +77,7 @@ def environment(name: str) -> gymnasium.Env:
         "tile": (spaces.Discrete(16), spaces.Discrete(4)),
     }
     if name in shown_and_taken:
-        return Noise(*shown_and_taken[name])
+        return Replayed(*shown_and_taken[name], length=5)
     return crane() if name == "crane" else gymnasium.make(name)
 
 

@@ -35,15 +35,6 @@ VECTOR = Composite(observation=Unbounded((24,)))
 IMAGE = Composite(pixels=Bounded(0, 255, (64, 64, 3), dtype=torch.uint8))
 MOVE = Bounded(-1, 1, (6,))
 PRESS = OneHot(6)
-OFFICIAL = {  # belief, hidden, classes, depth, units
-    "size1m": (512, 64, 4, 4, 64),
-    "size12m": (2048, 256, 16, 16, 256),
-    "size25m": (3072, 384, 24, 24, 384),
-    "size50m": (4096, 512, 32, 32, 512),
-    "size100m": (6144, 768, 48, 48, 768),
-    "size200m": (8192, 1024, 64, 64, 1024),
-    "size400m": (12288, 1536, 96, 96, 1536),
-}
 
 
 class Drone(EnvBase):
@@ -77,9 +68,7 @@ def test_parameter_counts_are_the_official_ones(
     assert sum(parameter.numel() for parameter in agent.parameters()) == parameters
 
 
-def test_named_sizes_are_the_official_ones() -> None:
-    for name, (belief, hidden, classes, depth, units) in OFFICIAL.items():
-        assert Size.named(name) == Size(belief, hidden, 32, classes, blocks=8, depth=depth, units=units)
+def test_impossible_sizes_are_named() -> None:
     with pytest.raises(ValueError, match=re.escape("Unknown size 'size2m': there are nano, size1m, size12m")):
         build_agent(VECTOR, MOVE, "size2m")
     with pytest.raises(ValueError, match="does not split into 4 blocks"):

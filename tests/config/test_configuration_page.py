@@ -16,13 +16,17 @@ from dreamer_torchrl.config.schema import EnvironmentSettings, Settings
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_configuration", DOCS / "make_configuration.py")
+def program_of_docs(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    return program_of_docs("make_configuration")
 
 
 def rows(page: str) -> dict[str, list[str]]:

@@ -10,10 +10,10 @@ from gymnasium import spaces
 
 
 class Replayed(gymnasium.Env):
-    """Shows samples of a space in the order of its seed, keeps the actions; the third step is cut off."""
+    """Shows samples of a space in the order of its seed, keeps the actions; the last step is cut off."""
 
-    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space):
-        self.observation_space, self.action_space = observation_space, action_space
+    def __init__(self, observation_space: gymnasium.Space, action_space: gymnasium.Space, length: int = 3):
+        self.observation_space, self.action_space, self.length = observation_space, action_space, length
         self.actions: list[Any] = []
         self.seeds: list[int | None] = []
 
@@ -26,7 +26,7 @@ class Replayed(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         self.actions.append(action)
-        return self._show(), 1.0, False, len(self.actions) == 3, {"unused": 1}
+        return self._show(), 1.0, False, len(self.actions) == self.length, {"unused": 1}
 
     def _show(self) -> Any:
         return self.observation_space.sample()
