@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.keys import ENDLESS, STREAM
 from dreamer_torchrl.modules.spaces import key_name, scale_action
 
@@ -157,3 +159,8 @@ def endless(steps: TensorDictBase, stream: Tensor, episode: Tensor) -> TensorDic
     beside = {"episode": episode, "reward": torch.zeros_like(episode, dtype=torch.float32)}
     steps.set(STREAM, stream)
     return steps.set(ENDLESS, TensorDict(beside | {"done": never, "terminated": never.clone()}, steps.batch_size))
+
+
+def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: int, index: int) -> StreamEnv:
+    """One environment as a stream; a worker process calls this, and imports nothing else of the package for it."""
+    return StreamEnv(make_env(family, options), repeat, (entropy, index), index)

@@ -121,11 +121,11 @@ Worker = LocalWorker | ProcessWorker
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Processes start from a server that has imported torch once; forking this process, with its threads, is unsafe."""
+    """Processes start from a server that has imported torch and gymnasium; a fork with threads would be unsafe."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__, "dreamer_torchrl.envs.gym"])
     return context
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from dreamer_torchrl.agents.agent import Agent, build_agent
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.checkpoint.manifest import library_versions
 from dreamer_torchrl.checkpoint.specs import Specs
-from dreamer_torchrl.collectors.stream_env import StreamEnv
+from dreamer_torchrl.collectors.stream_env import stream_env
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError, make_logger, make_part
 from dreamer_torchrl.config.compose import Configuration, environment_name, wandb_place
@@ -27,7 +27,6 @@ from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.prioritized import PrioritizedSampler
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.data.samplers import MixedSampler, OnlineSampler, RecencySampler, StreamSampler
-from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.learners.learner import Learner
 from dreamer_torchrl.learners.losses import can_compile
 from dreamer_torchrl.modules.spaces import Continuous, key_name
@@ -54,11 +53,6 @@ def choose_device(name: str) -> torch.device:
         told = f"device={name}, but torch {torch.__version__} sees {count or 'no'} GPU{'s' * (count > 1)}"
         raise ConfigError(f"{told}: leave it at auto, or install a torch for the GPU that is there.")
     return device
-
-
-def stream_env(family: str, options: Mapping[str, Any], repeat: int, entropy: int, index: int) -> StreamEnv:
-    """One environment as a stream; another process can call this."""
-    return StreamEnv(make_env(family, options), repeat, (entropy, index), index)
 
 
 def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) -> StreamEnvs:

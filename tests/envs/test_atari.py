@@ -10,10 +10,10 @@ from PIL import Image
 from torchrl.envs.utils import check_env_specs
 
 from dreamer_torchrl import build_agent
+from dreamer_torchrl.collectors.stream_env import stream_env
 from dreamer_torchrl.config.compose import load
 from dreamer_torchrl.envs import frame, make_env
 from dreamer_torchrl.envs.atari import AtariGame
-from dreamer_torchrl.training.build import stream_env
 
 DEFAULTS = {"size": 96, "gray": True, "sticky": True, "actions": "all", "noops": 30, "frame_skip": 4}
 LIMIT = {"max_frames": 108000}

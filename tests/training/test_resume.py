@@ -57,7 +57,9 @@ def resume_words(printed: str) -> list[str]:
 
 
 def test_two_runs_with_one_seed_are_the_same(whole: Path, tmp_path: Path) -> None:
-    """With another seed it is another run."""
+    """Also after a process that was killed before its first checkpoint; with another seed it is another run."""
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "twin/metrics.jsonl").write_text('{"step": 3, "episode/return": 9.0}\n{"step": 1')
     twin = trained(tmp_path / "twin", *EVALUATED, "total_steps=24")
     assert_same_run(whole, twin)
     assert episodes(whole) == episodes(twin)
@@ -106,15 +108,6 @@ def test_a_signal_is_no_break(
         assert progress["steps"] == 20 and progress["evaluated"] == 0
     assert train.main(resume_words(printed)) == 0
     assert_same_run(whole, run)
-    assert episodes(run) == episodes(whole)
-
-
-def test_lines_of_a_process_without_a_checkpoint_are_forgotten(whole: Path, tmp_path: Path) -> None:
-    """It was killed before its first one: the run starts anew, and so do its metrics."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "metrics.jsonl").write_text('{"step": 3, "episode/return": 9.0}\n{"step": 1')
-    trained(run, *EVALUATED, "total_steps=24")
     assert episodes(run) == episodes(whole)
 
 
