@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from dreamer_torchrl.export import main
-from tests.checkpoint.checkpoint_examples import flip_a_bit
 from tests.training.training_examples import trained_twice
 
 
@@ -21,25 +19,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_twice(tmp_path_factory.mktemp("export") / "run", 12, 24, *options)
 
 
-def test_the_command_writes_the_file_into_the_run(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Only exporting needs a replay, and only the steps in it: what is compared is read from them."""
-    copied = shutil.copytree(run, tmp_path / "run")
-    files = sorted((copied / "checkpoints" / "replay").iterdir())
-    for file in files:
-        if file.name.startswith("latents"):
-            flip_a_bit(file)
-    assert main([str(copied)]) == 0
-    assert (copied / "policy.pt2").is_file()
+def test_the_command_writes_the_file_into_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run)]) == 0
+    assert (run / "policy.pt2").is_file()
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"{copied / 'policy.pt2'}, 0.")
-    assert second.startswith("Largest difference to the original over 24 recorded steps: ")
-    assert second.endswith(" and all 96 discrete choices are equal.")
-    steps = [file for file in files if file.name.startswith("steps")]
-    flip_a_bit(steps[-1])
-    assert len(steps) == 2 and main([str(copied)]) == 3
-    assert f"The replay of {copied} is damaged: {steps[-1].name} has another checksum" in capsys.readouterr().err
+    assert first.startswith(f"{run / 'policy.pt2'}, 0.")
+    assert second.startswith("Largest difference to the original on random observations: ")
 
 
 def test_a_file_that_differs_ends_with_an_error_code(

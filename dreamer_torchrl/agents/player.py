@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
+from functools import reduce
 from math import prod
+from operator import getitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -201,18 +203,13 @@ def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
 
 
 def _find(observation: Any, key: NestedKey, spaces: Mapping[NestedKey, Space]) -> Any:
-    names = ", ".join(map(key_name, spaces))
-    if not isinstance(observation, Mapping):
-        if len(spaces) > 1:
-            raise TypeError(f"The observation is a {type(observation).__name__}: give a dict that holds {names}.")
+    if not isinstance(observation, Mapping) and len(spaces) == 1:
         return observation
-    value = observation
-    for part in (key,) if isinstance(key, str) else key:
-        if not isinstance(value, Mapping) or part not in value:
-            there = ", ".join(map(str, observation)) or "nothing"
-            raise KeyError(f"Observation {key_name(key)!r} is missing among {there}: give a dict that holds {names}.")
-        value = value[part]
-    return value
+    try:
+        return reduce(getitem, (key,) if isinstance(key, str) else key, observation)
+    except (KeyError, TypeError, IndexError) as error:
+        names = ", ".join(map(key_name, spaces))
+        raise KeyError(f"Observation {key_name(key)!r} is missing: give a dict that holds {names}.") from error
 
 
 def _written(actions: Mapping[NestedKey, Tensor], one: bool) -> Any:

@@ -31,7 +31,6 @@ from dreamer_torchrl.data.replay import Replay
 
 REPLAY = "replay"
 _NAME = re.compile(r"\d{12}(-\d+)?")
-_PART = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class SaveFailed(OSError):
@@ -84,8 +83,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int = 2, exact: bool = True):
-        if keep < 1:
-            raise ValueError(f"keep is {keep}: keep at least 1 checkpoint.")
         self.folder, self.keep = Path(folder), keep
         self._replay_files = ReplayFiles(self.folder / REPLAY, exact)
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -135,7 +132,8 @@ class Checkpoints:
     def save(self, step: int, parts: Mapping[str, Any], replay: Replay, wait: bool = False) -> bool:
         """Start to save this instant; whether it was started: while another save is written, only with ``wait``.
 
-        ``parts`` are trees of dicts, lists and tuples with tensors, numbers, strings, bools and None.
+        ``parts``, by names other than ``replay``, are trees of dicts, lists and tuples with tensors, numbers, strings,
+        bools and None.
         """
         if self._writing and not self._writing[1].done() and not wait:
             return False
@@ -145,9 +143,6 @@ class Checkpoints:
             raise RuntimeError(f"{self.folder} holds checkpoints: load() them before the first save.")
         if names and step < _age(names[-1])[0]:
             raise ValueError(f"Step {step} is before the checkpoint {names[-1]}: load() it, and go on from there.")
-        for name in parts:
-            if name == REPLAY or not _PART.fullmatch(name):
-                raise ValueError(f"A part cannot be called {name!r}: use lower case letters, and not {REPLAY!r}.")
         trees = {name: copy_tree(tree, name) for name, tree in parts.items()}
         snapshot = self._replay_files.snapshot(replay)
         trees[REPLAY] = replay.state_dict()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import os
 import symtable
 import sys
 from collections.abc import Iterable, Mapping
+from ctypes.util import find_library
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -137,15 +137,7 @@ def _need_mujoco(env: str, *others: str) -> None:
     if others and int(version.partition(".")[0]) >= 4:
         raise UnknownEnvironment(f"dm_control does not work with mujoco {version}: pip install 'mujoco>=3.17,<4'")
     if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl" if _loads("libEGL.so.1") or not _loads("libOSMesa.so.8") else "osmesa")
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+        os.environ.setdefault("MUJOCO_GL", "egl" if find_library("EGL") or not find_library("OSMesa") else "osmesa")
 
 
 def check_factory(factory: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Lock, Thread, Timer, current_thread, main_thread
+from threading import Lock, Thread, current_thread, main_thread
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 8.0  # for the loop to notice a request, and for the program to end after the last save
@@ -31,8 +31,8 @@ class StopSignals:
         self.say, self.seconds = say, seconds
         self.requested: signal.Signals | None = None
         self.saved = self._saving = self._interruptible = False
+        self._asked_at = self._deadline = 0.0
         self._handlers: dict[signal.Signals, object] = {}
-        self._timer: Timer | None = None
         self._lock = Lock()  # so that no reminder comes when its handler is gone, which would end the process
 
     def __enter__(self) -> StopSignals:
@@ -51,8 +51,6 @@ class StopSignals:
             with self._lock:
                 self._restore()
             self._writer.close()  # ends the thread
-        if self._timer:
-            self._timer.cancel()
 
     @property
     def exit_code(self) -> int:
@@ -76,53 +74,49 @@ class StopSignals:
             yield
             self.saved = True
         finally:
+            self._deadline = time.monotonic() + self.seconds
             self._saving = False
-            if self.requested:
-                self._arm()
 
     def _watch(self) -> None:
         """Receive the numbers of signals; Python writes them to the socket whatever the main thread does."""
-        received_at = 0.0
         with self._reader:
-            while number := self._reader.recv(1):
-                if number[0] not in SIGNALS:
+            while True:
+                try:
+                    number = self._reader.recv(1)
+                except TimeoutError:
+                    self._urge()
                     continue
-                received = signal.Signals(number[0])
-                if self.requested:
-                    if time.monotonic() - received_at > REPEATED_SECONDS:
-                        os._exit(128 + received)
-                    continue
-                received_at = time.monotonic()
-                self._arm()
-                self._say(f"{received.name}: finishing this update and saving. A second signal exits at once.")
-                self.requested = received
-                Thread(target=self._remind, name="stop-reminder", daemon=True).start()
-
-    def _remind(self) -> None:
-        """Interrupt the main thread again and again: once, it may be where it cannot be interrupted."""
-        time.sleep(INTERRUPTED_SECONDS)
-        while True:
-            with self._lock:
-                if not self._handlers:
+                if not number:
                     return
+                if number[0] in SIGNALS:
+                    self._receive(signal.Signals(number[0]))
+
+    def _receive(self, received: signal.Signals) -> None:
+        now = time.monotonic()
+        if self.requested:
+            if now - self._asked_at > REPEATED_SECONDS:
+                os._exit(128 + received)
+            return
+        self._asked_at, self._deadline = now, now + self.seconds
+        self._say(f"{received.name}: finishing this update and saving. A second signal exits at once.")
+        self.requested = received
+        self._reader.settimeout(0.25)
+
+    def _urge(self) -> None:
+        """Interrupt the main thread, again and again, as it may be where it cannot be interrupted; in the end leave."""
+        now = time.monotonic()
+        if now > self._deadline and not self._saving:
+            self._leave()
+        with self._lock:
+            if self._handlers and now > self._asked_at + INTERRUPTED_SECONDS:
                 signal.pthread_kill(main_thread().ident, signal.SIGALRM)
-            time.sleep(0.5)
 
     def _interrupt(self, *_: object) -> None:
         if self._interruptible and self.requested:
             raise Interrupted
 
-    def _arm(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-        self._timer = Timer(self.seconds, self._leave)
-        self._timer.daemon = True
-        self._timer.start()
-
     def _leave(self) -> None:
-        if self._saving:
-            return
-        number = self.requested or signal.SIGTERM
+        number = self.requested
         if self.saved:
             self._say(f"{number.name}: saved; not waiting longer for what is still open.")
             os._exit(self.exit_code)

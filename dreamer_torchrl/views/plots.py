@@ -41,7 +41,7 @@ UNITS = {"share/": "share of the time", "time/": "seconds", "memory/": "bytes"}
 class Panel:
     title: str
     unit: str
-    metrics: tuple[str, ...]  # more than two are stacked, as shares
+    metrics: tuple[str, ...]
     experiments: tuple[Experiment, ...]
     large: bool = False  # with a legend
     axis: Axis = "steps"
@@ -108,12 +108,9 @@ def draw_panel(axes: Axes, panel: Panel, experiments: Sequence[Experiment]) -> N
     plain(axes, X_LABELS[panel.axis] if panel.large else panel.axis, panel.unit, panel.title)
     own = [run for each in panel.experiments if not each.baseline for run in each.runs]
     end = max((run.end(panel.axis) for run in own), default=0) or 1
-    if len(panel.metrics) > 2:
-        stack(axes, panel)
-    else:
-        for each in panel.experiments:
-            for metric in (RETURN,) if each.baseline else panel.metrics:
-                draw_line(axes, panel, each, metric, experiments, end)
+    for each in panel.experiments:
+        for metric in (RETURN,) if each.baseline else panel.metrics:
+            draw_line(axes, panel, each, metric, experiments, end)
     if not axes.has_data():
         axes.text(0.5, 0.5, "not measured yet", transform=axes.transAxes, ha="center", color=QUIET, fontsize=9)
         axes.set(xticks=[], yticks=[])
@@ -161,17 +158,6 @@ def draw_line(
     axes.plot(band.x, np.where(everywhere, band.median, np.nan), **look)
 
 
-def stack(axes: Axes, panel: Panel) -> None:
-    """Parts of a whole over one axis, the first one at the bottom, with their means in the legend."""
-    curves = [thin(panel.experiments[0].runs[0].curve(metric, panel.axis), 200) for metric in panel.metrics]
-    pairs = zip(panel.metrics, curves, strict=True)
-    labels = [f"{metric.rpartition('/')[2]} {curve.y.mean():.0%}" for metric, curve in pairs]
-    axes.stackplot(curves[0].x, [curve.y for curve in curves], colors=PALETTE, labels=labels, alpha=0.85)
-    axes.set(ylim=(0, 1.5), yticks=(0, 0.5, 1))  # the legend has the place above
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.legend(fontsize=8.5, labelcolor=INK, loc="upper left", frameon=False, ncols=2, borderpad=0, handlelength=1)
-
-
 def set_ticks(axes: Axes, panel: Panel) -> None:
     """Few round numbers; losses that fall far have a logarithmic axis."""
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
@@ -190,7 +176,7 @@ def set_ticks(axes: Axes, panel: Panel) -> None:
         axes.yaxis.set_major_locator(LogLocator(numticks=5))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
-    elif panel.unit != "bytes" and len(panel.metrics) < 3:
+    elif panel.unit != "bytes":
         fit_y_axis(axes)
 
 

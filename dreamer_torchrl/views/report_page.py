@@ -20,7 +20,7 @@ from dreamer_torchrl.record.console import size as byte_size
 from dreamer_torchrl.record.monitor import findings
 from dreamer_torchrl.record.video import whole
 from dreamer_torchrl.views.curves import EVALUATION, Run, group, read_run
-from dreamer_torchrl.views.plots import Panel, detail_panels, panel_svg, return_panels
+from dreamer_torchrl.views.plots import detail_panels, panel_svg, return_panels
 
 NAME = "report.html"
 MOST_BYTES = 8_000_000  # a larger video is linked: the page must open on a phone
@@ -70,10 +70,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
     wanted, reached = values["eval"]["stop_at"], run.last(EVALUATION)
     solved = wanted is not None and reached is not None and reached >= wanted
     experiments = group([run])
-    (returns,), panels = return_panels(experiments), detail_panels(experiments)
-    shares = tuple(name for name in run.metrics if name.startswith("share/"))
-    if shares:
-        panels.append(Panel("Share of the time", "", shares, tuple(experiments)))
+    (returns,) = return_panels(experiments)
     return {
         "run": run,
         "values": values,
@@ -85,7 +82,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         "evaluations": run.curve(EVALUATION),
         "findings": findings(values, run.records),
         "returns": {name: panel_svg(returns, experiments, *shape) for name, shape in RETURNS.items()},
-        "details": [panel_svg(panel, experiments) for panel in panels],
+        "details": [panel_svg(panel, experiments) for panel in detail_panels(experiments)],
         "name": shlex.quote(str(run.path)),
         "videos": {
             "Evaluation": newest_files(run.path / "videos"),

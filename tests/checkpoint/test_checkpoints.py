@@ -263,8 +263,6 @@ def test_there_may_be_nothing_yet(tmp_path: Path) -> None:
     (tmp_path / ".partial-000000000001").mkdir()
     (tmp_path / "damaged-000000000001").mkdir()
     assert Checkpoints(tmp_path).load() is None
-    with pytest.raises(ValueError, match="keep at least 1"):
-        Checkpoints(tmp_path, keep=0)
 
 
 def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
@@ -297,11 +295,9 @@ def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
         ({"learner": np.float64(1)}, "learner is a float64"),
         ({"learner": TensorDict(a=torch.ones(1))}, "learner is a TensorDict"),
         ({"learner": torch.Size([1])}, "learner is a Size"),
-        ({"replay": {}}, "cannot be called 'replay'"),
-        ({"../up": {}}, "cannot be called"),
     ],
 )
 def test_what_cannot_be_saved_is_named(tmp_path: Path, tree: Any, words: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=words):
+    with pytest.raises(TypeError, match=words):
         Checkpoints(tmp_path).save(1, tree, small_replay())
     assert list(tmp_path.iterdir()) == []

@@ -22,8 +22,6 @@ REFUSED = {
     "env=walker_walk": "Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=...",
     "size=12m": "There is no size '12m'. Did you mean 'size12m'? There are: nano, size1m, size12m, ",
     "env=gym env.id=CartPol-v1": "Unknown environment id 'CartPol-v1': did you mean 'CartPole-v1'?",
-    "learner._target_=dreamer_torchrl.learners.learner.Lerner": "did you mean 'Learner'?",
-    "agent.encoder._target_=nowhere.Encoder": "agent.encoder._target_ 'nowhere.Encoder' is in a module 'nowhere',",
     "agent.encoder.units=3": "agent.encoder._target_ is missing",
     # types
     "seed=true": "seed=true is impossible: it should be a valid integer.",
