@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils import _pytree
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.agents.player import ActionForm, Bounds, as_indices, encodable, observed
+from dreamer_torchrl.agents.player import ActionForm, Bounds, Player, as_indices, encodable
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
 
@@ -101,40 +101,31 @@ def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -
 
 
 @torch.no_grad()
-def compare(agent: Agent, path: Path | str, steps: TensorDictBase, bounds: Bounds | None = None) -> float:
-    """Let agent and file, which was made with these bounds, act side by side on steps ``[T, N]``.
+def compare(agent: Agent, path: Path | str, bounds: Bounds | None = None, steps: int = 64) -> float:
+    """Let agent and file, which was made with these bounds, act in two environments with random observations.
 
     Returns the largest difference of all that comes out, relative to the largest number where that is over 1.
     """
     files = {DESCRIPTION: ""}
     exported = torch.export.load(Path(path), extra_files=files).module()
     sample = json.loads(files[DESCRIPTION])["sample"]
-    policy, form = copy.deepcopy(agent.policy).cpu(), ActionForm(agent.action_space, bounds)
-    policy.generator, twin = (torch.Generator().manual_seed(0) for _ in range(2))
-    steps, count = steps.cpu(), steps.shape[1]
-    latents = [_example(agent, count)[name] for name in LATENTS]
-    original = TensorDict(dict(zip(LATENTS, latents, strict=True)), batch_size=[count])
+    player = Player(agent, sample, bounds=bounds)
+    twin, generator = (torch.Generator().manual_seed(0) for _ in range(2))  # of the player's noise, of observations
+    latents, state = [_example(agent, 2)[name] for name in LATENTS], None
     found: list[tuple[Tensor, Tensor]] = []
-    for step in steps.unbind(0):
-        with set_exploration_type(ExplorationType.RANDOM if sample else ExplorationType.DETERMINISTIC):
-            original = policy(step.clone().update(original)).select(*LATENTS)
-        seen = {key_name(key): observed(space, step[key]) for key, space in agent.spaces.items()}
-        actions, *latents = exported(seen, step["is_init"], *latents, *(_noise(agent, count, twin) if sample else ()))
-        belief, state, flat = (original[name] for name in LATENTS)
-        found += [(latents[0], belief), (latents[1].argmax(-1), state.argmax(-1)), (latents[2], flat)]
-        found += [(actions[key_name(key)], value) for key, value in form(flat).items()]
+    for step in range(steps):
+        seen = {key: as_indices(space).random((2,), generator) for key, space in agent.spaces.items()}
+        first = step % (steps // 2) == 0
+        state = None if first else state
+        _, state = player.act(TensorDict(seen, [2]).to_dict(), state)
+        noise = _noise(agent, 2, twin) if sample else ()
+        named = {key_name(key): value for key, value in seen.items()}
+        actions, *latents = exported(named, torch.full((2, 1), first), *latents, *noise)
+        found += zip(latents, state, strict=True)
+        found += [(actions[key_name(key)], one) for key, one in player.actions(state.previous_action).items()]
     pairs = [(ours.double(), theirs.double()) for ours, theirs in found]
     distances = [(ours - theirs).abs().max() / theirs.abs().max().clamp_min(1.0) for ours, theirs in pairs]
     return torch.stack(distances).max().item()  # nan, if one is
-
-
-def random_steps(agent: Agent, length: int, count: int) -> TensorDictBase:
-    """Observations ``[T, N]``; the second half is another episode of the first environment."""
-    generator = torch.Generator().manual_seed(0)
-    steps = {key: space.random((length, count), generator) for key, space in agent.spaces.items()}
-    steps["is_init"] = torch.zeros(length, count, 1, dtype=torch.bool)
-    steps["is_init"][0] = steps["is_init"][length // 2, 0] = True
-    return TensorDict(steps, batch_size=[length, count])
 
 
 def _example(agent: Agent, count: int, sample: bool = False) -> dict[str, Any]:

@@ -173,11 +173,6 @@ def encodable(space: Space, value: Tensor) -> Tensor:
     return value if own is space else own.flatten(value).reshape(-1, *space.shape)
 
 
-def observed(space: Space, value: Tensor) -> Tensor:
-    own = as_indices(space)
-    return value if own is space else own.restore(space.flatten(value))
-
-
 def read_array(key: NestedKey, space: Space, value: Any) -> np.ndarray:
     """One observation as an array of its own, after a check of shape, kind and classes."""
     # A copy: torch takes no read-only or mirrored array.

@@ -33,26 +33,17 @@ class Specs:
     bounds: Mapping[NestedKey, tuple[Tensor, Tensor]]
 
     def to_tree(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts, as JSON has them; a tensor whose values are all the same is a number."""
         tree = {"observation": _to_tree(self.observation_spec), "action": _to_tree(self.full_action_spec)}
-        return tree | {"bounds": [[key, low, high] for key, (low, high) in self.bounds.items()]}
+        return _without_tensors(tree | {"bounds": [[key, low, high] for key, (low, high) in self.bounds.items()]})
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Specs:
-        bounds = {key: (low, high) for key, low, high in tree["bounds"]}
-        return cls(_from_tree(tree["observation"]), _from_tree(tree["action"]), bounds)
-
-    def to_json(self) -> dict[str, Any]:
-        """The tree with numbers and lists in place of tensors, for `from_json`; a tensor of one value is a number."""
-        return _without_tensors(self.to_tree())
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Specs:
-        specs = cls.from_tree({**tree, "bounds": []})
-        bounds = {}
+        observation_spec, action_spec, bounds = _from_tree(tree["observation"]), _from_tree(tree["action"]), {}
         for key, *ends in tree["bounds"]:
-            leaf = specs.full_action_spec[key := tuple(key) if isinstance(key, list) else key]
+            leaf = action_spec[key := tuple(key) if isinstance(key, list) else key]
             bounds[key] = tuple(_tensor(end, leaf.dtype, leaf.shape) for end in ends)
-        return cls(specs.observation_spec, specs.full_action_spec, bounds)
+        return cls(observation_spec, action_spec, bounds)
 
 
 def _to_tree(spec: TensorSpec) -> dict[str, Any]:

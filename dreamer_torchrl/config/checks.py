@@ -81,8 +81,12 @@ def make_part(part: Mapping[str, Any], *arguments: Any) -> Any:
 
 def make_logger(name: str, part: Mapping[str, Any], run_dir: Path) -> Any:
     """A logger; where it takes ``exp_name`` and ``log_dir`` they are the entry's name and the run's folder."""
-    module_source(part["_target_"].partition(".")[0])
-    known = signature(get_object(part["_target_"]).__init__).parameters
+    target = part["_target_"]
+    module_source(target.partition(".")[0])
+    try:
+        known = signature(get_object(target).__init__).parameters
+    except ImportError as error:
+        raise ConfigError(f"{target} cannot be made: {str(error).splitlines()[0]}") from error
     given = {"exp_name": name, "log_dir": str(run_dir)}
     return make_part({key: value for key, value in given.items() if key in known} | dict(part))
 

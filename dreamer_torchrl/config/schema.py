@@ -154,10 +154,6 @@ class Settings:
     wandb: WandbSettings = field(default_factory=WandbSettings)
 
     def __post_init__(self) -> None:
-        needed = (self.replay.length + self.learner.context) * self.env.num_envs
-        if self.replay.capacity < needed:
-            reason = f"is less than one sequence of each environment: give at least {needed}"
-            raise ValueError(f"replay.capacity={self.replay.capacity} {reason}.")
         if self.size.belief % IMAGE_BLOCKS:
             raise ValueError(f"size.belief={self.size.belief} is impossible: give a multiple of {IMAGE_BLOCKS}.")
         if self.size.depth % 2:

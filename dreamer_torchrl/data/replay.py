@@ -82,8 +82,8 @@ class Replay:
     ):
         self.slice_len = context + length
         if capacity // streams < self.slice_len:
-            told = f"A capacity of {capacity} steps for {streams} streams is shorter than one sequence of"
-            raise ValueError(f"{told} {self.slice_len}: give at least {self.slice_len * streams}.")
+            told = f"replay.capacity={capacity} is less than one sequence of {self.slice_len} steps of each environment"
+            raise ValueError(f"{told}: give at least {self.slice_len * streams}.")
         self.scratch = None if directory is None else Path(directory) / SCRATCH
         if self.scratch and self.scratch.exists():
             shutil.rmtree(self.scratch)

@@ -43,7 +43,7 @@ def packed(run: LoadedRun, licence: str = "MIT") -> tuple[Card, bytes]:
         licence=licence,
         versions=read_manifest(run.saved.path).versions,
         sha256=hashlib.sha256(weights).hexdigest(),
-        specs=Specs.from_tree(parts["specs"]).to_json(),
+        specs=Specs.from_tree(parts["specs"]).to_tree(),
         configuration=Configuration(replace(run.settings, run_dir=""), []).values,
     )
     return card, weights

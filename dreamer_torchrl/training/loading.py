@@ -90,7 +90,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
         if checkpoint is not None or settings.agent.encoder:
             fault = f"no checkpoint {checkpoint!r}" if checkpoint is not None else "no code for its agent.encoder"
             raise ConfigError(f"{path} is a pretrained agent, with weights only: it has {fault}.")
-        specs, weights = Specs.from_json(card.specs), read_weights(path, card)
+        specs, weights = Specs.from_tree(card.specs), read_weights(path, card)
     else:
         settings = saved_settings(path)
         saved = _read_checkpoint(path, settings, checkpoint)

@@ -7,7 +7,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
+from tensordict import TensorDict
 from torch import nn
 from torchrl.envs import GymWrapper
 
@@ -97,3 +99,13 @@ def agent_for(name: str, categorical: bool = False, size: Size = TINY, **options
         elif key.startswith("actor.heads"):
             nn.init.normal_(parameter)
     return agent
+
+
+def recorded(agent: Agent, length: int, count: int) -> TensorDict:
+    """Steps ``[T, N]`` of noise in which episodes start at different times."""
+    generator = torch.Generator().manual_seed(0)
+    steps = {key: space.random((length, count), generator) for key, space in agent.spaces.items()}
+    starts = torch.zeros(length, count, 1, dtype=torch.bool)
+    starts[0] = True
+    starts[length // 2, 0] = True
+    return TensorDict({**steps, "is_init": starts, "reward": torch.zeros(length, count, 1)}, batch_size=[length, count])

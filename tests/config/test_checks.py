@@ -42,7 +42,6 @@ REFUSED = {
     "size.belief=100 size.blocks=12": "size.belief=100 does not split into 12 blocks: give a multiple of 24.",
     "env=pong env.size=84": "env.size=84 is impossible: images have a side of 48, 64, 80 and so on up to 256.",
     "env=pong env.frames_per_action=1": "an action of this game lasts 4 frames. Leave that out, and",
-    "replay.capacity=65 env.num_envs=2": "replay.capacity=65 is less than one sequence of each env",
     "device=gpu": "device=gpu is impossible: there are auto, cpu, mps, cuda, cuda:0, cuda:1 and so on.",
     # what Hydra can and a run cannot
     "seed=1,2": "asks for several runs: add --multirun to train them all",
@@ -66,6 +65,8 @@ def test_what_is_wrong_is_told_in_a_line(overrides: str) -> None:
 def test_the_smallest_and_oddest_settings_that_pass_can_be_made() -> None:
     for overrides in ("replay.capacity=66 env.num_envs=2", "replay.capacity=3 replay.length=2 env.num_envs=1"):
         assert not make_replay(load(overrides.split()).settings).ready
+    with pytest.raises(ValueError, match=r"replay\.capacity=65 is less than one sequence of 33 steps"):
+        make_replay(load(["replay.capacity=65", "env.num_envs=2"]).settings)
     settings = load(["env=grid_reach", "size.belief=24", "size.blocks=3", "size.depth=2"]).settings
     envs = make_envs(settings, "training", 1)
     assert make_agent(settings, envs).rssm.belief_size == 24

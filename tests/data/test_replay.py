@@ -260,7 +260,7 @@ def test_bytes_per_step_is_what_is_stored() -> None:
 
 
 def test_too_small_a_replay_and_drawing_too_early_are_named() -> None:
-    with pytest.raises(ValueError, match="shorter than one sequence of 5: give at least 10"):
+    with pytest.raises(ValueError, match="less than one sequence of 5 steps of each environment: give at least 10"):
         Replay(capacity=9, streams=2, batch=1, length=4)
     replay = Replay(capacity=40, streams=2, batch=4, length=4)
     replay.extend(steps(0, 4))
