@@ -80,7 +80,8 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
         run: folder of a run or of a pretrained agent, or ``pretrained/NAME`` for one that comes with the package.
         checkpoint: name of one of the run's checkpoints, the newest sound one if left out.
     """
-    from dreamer_torchrl.checkpoint.specs import Specs  # this and the next need torch, which takes seconds
+    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints  # these need torch, which takes seconds
+    from dreamer_torchrl.checkpoint.specs import Specs
     from dreamer_torchrl.training.build import make_agent
 
     path, card, saved = located(run), None, None
@@ -93,25 +94,18 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
         specs, weights = Specs.from_tree(card.specs), read_weights(path, card)
     else:
         settings = saved_settings(path)
-        saved = _read_checkpoint(path, settings, checkpoint)
+        checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
+        if checkpoint is not None and checkpoint not in checkpoints.names():
+            names = ", ".join(checkpoints.names()) or "none"
+            raise ConfigError(f"{path} has no checkpoint {checkpoint!r}; it has {names}.")
+        # What was learned is of use without the replay, which may be large and slow to read.
+        saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
+        if saved is None:
+            raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
         specs, weights = Specs.from_tree(saved.parts["specs"]), saved.parts["learner"]["agent"]
     agent = make_agent(settings, specs, "cpu").eval()
     agent.load_state_dict(weights)
     return LoadedRun(path, settings, agent, saved, specs.bounds, card)
-
-
-def _read_checkpoint(path: Path, settings: Settings, checkpoint: str | None) -> Saved:
-    from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
-
-    checkpoints = Checkpoints(path / "checkpoints", settings.checkpoint.keep)
-    if checkpoint is not None and checkpoint not in checkpoints.names():
-        names = ", ".join(checkpoints.names()) or "none"
-        raise ConfigError(f"{path} has no checkpoint {checkpoint!r}; it has {names}.")
-    # What was learned is of use without the replay, which may be large and slow to read.
-    saved = checkpoints.load() if checkpoint is None else checkpoints.read(checkpoint)
-    if saved is None:
-        raise ConfigError(f"{path} has no checkpoint yet: let it train for a while.")
-    return saved
 
 
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:

@@ -59,7 +59,6 @@ class Training:
         self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
         chosen, record = settings.eval, STEPS if settings.eval.dream else 0
         self.evaluator = Evaluator(settings, agent, chosen.video, record) if chosen.every else None
-        self.enough = settings.first_update  # steps to learn from
         self.progress = Progress()
         self.clock = Clock(self.progress)
         self.metrics, self.reports = Metrics([]), Reports(run_dir, console.note)
@@ -137,7 +136,7 @@ class Training:
             finished = self.episodes.commit()
             self.drawn = self.policy.generator.get_state()
             progress.steps += steps.numel()
-            if progress.steps >= self.enough and self.replay.ready:
+            if progress.steps >= settings.first_update and self.replay.ready:
                 progress.credit += steps.numel() * settings.updates_per_step
         for stream, total_reward, length in finished:
             progress.add_episode(total_reward)

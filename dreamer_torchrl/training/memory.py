@@ -25,7 +25,8 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     whole = bytes_per_step(agent, dtype)
     copied = latent_bytes(agent, dtype) if exact_latents(settings) else 0  # in a save, where all have changed
     steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
-    free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + scratch_bytes(run_dir)}
+    left = sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())  # is removed
+    free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + left}
     in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step
     needs = from_disk if on_disk else in_memory
     least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
@@ -44,11 +45,6 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     where = f"disk in {run_dir}" if on_disk else "memory"
     more = f"up to {size(steps * copied)} of memory more in a save" if copied else "a save copies what is new"
     return f"Replay: {whole:,} bytes a step, {size(steps * whole)} of {where} for {steps:,} steps; {more}."
-
-
-def scratch_bytes(run_dir: Path) -> int:
-    """What the last process left of its replay on disk; the next one begins by removing it."""
-    return sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())
 
 
 def free_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
