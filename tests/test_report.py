@@ -89,7 +89,8 @@ def test_it_shows_what_was_measured(whole: Path) -> None:
     for text in ("CartPole-v1", "Finished: 40 steps", f"{last['count/updates']:,}", "10.1038/s41586-025-08744-2"):
         assert text in page.text
     charts = [svg["aria-label"] for svg in page.all("svg")]
-    assert len(charts) == 2 + 8 + 1 + 2 + 1 and charts[0] == charts[1]  # returns, losses, entropy, rates, shares
+    assert len(charts) == 2 + 8 + 1 + 2 and charts[0] == charts[1]  # returns, losses, entropy, rates
+    assert "time: learner" in page.text
     assert f"eval/return {evaluations[-1]['eval/return']:g}" in charts[0]
     assert any(chart.startswith("Loss: reconstruction: train/loss_reconstruction ") for chart in charts)
     settings = page.text.partition("All settings")[2].partition("Commands")[0]
