@@ -14,7 +14,7 @@ from scores import RESULTS, Score, read_scores
 
 from dreamer_torchrl.training.hub import packed
 from dreamer_torchrl.training.loading import load
-from dreamer_torchrl.training.pretrained import PRETRAINED, WEIGHTS, Card, write_pretrained
+from dreamer_torchrl.training.pretrained import CARD, PRETRAINED, WEIGHTS, Card
 
 LARGEST, LARGEST_SUM = 3_000_000, 30_000_000
 """Bytes of weights: of an agent, and of all of them."""
@@ -53,7 +53,10 @@ def main() -> None:
     check_sizes(arguments.folder, arguments.name, len(weights))
     score = score_of(card, read_scores(arguments.results / "scores.csv"))
     card = replace(card, task=score.task, size=score.size, minutes=score.minutes, commit=score.commit)
-    write_pretrained(arguments.folder / arguments.name, card, weights)
+    folder = arguments.folder / arguments.name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).write_bytes(weights)
+    (folder / CARD).write_text(card.text(), encoding="utf-8")
     if arguments.folder == PRETRAINED:  # the tables name these
         for page, text in pages().items():
             page.write_text(text, encoding="utf-8")

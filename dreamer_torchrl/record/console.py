@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from threading import Lock
 from typing import Any, TextIO
@@ -129,14 +130,8 @@ class Console(RunLogger):
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units, such as ``1 h 23 min``."""
-    if not math.isfinite(seconds):
-        return "?"
-    rest = round(seconds)
-    for unit, inner, span, part in (("d", "h", 86_400, 3600), ("h", "min", 3600, 60), ("min", "s", 60, 1)):
-        if rest >= span:
-            return f"{rest // span} {unit} {rest % span // part} {inner}"
-    return f"{rest} s"
+    """A time such as ``1:23:45``."""
+    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "?"
 
 
 def size(count: float) -> str:

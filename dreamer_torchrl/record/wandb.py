@@ -183,8 +183,9 @@ class WandbThread(RunLogger):
             shutil.copyfile(self.folder.parent / "config.yaml", folder / "config.yaml")
             details = {"step": step, "return": value}
             artifact = wandb.Artifact(f"agent-{logger.experiment.id}", "model", metadata=details)
-            # Else W&B copies each file to the user's home, and a second time when it uploads it.
-            artifact.add_dir(str(folder.absolute()), policy="immutable", skip_cache=True)
+            for path in folder.iterdir():
+                # Else W&B copies each file to the user's home, and a second time when it uploads it.
+                artifact.add_file(str(path.absolute()), name=path.name, policy="immutable", skip_cache=True)
             logged = logger.experiment.log_artifact(artifact, aliases=["best"])
             if not self.offline:
                 logged.wait()

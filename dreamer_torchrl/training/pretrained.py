@@ -85,9 +85,3 @@ def read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
         fault = f"{file} has another checksum than its card says"
         raise DamagedFile(f"{fault}: install the package again, or copy or download the folder again")
     return load(content)
-
-
-def write_pretrained(folder: Path, card: Card, weights: bytes) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / WEIGHTS).write_bytes(weights)
-    (folder / CARD).write_text(card.text(), encoding="utf-8")

@@ -68,8 +68,8 @@ def test_a_terminal_shows_one_line_that_changes() -> None:
     written = terminal.finish()
     (line,) = filter(None, screen(written))
     assert line == (
-        "100,000/100,000 100%  return 100.0  best 7.0  0 s left  118 steps/s  22.5 updates/s  9 updates  memory 2.0 MB"
-        "  24,800 frames  losses: reconstruction 1.23, anything -0.0123"
+        "100,000/100,000 100%  return 100.0  best 7.0  0:00:00 left  118 steps/s  22.5 updates/s  9 updates  "
+        "memory 2.0 MB  24,800 frames  losses: reconstruction 1.23, anything -0.0123"
     )
     assert written.count("\r\n") == 1 and 2 <= written.count("\r") <= 8
 
@@ -141,7 +141,7 @@ os._exit(0)
     lines = run_in_pipe(program, '"$@" | cat').stdout.splitlines()
     assert not any("\r" in line for line in lines) and 4 <= len(lines) <= 9, lines
     assert lines[0] == "    0/1,000 0%  return 1,000.0"
-    assert lines[-1].startswith("1,000/1,000 100%  return 315.7  best 340.1  12 min 34 s left  118 steps/s")
+    assert lines[-1].startswith("1,000/1,000 100%  return 315.7  best 340.1  0:12:34 left  118 steps/s")
 
 
 TALK = """

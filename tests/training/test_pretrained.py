@@ -20,7 +20,7 @@ from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import environment_name
 from dreamer_torchrl.modules.spaces import Image
 from dreamer_torchrl.training.hub import packed
-from dreamer_torchrl.training.pretrained import CARD, PRETRAINED, WEIGHTS, pretrained_names, read_card, write_pretrained
+from dreamer_torchrl.training.pretrained import CARD, PRETRAINED, WEIGHTS, pretrained_names, read_card
 from tests.checkpoint.checkpoint_examples import flip_a_bit
 from tests.training.training_examples import trained
 
@@ -115,7 +115,9 @@ def test_a_run_becomes_a_pretrained_agent(environment: str, tmp_path: Path) -> N
     card, weights = packed(run)
     assert card.score is None and card.task == environment_name(run.settings) and card.size == "own"
     assert environment in card.command and "run_dir" not in card.command
-    write_pretrained(tmp_path / "agent", card, weights)
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent" / WEIGHTS).write_bytes(weights)
+    (tmp_path / "agent" / CARD).write_text(card.text(), encoding="utf-8")
     again = load(tmp_path / "agent")
     assert read_card(tmp_path / "agent") == card and packed(again) == (card, weights)
     ours, theirs = again.agent.state_dict(), run.agent.state_dict()
