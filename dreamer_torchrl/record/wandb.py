@@ -159,14 +159,10 @@ class WandbThread(RunLogger):
                 for key, value in values.items():
                     gathered.setdefault(key, []).append(value)
             if step >= first and gathered:
-                first = step + 1
-                yield (
-                    step,
-                    {
-                        key: wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
-                        for key, found in gathered.items()
-                    },
-                )
+                first, row = step + 1, {}
+                for key, found in gathered.items():
+                    row[key] = wandb.Video(str(found[-1])) if isinstance(found[-1], Path) else fmean(found)
+                yield step, row
 
     def _send_best(self, logger: WandbLogger) -> None:
         """Hand over the newest agent; its file is deleted when it was uploaded, and stays for ``wandb sync``."""

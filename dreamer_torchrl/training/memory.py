@@ -33,9 +33,8 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     for place, per_step in needs.items():
         if steps * per_step > free[place]:
             fitting = min(int(0.8 * free[other]) // part for other, part in needs.items() if part)
-            remedy = (
-                "make room, give a smaller total_steps" if continued else f"give replay.capacity={max(fitting, least)}"
-            )
+            smaller = "make room, give a smaller total_steps" if continued else None
+            remedy = smaller or f"give replay.capacity={max(fitting, least)}"
             if not on_disk and all(steps * part <= free[other] for other, part in from_disk.items()):
                 remedy += " or replay.storage=disk"
             named = f"disk in {run_dir}" if place == "disk" else "memory"
