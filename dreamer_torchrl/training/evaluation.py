@@ -27,10 +27,6 @@ from dreamer_torchrl.views.imagination_video import write_open_loop
 FILMED = 2_000  # steps of a video at most: all its frames are in memory at once, 1.4 GB of them at 400 x 600
 
 
-class Cancelled(Exception):
-    """An evaluation was interrupted."""
-
-
 @dataclass
 class Evaluation:
     returns: list[float]
@@ -58,7 +54,6 @@ def evaluate(
     episodes: int,
     deterministic: bool = False,
     film: bool = False,
-    cancelled: Callable[[], bool] = lambda: False,
     record: int = 0,
     longest: int = LONGEST,
 ) -> Evaluation:
@@ -70,7 +65,6 @@ def evaluate(
         envs: all their streams are restarted. Frames need them in this process.
         deterministic: most likely latents and actions instead of samples.
         film: whether to keep frames of the first 2,000 steps of the first episode.
-        cancelled: called before each step; once it is true, `Cancelled` is raised.
         record, longest: steps of the first episode to keep; those after which an episode is cut off.
     """
     count, device = len(envs.makers), next(policy.parameters()).device
@@ -82,8 +76,6 @@ def evaluate(
     step = envs.reset()
     exploration = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
     while any(len(done) < want for done, want in zip(played, wanted, strict=True)):
-        if cancelled():
-            raise Cancelled
         if film and not played[0] and len(frames) < FILMED:
             try:
                 frames += _frames(envs, step, policy)
@@ -135,11 +127,11 @@ class Evaluator:
         self.envs = make_envs(settings, "evaluation", min(settings.eval.num_envs, settings.eval.episodes), film)
         self.imagined_at = -float("inf")
 
-    def run(self, cancelled: Callable[[], bool] = lambda: False) -> Evaluation:
+    def run(self) -> Evaluation:
         """Play the episodes with the present weights; see `evaluate`. After a fault the next has new environments."""
         chosen, policy = self.settings.eval, make_policy(self.agent, seed_for(self.settings.seed, "evaluation policy"))
         try:
-            return evaluate(policy, self.envs, chosen.episodes, chosen.deterministic, self.film, cancelled, self.record)
+            return evaluate(policy, self.envs, chosen.episodes, chosen.deterministic, self.film, self.record)
         except BaseException:
             self.close()  # some of the environments may still owe an answer
             self.envs.notes.clear()

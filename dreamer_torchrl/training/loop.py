@@ -26,7 +26,7 @@ from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.record.monitor import Monitor
 from dreamer_torchrl.training import build
-from dreamer_torchrl.training.evaluation import Cancelled, Evaluator
+from dreamer_torchrl.training.evaluation import Evaluator
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.progress import Clock, Progress
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
@@ -173,13 +173,13 @@ class Training:
         progress, say = self.progress, self.console.note
         try:
             with timeit("evaluation"), stop.interruptible():
-                evaluation = self.evaluator.run(cancelled=lambda: bool(stop.requested))
-        except Cancelled:
-            return
+                evaluation = self.evaluator.run()
         except TooManyFailures as failures:
             say(f"This evaluation is left out, and training goes on: {failures}")
             if progress.steps < self.settings.total_steps:
                 progress.evaluated = progress.steps
+            return
+        if stop.requested:  # there is no time for videos, and it comes again
             return
         for note in evaluation.notes:
             say(f"In the evaluation: {note}")

@@ -100,7 +100,7 @@ class StopSignals:
         self._asked_at, self._deadline = now, now + self.seconds
         self._say(f"{received.name}: finishing this update and saving. A second signal exits at once.")
         self.requested = received
-        self._reader.settimeout(0.25)
+        self._reader.settimeout(0.5)
 
     def _urge(self) -> None:
         """Interrupt the main thread, again and again, as it may be where it cannot be interrupted; in the end leave."""

@@ -24,7 +24,7 @@ from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.envs.gym import Gymnasium
 from dreamer_torchrl.envs.tasks import GridReach
-from dreamer_torchrl.training.evaluation import Cancelled, evaluate
+from dreamer_torchrl.training.evaluation import evaluate
 from tests.agents.acting_examples import TINY
 from tests.collectors.troubles import ENTROPY, walks
 from tests.training import training_examples
@@ -131,15 +131,6 @@ def test_an_episode_that_never_ends_is_cut_off() -> None:
     evaluation = evaluate(seeded(agent_for(streams)), streams, 8, longest=5)
     assert evaluation.lengths == [min(length, 5) for length in whole]
     assert min(whole) < 5 < max(whole)
-
-
-def test_it_can_be_cancelled() -> None:
-    streams = walks({})
-    policy = seeded(agent_for(streams))
-    with pytest.raises(Cancelled):
-        evaluate(policy, streams, 100, cancelled=iter([False, False, True]).__next__)
-    expected = evaluate(seeded(agent_for(streams)), walks({}), 3)
-    assert evaluate(seeded(agent_for(streams)), streams, 3).returns == expected.returns
 
 
 def test_films_show_the_first_episode_from_start_to_end() -> None:
