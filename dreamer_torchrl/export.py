@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(str(error))
     difference = compare(run.agent, path, run.action_bounds)
-    print(f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{path}, {path.stat().st_size / 1e6:.1f} MB, of step {run.step:,}")
     print(f"Largest difference to the original on random observations: {difference:.1e}.")
     return 0 if difference <= TOLERANCE else 1
 
