@@ -77,7 +77,7 @@ def test_the_report_looks_right(screen: tuple[int, int], scheme: str, report: Pa
     found = visit(report, screen, scheme, tmp_path)
     assert found["sideways"] == 0
     assert len(found["films"]) == 2 and all(found["films"]) and found["pictures"] and all(found["pictures"])
-    assert found["charts"] == 13 and found["cut"] == [] and found["overlapping"] == []
+    assert found["charts"] == 12 and found["cut"] == [] and found["overlapping"] == []
     assert found["smallest"] > 9, "text of charts is too small to read"
     brightness = {name: sum(map(int, found[name][4:-1].split(","))) for name in ("background", "ink")}
     assert (brightness["background"] > brightness["ink"]) == (scheme == "light")
