@@ -22,7 +22,7 @@ from dreamer_torchrl.modules.distributions import unimix_probs
 from dreamer_torchrl.modules.spaces import Image
 from dreamer_torchrl.objectives.actor_loss import reinforce_loss
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return, percentiles
-from dreamer_torchrl.objectives.value import replay_return, two_hot_loss
+from dreamer_torchrl.objectives.value import replay_return
 from dreamer_torchrl.objectives.world_model import kl
 
 FEATURE, PREDICTION, GRADIENT, POOLED, UPDATE = 2e-5, 1e-3, 2e-4, 5e-3, 2e-5
@@ -199,11 +199,12 @@ def _losses(
     log_prob, entropy = policy.log_prob(agent.action_space.flatten(actions))[:, :-1], policy.entropy()[:, :-1]
     policy_loss = reinforce_loss(log_prob, t["img/adv"], entropy, t["img/weight"][:, :-1], h.entropy_scale)
     yield compare("loss policy per step", policy_loss, step["img/policy_loss"], FEATURE)
+    cost, weights = learner.value_loss.cost, (1.0, h.slow_scale)
     targets = t["img/ret"].unsqueeze(-1), t["img/slowval_pred"][:, :-1].unsqueeze(-1)
-    value_loss = two_hot_loss(dream["state_value_logits"][:, :-1], learner.value_loss.bins, *targets, h.slow_scale)
+    value_loss = cost(dream["state_value_logits"][:, :-1], torch.cat(targets, -1), weights)
     yield compare("loss value per step", t["img/weight"][:, :-1] * value_loss, step["img/value_loss"], FEATURE)
     targets = t["rep/ret"].unsqueeze(-1), t["rep/slowval_pred"][:, :-1].unsqueeze(-1)
-    replay_loss = two_hot_loss(t["rep/val_logits"][:, :-1], learner.value_loss.bins, *targets, h.slow_scale)
+    replay_loss = cost(t["rep/val_logits"][:, :-1], torch.cat(targets, -1), weights)
     replay_loss = replay_loss * (~data["done"][:, :-1, 0])
     yield compare("loss repval per step", replay_loss, step["losses/repval"], FEATURE)
     terms = {

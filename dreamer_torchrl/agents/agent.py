@@ -1,6 +1,7 @@
 """From specs and a size to world model, actor, critic and policy."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from tensordict import NestedKey
@@ -15,16 +16,23 @@ from dreamer_torchrl.modules.actor import ActionSpace, Actor
 from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
-from dreamer_torchrl.modules.rssm import RSSM
+from dreamer_torchrl.modules.latents import CategoricalLatent, Latent
+from dreamer_torchrl.modules.layers import Layers
+from dreamer_torchrl.modules.rssm import RSSM, MakeCore
 from dreamer_torchrl.modules.spaces import Image, Space, key_name, spaces_from_spec
 
 MakeEncoder = Callable[[Mapping[NestedKey, Space]], nn.Module]  # has ``in_keys`` and ``out_features``, as `Encoder`
+MakeDecoder = Callable[[Mapping[NestedKey, Space], int, int], nn.Module]  # of spaces, sizes of belief and state
+MakeLatent = Callable[[int, int], Latent]  # of numbers of variables and classes
+MakeHead = Callable[[int, int], nn.Module]  # of features and units; has ``out_keys``, and `Head`'s ``cost``
+MakeActor = Callable[[int, ActionSpace, int], Actor]  # of features, action space and units
 
 
 class Agent(nn.Module):
     """World model, actor and critic, sized to the specs of one environment; `build_agent` is another name.
 
     Set the ``generator`` of its ``policy`` to make the draws repeat. What only training needs belongs to the `Learner`.
+    Its parts are those of DreamerV3; others are given as what makes them, such as a class or `functools.partial`.
 
     Args:
         observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.
@@ -32,7 +40,9 @@ class Agent(nn.Module):
         size: a name from ``configs/size`` or a `Size`.
         dtype: precision computed in; parameters, statistics and losses are float32 all the same.
         unimix, actor_unimix: shares of the uniform distribution in the state and in discrete actions (paper: 0.01).
-        encoder: makes one of your own from the spaces of the observations, for instance its class.
+        layers: what the networks without a part of their own are made of.
+        encoder, decoder, core, latent, reward, continuation, value, actor: parts (see ``Make...`` in this file).
+        prior_layers: hidden layers of the prior.
 
     Example:
         >>> from torchrl.data import Bounded, Composite, Unbounded
@@ -52,6 +62,16 @@ class Agent(nn.Module):
         unimix: float = 0.01,
         actor_unimix: float = 0.0,
         encoder: MakeEncoder | None = None,
+        *,
+        layers: Layers = Layers(),  # noqa: B008
+        core: MakeCore | None = None,
+        latent: MakeLatent | None = None,
+        prior_layers: int = 2,
+        decoder: MakeDecoder | None = None,
+        reward: MakeHead | None = None,
+        continuation: MakeHead | None = None,
+        value: MakeHead | None = None,
+        actor: MakeActor | None = None,
     ):
         super().__init__()
         if not isinstance(observation_spec, Composite):
@@ -70,17 +90,26 @@ class Agent(nn.Module):
         self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
         self.size = size = Size.named(size) if isinstance(size, str) else size
         if encoder is None:
-            self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype, patch=size.patch)
+            self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype, patch=size.patch, kind=layers)
         else:
             self.encoder = _fitted(encoder(self.spaces), self.spaces)
-        numbers = (size.belief, size.hidden, size.stochastic, size.classes, size.blocks)
-        self.rssm = RSSM(self.action_space.size, self.encoder.out_features, *numbers, unimix)
-        features = self.rssm.feature_size
-        self.decoder = Decoder(self.spaces, size.belief, self.rssm.state_size, size.units, size.depth, patch=size.patch)
-        self.reward = TwoHotHead(features, size.units, layers=1)
-        self.continuation = ContinueHead(features, size.units)
-        self.actor = Actor(features, self.action_space, size.units, unimix=actor_unimix)
-        self.value = TwoHotHead(features, size.units, layers=3)
+        latent = partial(CategoricalLatent, unimix=unimix) if latent is None else latent
+        self.rssm = RSSM(
+            *(self.action_space.size, self.encoder.out_features),
+            *(size.belief, size.hidden, size.stochastic, size.classes, size.blocks, unimix),
+            core=core,
+            latent=latent(size.stochastic, size.classes),
+            layers=layers,
+            prior_layers=prior_layers,
+        )
+        features, state = self.rssm.feature_size, self.rssm.state_size
+        decoder = decoder or partial(Decoder, units=size.units, depth=size.depth, patch=size.patch, kind=layers)
+        self.decoder = decoder(self.spaces, size.belief, state)
+        self.reward = (reward or partial(TwoHotHead, layers=1, kind=layers))(features, size.units)
+        self.continuation = (continuation or partial(ContinueHead, kind=layers))(features, size.units)
+        actor = actor or partial(Actor, unimix=actor_unimix, kind=layers)
+        self.actor = actor(features, self.action_space, size.units)
+        self.value = (value or partial(TwoHotHead, layers=3, kind=layers))(features, size.units)
         # No submodule: the networks would be registered twice.
         object.__setattr__(self, "policy", Policy(self.encoder, self.rssm, self.actor))
 

@@ -85,7 +85,8 @@ def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -
     inputs = {name: _described(value.shape[1:], value.dtype) for name, value in example}
     if sample:
         parts = agent.action_space.parts
-        inputs["noise"]["draw"] = [["uniform", agent.rssm.stochastic]]
+        latent = agent.rssm.latent
+        inputs["noise"]["draw"] = [[latent.noise_kind, latent.variables]]
         inputs["action_noise"]["draw"] = [["uniform" if classes else "normal", count] for count, classes in parts]
     actions = {key_name(key): _space(space) for key, space in form.spaces.items()}
     for key, (low, high) in form.bounds.items():
@@ -139,7 +140,7 @@ def _example(agent: Agent, count: int, sample: bool = False) -> dict[str, Any]:
 
 def _noise(agent: Agent, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """For latents and action, in the order in which the policy draws it."""
-    noise = torch.rand(count, agent.rssm.stochastic, generator=generator)
+    noise = agent.rssm.latent.noise(count, generator=generator)
     return noise, agent.action_space.noise(count, generator=generator)
 
 

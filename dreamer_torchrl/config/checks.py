@@ -62,10 +62,13 @@ def check_machine(settings: Settings) -> None:
     check_env(settings.env.family, options)
     if settings.eval.arguments:
         check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
-    parts = {"learner": settings.learner_part, "agent.encoder": settings.agent.encoder}
+    parts = {"learner": settings.learner_part}
+    parts |= {f"agent.{name}": part for name, part in settings.agent.parts.items()}
+    if settings.exploration.behaviour is not None:
+        parts["exploration.behaviour"] = settings.exploration.behaviour
     parts |= {f"log.loggers.{name}": part for name, part in settings.log.loggers.items()}
     for name, part in parts.items():
-        if part is not None and not part.get("_target_"):
+        if not part.get("_target_"):
             raise ConfigError(f"{name}._target_ is missing: give module.Class.")
 
 

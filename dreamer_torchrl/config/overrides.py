@@ -15,9 +15,12 @@ from hydra.errors import HydraException
 from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
-GROUPS = ("env", "size", "experiment", "logger")
-NULL = {"experiment": "laptop", "logger": "none"}  # what null means there
-FREE = ("env.arguments", "eval.arguments", "log.loggers", "agent.encoder", "learner.optimizer")  # take any entries
+GROUPS = ("env", "size", "latent", "core", "algorithm", "exploration", "experiment", "logger")
+NULL = {"experiment": "laptop", "logger": "none", "exploration": "none"}  # what null means there
+PARTS = ("encoder", "decoder", "layers", "core", "latent", "reward", "continuation", "value", "actor")  # of the agent
+FREE = ("env.arguments", "eval.arguments", "log.loggers", "learner.optimizer")  # take any entries
+FREE += ("exploration.behaviour",)
+FREE += tuple(f"agent.{part}" for part in PARTS)
 OTHER_ENVIRONMENTS = " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
 OTHER_ENVIRONMENTS += "env=custom env.factory=package.module:function."
 

@@ -55,11 +55,26 @@ class EnvironmentSettings:
 @dataclass(frozen=True, config=CHECKED)
 class AgentSettings:
     encoder: Part | None = None
+    decoder: Part | None = None
+    layers: Part | None = None
+    core: Part | None = None
+    latent: Part | None = None
+    prior_layers: CountOrNone = 2
+    reward: Part | None = None
+    continuation: Part | None = None
+    value: Part | None = None
+    actor: Part | None = None
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Mapping)}
 
 
 @dataclass(frozen=True, config=CHECKED)
 class ExplorationSettings:
     noise: Share = 0.0
+    until: CountOrNone = 0
+    behaviour: Part | None = None
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -156,6 +171,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.size.belief % IMAGE_BLOCKS:
             raise ValueError(f"size.belief={self.size.belief} is impossible: give a multiple of {IMAGE_BLOCKS}.")
+        exploring = self.exploration
+        if exploring.until and (exploring.behaviour is None or self.collector != "sync"):
+            needed = "takes exploration=plan2explore or another behaviour, and collector=sync"
+            raise ValueError(f"exploration.until={exploring.until} is impossible: it {needed}.")
         if self.size.depth % 2:
             raise ValueError(f"size.depth={self.size.depth} is impossible: give an even number.")
         if self.eval.arguments and "arguments" not in self.env.options:

@@ -142,7 +142,7 @@ class Replay:
         new = not self.buffer.storage.initialized
         steps["stream"] = steps["stream"].reshape(-1).to(torch.int32)  # [M], as TorchRL's samplers take it
         state = steps.get("state", None)
-        if state is not None and state.is_floating_point() and state.ndim == 3:  # one-hot
+        if state is not None and state.is_floating_point() and state.ndim == 3 and state.shape[-1] > 1:  # one-hot
             steps["state"] = CategoricalLatent(*state.shape[1:]).pack(state)
         for key in LATENTS:
             latent = steps.get(key, None)
@@ -262,6 +262,5 @@ def bytes_per_step(agent: Agent, latents: torch.dtype = torch.float32) -> int:
 
 def latent_bytes(agent: Agent, latents: torch.dtype = torch.float32) -> int:
     """The part of `bytes_per_step` that changes."""
-    size = agent.size
-    state = CategoricalLatent(size.stochastic, size.classes).packed_dtype.itemsize * size.stochastic
-    return latents.itemsize * size.belief + state
+    latent = agent.rssm.latent
+    return latents.itemsize * agent.size.belief + latent.packed_dtype.itemsize * prod(latent.packed_shape)

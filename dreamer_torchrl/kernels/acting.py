@@ -30,7 +30,7 @@ class ActingStep(Collected):
     def takes(self, rssm: RSSM, actor: Actor, *inputs: Tensor) -> bool:
         """Whether these are as wide as the weights and of their precision: the kernel would read other memory."""
         if self._of is None or self._of[0] is not rssm or self._of[1] is not actor:
-            if not actor_fits(actor):
+            if not (rssm.splits and actor_fits(actor)):
                 return False
             width = rssm.posterior.linear.in_features - rssm.belief_size
             self._widths = (width, actor.space.size, 1, rssm.belief_size, rssm.stochastic, rssm.classes)

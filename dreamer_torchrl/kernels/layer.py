@@ -29,7 +29,8 @@ class NativeMLP(MLP):
     """`MLP`, which a kernel runs in one call where there are no gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and 0 < len(self) <= LIMITS["MOST_LAYERS"]:
+        known = all(isinstance(layer, HiddenLayer) for layer in self)
+        if known and not torch.is_grad_enabled() and 0 < len(self) <= LIMITS["MOST_LAYERS"]:
             weights = [weights_of(layer) for layer in self]
             if fits(x, *(tensor for layer in weights for tensor in layer), width=self[0].linear.in_features):
                 return vars(self).setdefault("_at_once", HiddenLayers())(x, weights)

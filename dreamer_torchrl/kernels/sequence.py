@@ -21,12 +21,13 @@ from dreamer_torchrl.modules.split import SplitRSSM, StepWeights, product_of
 
 class NativeObserveSequence(ObserveSequence):
     def loop(self, encoded: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return native_observe(self.rssm, encoded, *inputs) if fits(encoded) else super().loop(encoded, *inputs)
+        fitting = self.rssm.splits and fits(encoded)
+        return native_observe(self.rssm, encoded, *inputs) if fitting else super().loop(encoded, *inputs)
 
 
 class NativeImagineRollout(ImagineRollout):
     def loop(self, belief: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        fitting = fits(belief) and actor_fits(self.actor)
+        fitting = self.rssm.splits and not self.gradient and fits(belief) and actor_fits(self.actor)
         return native_imagine(self.rssm, self.actor, belief, *inputs) if fitting else super().loop(belief, *inputs)
 
 

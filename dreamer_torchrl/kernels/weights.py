@@ -10,6 +10,7 @@ from torch import Tensor
 from dreamer_torchrl.kernels.structures import LIMITS, STRUCTURES, address, made, source
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.distributions import BoundedNormal
+from dreamer_torchrl.modules.layers import HiddenLayer
 from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.split import CastLayer
 
@@ -46,7 +47,8 @@ def core_of(belief_in: Sequence[Tensor], state_in: Sequence[Tensor], *others: An
 def actor_fits(actor: Actor) -> bool:
     """Whether the kernels support so many layers and parts of an action, and its distribution."""
     heads = 2 * max(len(actor.heads), len(actor.space.parts))
-    fitting = type(actor) is Actor and len(actor.mlp) <= LIMITS["MOST_LAYERS"] and heads <= LIMITS["MOST_HEADS"]
+    known = type(actor) is Actor and all(isinstance(layer, HiddenLayer) for layer in actor.mlp)
+    fitting = known and len(actor.mlp) <= LIMITS["MOST_LAYERS"] and heads <= LIMITS["MOST_HEADS"]
     return fitting and _deviations(actor) is not None
 
 

@@ -4,24 +4,37 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torch import nn
+from torch import Tensor, nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outcome
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.laprop import LaProp
-from dreamer_torchrl.learners.losses import can_compile, make_losses
-from dreamer_torchrl.modules.spaces import Continuous, Discrete, Space
+from dreamer_torchrl.learners.losses import Networks, can_compile, make_behaviour, make_world_model_loss
+from dreamer_torchrl.modules.heads import Cost
+from dreamer_torchrl.modules.spaces import Continuous, Space
+from dreamer_torchrl.objectives.actor_loss import ActorLoss
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
-from dreamer_torchrl.objectives.common import DreamerLoss, ExtraLoss
-from dreamer_torchrl.objectives.value import SlowUpdate
+from dreamer_torchrl.objectives.common import Behaviour, DreamerLoss, ExtraLoss
+from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Descent(NamedTuple):
+    """One step of an optimizer."""
+
+    losses: TensorDict  # and metrics
+    data: TensorDictBase  # [B, T], with all that was computed
+    gradient_norms: Tensor  # [P]
+    finite: Tensor  # whether all of these are
 
 
 class Learner:
@@ -49,6 +62,8 @@ class Learner:
         (torch.Size([2, 4, 256]), torch.Size([2, 4, 16]), torch.uint8)
     """
 
+    imagined_gradient = False  # whether the actor's loss needs the gradient of imagined states
+    world_model_options: Mapping[str, Any] = MappingProxyType({})  # of `WorldModelLoss`, beside the hyperparameters
     graphs: CudaGraphs | None = None  # on a GPU, after the first update
     captured: CapturedUpdate | None = None
 
@@ -68,13 +83,19 @@ class Learner:
         self.agent, self.hyperparameters = agent, hyperparameters or Hyperparameters()
         self.device = next(agent.parameters()).device
         self.native, self.priorities = decide(native, self.device), priorities
-        self.loss = self.make_loss(can_compile(self.device) if compile is None else compile)
-        for loss in extra_losses:
-            self.loss.add(loss)
-        loss = self.loss
+        compile = can_compile(self.device) if compile is None else compile
+        length = self.hyperparameters.imagination_length
+        self.networks = Networks.of(agent, length, compile, gradient=self.imagined_gradient)
+        self.loss = loss = self.make_loss(compile)
+        for term in extra_losses:
+            if hasattr(term, "setup"):
+                term.setup(self)
+            loss.add(term)
         self.world_model_loss, self.actor_loss, self.value_loss = loss.world_model, loss.actor, loss.value
-        for module in (agent, *self.actor_loss.networks.values(), loss):
+        behaviours = [self.actor_loss, *(term.actor_loss for term in loss.extra if isinstance(term, Behaviour))]
+        for module in (agent, loss, *(network for each in behaviours for network in each.networks.values())):
             attach(module, self.native)
+        self.normalizers = [buffer for each in behaviours for buffer in each.normalizer.buffers()]
         extra = self.loss.extra_modules.named_parameters("extra_losses")
         self.trained = dict(agent.named_parameters()) | {
             name: parameter for name, parameter in extra if not any(parameter is own for own in agent.parameters())
@@ -86,18 +107,29 @@ class Learner:
             remedy = "it takes a GPU and an optimizer with step_where, such as LaProp."
             raise ValueError(f"cuda_graph=True, but {found}: {remedy}")
         self.must_capture, self.cuda_graph = bool(cuda_graph), capturable if cuda_graph is None else cuda_graph
-        self.slow_update = SlowUpdate(self.value_loss, self.hyperparameters.slow_rate)
+        self.slow_update = self.make_target_update(self.value_loss)
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def make_loss(self, compile: bool) -> DreamerLoss:
         """The losses of each update; a subclass may change or `add` some."""
-        return make_losses(self.agent, self.hyperparameters, compile, self.priorities)
+        options = {"priorities": self.priorities, **self.world_model_options}
+        world_model_loss = make_world_model_loss(self.agent, self.networks, self.hyperparameters, **options)
+        behaviour = self.make_behaviour(self.networks, self.agent.value.cost)
+        return DreamerLoss(world_model_loss, *behaviour).to(self.device)
+
+    def make_behaviour(self, networks: Networks, cost: Cost, replayed: bool = True) -> tuple[ActorLoss, ValueLoss]:
+        """The losses of an actor and a critic, whose head has this ``cost``; without ``replayed``, in imagination."""
+        h = self.hyperparameters
+        return make_behaviour(networks, h if replayed else replace(h, replay_value_scale=0.0), cost)
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> LaProp:
         h, on_gpu = self.hyperparameters, self.device.type == "cuda"
         rate = torch.tensor(h.learning_rate, dtype=torch.float64, device=self.device) if on_gpu else h.learning_rate
         options = {"warmup": h.warmup, "capturable": on_gpu, "native": self.native}
         return LaProp(parameters, rate, h.betas, h.eps, h.clip, **options)
+
+    def make_target_update(self, value_loss: ValueLoss) -> SlowUpdate:
+        return SlowUpdate(value_loss, self.hyperparameters.slow_rate)
 
     def update(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDict]:
         """Learn from steps ``[B, context + T]``; returns metrics and latents ``[B, T]`` to write back to the replay.
@@ -117,28 +149,32 @@ class Learner:
     def step(self, batch: TensorDictBase) -> Outcome:
         """One update from an unchecked batch on the device, in place and without reading back, as CUDA graphs need."""
         self.zero_grad()
-        normalizer = list(self.actor_loss.normalizer.buffers())
-        before = [buffer.clone() for buffer in normalizer]
-        losses, data = self.losses(batch, self.draw_noise(*batch.shape))
-        objective = total(losses)
-        objective.backward()
-        self.with_gradient = [name for name, parameter in self.trained.items() if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm([self.trained[name].grad for name in self.with_gradient]))  # [P]
-        finite = norms.isfinite().all() & objective.detach().isfinite()
-        if hasattr(self.optimizer, "step_where"):
-            self.optimizer.step_where(finite)
-        elif finite:
-            self.optimizer.step()
+        before = [buffer.clone() for buffer in self.normalizers]
+        losses, data, norms, finite = self.descend(batch, self.draw_noise(*batch.shape))
         self.slow_update.step(where=finite)
-        for now, then in zip(normalizer, before, strict=True):
+        for term in self.loss.extra:
+            if isinstance(term, Behaviour):
+                term.slow_update.step(where=finite)
+        for now, then in zip(self.normalizers, before, strict=True):
             now.copy_(torch.where(finite, now, then))
-        metrics = losses.detach().set("objective", objective.detach()).set("finite", finite.float())
+        metrics = losses.detach().set("objective", total(losses).detach()).set("finite", finite.float())
         belief, state = data["belief"].detach(), data["state"].detach()
         latents = {"belief": belief.float(), "state": self.agent.rssm.latent.pack(state)}
         if self.priorities:
             latents["priority"] = data["priority"]
         self.zero_grad()
         return Outcome(metrics, TensorDict(latents, batch_size=data.batch_size), norms)
+
+    def descend(self, batch: TensorDictBase, noise: TensorDictBase) -> Descent:
+        """Step the optimizer from an unchecked batch on the device under given noise."""
+        losses, data = self.losses(batch, noise)
+        objective = total(losses)
+        objective.backward()
+        self.with_gradient = [name for name, parameter in self.trained.items() if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm([self.trained[name].grad for name in self.with_gradient]))  # [P]
+        finite = norms.isfinite().all() & objective.detach().isfinite()
+        step_where(self.optimizer, finite)
+        return Descent(losses, data, norms, finite)
 
     def zero_grad(self) -> None:
         for parameter in self.trained.values():
@@ -171,12 +207,8 @@ class Learner:
         rssm = self.agent.rssm
         spaces = self.agent.spaces | self.agent.action_space.spaces | {"reward": Continuous((1,))}
         spaces |= dict.fromkeys(("is_init", "terminated", "done"), FLAG)
-        if self.hyperparameters.context:
-            state = batch.get("state", None)
-            one_hot = state is not None and state.is_floating_point()
-            shape = (rssm.stochastic, rssm.classes) if one_hot else (rssm.stochastic,)
-            stored = Discrete((rssm.classes,) * rssm.stochastic, shape, rssm.latent.packed_dtype, one_hot)
-            spaces |= {"belief": Continuous((rssm.belief_size,)), "state": stored}
+        if self.hyperparameters.context and self.world_model_loss.stored_latents:
+            spaces |= {"belief": Continuous((rssm.belief_size,)), "state": rssm.latent.stored(batch.get("state", None))}
         return spaces
 
     def losses(self, batch: TensorDictBase, noise: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
@@ -185,12 +217,12 @@ class Learner:
 
     def draw_noise(self, batch: int, steps: int) -> TensorDict:
         """All randomness of an update of ``[batch, steps]``."""
-        variables, length = self.agent.rssm.stochastic, self.hyperparameters.imagination_length
-        uniform = {"generator": self.generator, "device": self.device}
+        latent, length = self.agent.rssm.latent, self.hyperparameters.imagination_length
+        how = {"generator": self.generator, "device": self.device}
         noise = {
-            "posterior": torch.rand(batch, steps, variables, **uniform),
-            "prior": torch.rand(batch, steps, length, variables, **uniform),
-            "action": self.agent.action_space.noise(batch, steps, length, **uniform),
+            "posterior": latent.noise(batch, steps, **how),
+            "prior": latent.noise(batch, steps, length, **how),
+            "action": self.agent.action_space.noise(batch, steps, length, **how),
         }
         return TensorDict(noise, batch_size=[batch, steps])
 
@@ -198,7 +230,7 @@ class Learner:
         extra = self.loss.extra_modules.state_dict()
         return {
             "agent": self.agent.state_dict(),
-            "slow_value": dict(self.slow_update.slow),
+            "slow_value": self.slow_update.state_dict(),
             "return_normalizer": self.actor_loss.normalizer.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
@@ -206,15 +238,14 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.agent.load_state_dict(state["agent"])
-        for key, value in self.slow_update.slow.items():
-            value.copy_(state["slow_value"][key])
+        self.slow_update.load_state_dict(state["slow_value"])
         self.actor_loss.normalizer.load_state_dict(state["return_normalizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         set_generator_state(self.generator, state["generator"])
         self.loss.extra_modules.load_state_dict(state.get("extra_losses", {}))
 
 
-def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None:
+def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
     """Go on with the random numbers of ``state``, or, from another kind of device, with ones that it seeds."""
     if state.shape == generator.get_state().shape:
         generator.set_state(state)
@@ -222,7 +253,15 @@ def set_generator_state(generator: torch.Generator, state: torch.Tensor) -> None
         generator.manual_seed(zlib.crc32(state.numpy().tobytes()))
 
 
-def total(losses: TensorDictBase) -> torch.Tensor:
+def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Step where ``finite``, without reading it back if the optimizer can."""
+    if hasattr(optimizer, "step_where"):
+        optimizer.step_where(finite)
+    elif finite:
+        optimizer.step()
+
+
+def total(losses: TensorDictBase) -> Tensor:
     return sum(value for key, value in losses.items() if key.startswith("loss_"))
 
 
@@ -237,6 +276,6 @@ def example_batch(agent: Agent, batch: int = 16, length: int = 64, seed: int = 0
     steps["terminated"], steps["done"] = flag[..., :1], flag[..., :2].any(-1, keepdim=True)
     steps["is_init"] = torch.cat([flag[:, :1, 2:], steps["done"][:, :-1]], 1)
     steps["belief"] = torch.randn(*shape, rssm.belief_size, generator=generator).tanh()
-    dtype = rssm.latent.packed_dtype
-    steps["state"] = torch.randint(rssm.classes, (*shape, rssm.stochastic), generator=generator, dtype=dtype)
+    stored = rssm.latent.stored()
+    steps["state"] = stored.random(shape, generator).to(stored.dtype)
     return TensorDict(steps, batch_size=shape)

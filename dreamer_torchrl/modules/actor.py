@@ -13,7 +13,7 @@ from torchrl.data import TensorSpec
 
 from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHotDist, sample_one_hot
 from dreamer_torchrl.modules.heads import joined_features
-from dreamer_torchrl.modules.layers import MLP, Linear, full_precision
+from dreamer_torchrl.modules.layers import MLP, Layers, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, spaces_from_spec
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
@@ -155,15 +155,16 @@ class Actor(nn.Module, AsTensorDictModule):
         layers: int = 3,
         unimix: float = 0.0,
         continuous: MakeContinuous = BoundedNormal,
+        kind: Layers = Layers(),  # noqa: B008
     ):
         super().__init__()
         self.space = space
         self.distribution_options = {"space": space, "unimix": unimix, "continuous": continuous}
-        self.mlp = MLP(in_features, units, layers)
+        self.mlp = MLP(in_features, units, layers, kind.hidden)
         self.heads = nn.ModuleList()  # a ModuleDict would refuse keys like "items"
         for part in space.spaces.values():
             names = ("logits",) if isinstance(part, Discrete) else ("mean", "stddev")
-            self.heads.append(nn.ModuleDict({name: Linear(units, part.size, scale=0.01) for name in names}))
+            self.heads.append(nn.ModuleDict({name: kind.linear(units, part.size, 0.01) for name in names}))
 
     def forward(self, *features: Tensor) -> Tensor:
         """Features in one or more parts ``[..., F_i]`` to ``[..., parameter_size]``."""

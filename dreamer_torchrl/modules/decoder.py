@@ -1,5 +1,6 @@
 """Latents back to observations, and what a wrong reconstruction costs."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import OneHotDist, symexp, symlog
 from dreamer_torchrl.modules.encoder import split_keys, stacked_sides, stage_channels
-from dreamer_torchrl.modules.images import PatchPixels, PixelStage, UpsampleStage, pixel_error
-from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu, full_precision
+from dreamer_torchrl.modules.images import PatchPixels, PixelError, PixelStage, UpsampleStage
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Layers, Linear, NormSilu, full_precision
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space, Spaces
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
@@ -20,6 +21,12 @@ BLOCKS = 8
 
 class Decoder(nn.Module, AsTensorDictModule):
     """Predict all observation keys from ``features``: symlog of floats, logits of classes, pixels in [0, 1].
+
+    Args:
+        units, depth, layers, patch, kind: as in the `Encoder`.
+        symlog: whether vectors of floats are predicted squashed; ``normal``: whether their cost and that of pixels is
+            the negative log-likelihood of a normal of deviation 1 (DreamerV1 and V2) rather than the squared error.
+        image: makes the network of images from the sizes of belief and state, and (height, width, channels).
 
     Example:
         >>> decoder = Decoder({"observation": Continuous((3,))}, belief_size=16, state_size=4, units=8)
@@ -38,18 +45,24 @@ class Decoder(nn.Module, AsTensorDictModule):
         depth: int = 4,
         layers: int = 3,
         patch: int = 1,
+        *,
+        symlog: bool = True,
+        normal: bool = False,
+        kind: Layers = Layers(),  # noqa: B008
+        image: Callable[[int, int, tuple[int, int, int]], nn.Module] | None = None,
     ):
         super().__init__()
-        self.spaces = dict(spaces)
+        self.spaces, self.symlog = dict(spaces), symlog
         self.out_keys = [reconstruction_key(key) for key in spaces]
         self.vector_keys, self.image_keys = split_keys(spaces)
         if self.vector_keys:
-            self.vector = MLP(belief_size + state_size, units, layers)
+            self.vector = MLP(belief_size + state_size, units, layers, kind.hidden)
         # A list: a ModuleDict refuses keys like "items" or "joint.angle".
-        self.vector_heads = nn.ModuleList(Linear(units, spaces[key].size) for key in self.vector_keys)
+        self.vector_heads = nn.ModuleList(kind.linear(units, spaces[key].size, 1.0) for key in self.vector_keys)
         if self.image_keys:
-            sides = stacked_sides(spaces, self.image_keys)
-            self.image = ImageDecoder(belief_size, state_size, sides, units, depth, patch)
+            sides = belief_size, state_size, stacked_sides(spaces, self.image_keys)
+            self.image = ImageDecoder(*sides, units, depth, patch) if image is None else image(*sides)
+        self.cost = ReconstructionCost(symlog, normal)
 
     def forward(self, features: Tensor) -> Tensor | tuple[Tensor, ...]:
         predictions = {}
@@ -100,24 +113,35 @@ def reconstruction_key(key: NestedKey) -> NestedKey:
     return unravel_key(("reconstruction", key))
 
 
-def reconstruction_loss(
-    space: Space, prediction: Tensor, observation: Tensor, image_loss: Callable[[Tensor, Tensor], Tensor] = pixel_error
-) -> Tensor:
-    """Squared error of pixels or symlog floats, or cross entropy of classes, summed over the key's own axes."""
-    if isinstance(space, Image):
-        return image_loss(prediction, observation)
-    flat = space.flatten(observation)
-    if isinstance(space, Continuous):
-        return (prediction - symlog(flat).to(prediction.dtype)).square().sum(-1)
-    pairs = zip(*(x.split(list(space.classes), -1) for x in (prediction, flat)), strict=True)
-    return -sum((logits.log_softmax(-1) * one_hot).sum(-1) for logits, one_hot in pairs)
+class ReconstructionCost(nn.Module):
+    """Squared error of pixels or floats, or cross entropy of classes, summed over the key's own axes.
+
+    With ``normal`` errors are negative log-likelihoods of a normal of deviation 1; with ``symlog`` floats are squashed.
+    """
+
+    def __init__(self, symlog: bool = True, normal: bool = False):
+        super().__init__()
+        self.symlog, self.normal, self.pixel_error = symlog, normal, PixelError()
+
+    def forward(self, space: Space, prediction: Tensor, observation: Tensor) -> Tensor:
+        if isinstance(space, Image):
+            return self._cost(self.pixel_error(prediction, observation), prod(space.shape))
+        flat = space.flatten(observation)
+        if isinstance(space, Continuous):
+            target = symlog(flat) if self.symlog else flat
+            return self._cost((prediction - target.to(prediction.dtype)).square().sum(-1), space.size)
+        pairs = zip(*(x.split(list(space.classes), -1) for x in (prediction, flat)), strict=True)
+        return -sum((logits.log_softmax(-1) * one_hot).sum(-1) for logits, one_hot in pairs)
+
+    def _cost(self, error: Tensor, size: int) -> Tensor:
+        return 0.5 * (error + size * math.log(2 * math.pi)) if self.normal else error
 
 
-def observation_from(space: Space, prediction: Tensor) -> Tensor:
+def observation_from(space: Space, prediction: Tensor, squashed: bool = True) -> Tensor:
     """Turn a prediction into the observation that it stands for: pixels in [0, 1], floats, most likely classes."""
     if isinstance(space, Image):
-        return prediction
+        return prediction.clamp(0, 1)
     if isinstance(space, Continuous):
-        return space.restore(symexp(prediction))
+        return space.restore(symexp(prediction) if squashed else prediction)
     modes = [OneHotDist(part.unsqueeze(-2)).mode.squeeze(-2) for part in prediction.split(list(space.classes), -1)]
     return space.restore(torch.cat(modes, -1))

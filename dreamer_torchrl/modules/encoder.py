@@ -1,5 +1,6 @@
 """Observations of any keys to one vector: vectors through an MLP, images through convolutions."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import symlog
 from dreamer_torchrl.modules.images import ImageStage, PatchStage
-from dreamer_torchrl.modules.layers import MLP
+from dreamer_torchrl.modules.layers import MLP, Layers
 from dreamer_torchrl.modules.spaces import Continuous, Image, Spaces, key_name
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
@@ -23,6 +24,9 @@ class Encoder(nn.Module, AsTensorDictModule):
         depth: channels of the convolutions are multiples of it.
         patch: side of the patches of pixels that one linear layer encodes in place of the first convolutions; 1: none.
         dtype: precision in which everything from here on computes (the weights' own, if left out).
+        symlog: squash vectors of floats (not so in DreamerV1 and V2).
+        kind: layers of the vector MLP.
+        image: makes the network of images from (height, width, channels); it has ``out_features``.
 
     Example:
         >>> encoder = Encoder({"observation": Continuous((3,)), "pixels": Image(64, 64, 3)}, units=8, depth=2)
@@ -41,22 +45,24 @@ class Encoder(nn.Module, AsTensorDictModule):
         layers: int = 3,
         dtype: torch.dtype | None = None,
         patch: int = 1,
+        *,
+        symlog: bool = True,
+        kind: Layers = Layers(),  # noqa: B008
+        image: Callable[[tuple[int, int, int]], nn.Module] | None = None,
     ):
         super().__init__()
         if not spaces:
             raise ValueError("The encoder got no observation key: give it at least one vector or image.")
-        self.spaces, self.in_keys, self.dtype = dict(spaces), list(spaces), dtype
+        self.spaces, self.in_keys, self.dtype, self.symlog = dict(spaces), list(spaces), dtype, symlog
         self.vector_keys, self.image_keys = split_keys(spaces)
         self.out_features = 0
         if self.vector_keys:
-            self.vector = MLP(sum(spaces[key].size for key in self.vector_keys), units, layers)
+            self.vector = MLP(sum(spaces[key].size for key in self.vector_keys), units, layers, kind.hidden)
             self.out_features += units
         if self.image_keys:
-            height, width, channels = stacked_sides(spaces, self.image_keys)
-            sizes = stage_channels(depth, patch)
-            first = ImageStage(channels, sizes[0]) if patch == 1 else PatchStage(channels, sizes[0], patch)
-            self.image = nn.Sequential(first, *[ImageStage(a, b) for a, b in pairwise(sizes)])
-            self.out_features += (height // 16) * (width // 16) * sizes[-1]
+            sides = stacked_sides(spaces, self.image_keys)
+            self.image = ImageEncoder(sides, depth, patch) if image is None else image(sides)
+            self.out_features += self.image.out_features
 
     def forward(self, *observations: Tensor) -> Tensor:
         """Observations in the order of ``in_keys``, each ``[..., *shape]``, to ``[..., E]``."""
@@ -65,14 +71,26 @@ class Encoder(nn.Module, AsTensorDictModule):
         parts = []
         if self.vector_keys:
             flat = {key: self.spaces[key].flatten(values[key]) for key in self.vector_keys}
-            squashed = [symlog(x) if isinstance(self.spaces[key], Continuous) else x for key, x in flat.items()]
-            parts.append(self.vector(torch.cat(squashed, -1).to(dtype)))
+            for key in flat if self.symlog else ():
+                flat[key] = symlog(flat[key]) if isinstance(self.spaces[key], Continuous) else flat[key]
+            parts.append(self.vector(torch.cat(list(flat.values()), -1).to(dtype)))
         if self.image_keys:
             images = [self.spaces[key].to_channels_last(values[key]) for key in self.image_keys]
             stacked = images[0] if len(images) == 1 else torch.cat(images, -1)  # [..., h, w, c], still bytes
             pixels = stacked.reshape(-1, *stacked.shape[-3:]).to(dtype)  # [N, h, w, c]
             parts.append(self.image(pixels.div(255).sub_(0.5)).reshape(*stacked.shape[:-3], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+class ImageEncoder(nn.Sequential):
+    """Pixels less 0.5, ``[N, height, width, channels]``, to ``[N, height / 16, width / 16, C]``."""
+
+    def __init__(self, sides: tuple[int, int, int], depth: int, patch: int = 1):
+        height, width, channels = sides
+        sizes = stage_channels(depth, patch)
+        first = ImageStage(channels, sizes[0]) if patch == 1 else PatchStage(channels, sizes[0], patch)
+        super().__init__(first, *[ImageStage(a, b) for a, b in pairwise(sizes)])
+        self.out_features = (height // 16) * (width // 16) * sizes[-1]
 
 
 def stage_channels(depth: int, patch: int = 1) -> list[int]:

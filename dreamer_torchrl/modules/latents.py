@@ -1,6 +1,7 @@
 """The stochastic part of the latent state: how it is sampled, compared, read by networks and stored in the replay."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torchrl.data import Bounded, Unbounded
 
 from dreamer_torchrl.modules.distributions import OneHotDist, sample_one_hot, straight_through, unimix_probs
 from dreamer_torchrl.modules.layers import full_precision
+from dreamer_torchrl.modules.spaces import Continuous, Discrete
 
 PACKED_DTYPES = (torch.uint8, torch.int16)  # of class indices in the replay: the first that holds all classes
 
@@ -21,6 +23,7 @@ class CategoricalLatent:
     variables: int
     classes: int
     unimix: float = 0.01
+    noise_kind: ClassVar[str] = "uniform"
 
     @property
     def size(self) -> int:
@@ -33,8 +36,13 @@ class CategoricalLatent:
         return self.size
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a state, as networks take it."""
+        return (self.variables, self.classes)
+
+    @property
     def spec(self) -> Bounded:
-        return Bounded(0, 1, (self.variables, self.classes))  # as networks take it
+        return Bounded(0, 1, self.shape)
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
@@ -48,6 +56,12 @@ class CategoricalLatent:
                 return dtype
         limit = torch.iinfo(PACKED_DTYPES[-1]).max + 1
         raise ValueError(f"classes={self.classes} are more than class indices can tell apart: choose at most {limit}.")
+
+    def stored(self, state: Tensor | None = None) -> Discrete:
+        """What the replay stores: class indices, or one-hot vectors if ``state`` is that."""
+        one_hot = state is not None and state.is_floating_point()
+        shape = (self.variables, self.classes) if one_hot else self.packed_shape
+        return Discrete((self.classes,) * self.variables, shape, self.packed_dtype, one_hot)
 
     def noise(
         self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
@@ -109,7 +123,7 @@ class GaussianLatent:
     standard deviation. The sample's gradient is the reparameterized one.
 
     Args:
-        classes: numbers per variable, 1.
+        classes: not used.
         min_std: added to the activated deviations.
         activation: from raw to positive deviations, ``softplus`` or ``sigmoid2`` (``2 sigmoid(raw / 2)``).
 
@@ -124,10 +138,9 @@ class GaussianLatent:
     classes: int = 1
     min_std: float = 0.1
     activation: str = "softplus"
+    noise_kind: ClassVar[str] = "normal"
 
     def __post_init__(self) -> None:
-        if self.classes != 1:
-            raise ValueError(f"classes={self.classes}, but a Gaussian state has no classes: leave it at 1.")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r} is unknown: choose one of {', '.join(ACTIVATIONS)}.")
 
@@ -140,16 +153,23 @@ class GaussianLatent:
         return 2 * self.variables
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.variables, 1)
+
+    @property
     def spec(self) -> Unbounded:
-        return Unbounded((self.variables, 1))
+        return Unbounded(self.shape)
 
     @property
     def packed_shape(self) -> tuple[int, ...]:
-        return (self.variables, 1)
+        return self.shape
 
     @property
     def packed_dtype(self) -> torch.dtype:
         return torch.float32
+
+    def stored(self, state: Tensor | None = None) -> Continuous:
+        return Continuous(self.packed_shape)
 
     def noise(
         self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
@@ -189,3 +209,6 @@ class GaussianLatent:
 
     def unpack(self, state: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return state.to(dtype)
+
+
+Latent = CategoricalLatent | GaussianLatent  # or another class with these attributes and methods

@@ -1,13 +1,17 @@
 """Layers as the official code defines them. Each casts its weights, which stay float32, to its input's precision."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 EPS = 1e-4  # what norms add to the mean square
+KERAS_EPS = 1e-3  # what the layer norms of DreamerV2 add to the variance
 
 
 def init_truncated_normal_(weight: Tensor, fan_in: int, scale: float = 1.0) -> Tensor:
@@ -112,6 +116,47 @@ class HiddenLayer(nn.Module):
         return self.after(self.linear(x))
 
 
+class DenseLinear(nn.Linear):
+    """Linear layer with the Glorot start of DreamerV1 and V2; ``scale`` is that of other kinds and has no effect."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0):
+        super().__init__(in_features, out_features)
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class DenseLayer(nn.Module):
+    """Linear, layer norm if asked for, activation: the hidden layer of DreamerV1 and V2.
+
+    Example:
+        >>> DenseLayer(3, 16, norm=True)(torch.ones(5, 3)).shape
+        torch.Size([5, 16])
+    """
+
+    def __init__(self, in_features: int, units: int, norm: bool = False, activation: str = "elu"):
+        super().__init__()
+        self.linear = DenseLinear(in_features, units)
+        self.norm = nn.LayerNorm(units, eps=KERAS_EPS) if norm else nn.Identity()
+        self.activation = getattr(F, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.linear(x)))
+
+
+class Layers(NamedTuple):
+    """What networks are made of: hidden layers of (inputs, units), and last ones of (inputs, outputs, scale)."""
+
+    hidden: Callable[[int, int], nn.Module] = HiddenLayer
+    linear: Callable[[int, int, float], nn.Linear] = Linear
+
+
+def dense_layers(norm: bool = False, activation: str = "elu") -> Layers:
+    """The layers of DreamerV1 and V2, of which ``activation`` is a function in `torch.nn.functional`."""
+    return Layers(partial(DenseLayer, norm=norm, activation=activation), DenseLinear)
+
+
 class MLP(nn.Sequential):
     """Hidden layers, one after the other.
 
@@ -120,8 +165,10 @@ class MLP(nn.Sequential):
         torch.Size([5, 16])
     """
 
-    def __init__(self, in_features: int, units: int, layers: int):
-        super().__init__(*[HiddenLayer(a, b) for a, b in pairwise([in_features] + [units] * layers)])
+    def __init__(
+        self, in_features: int, units: int, layers: int, hidden: Callable[[int, int], nn.Module] = HiddenLayer
+    ):
+        super().__init__(*[hidden(a, b) for a, b in pairwise([in_features] + [units] * layers)])
 
 
 class Conv(nn.Conv2d):

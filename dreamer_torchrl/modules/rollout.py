@@ -57,8 +57,10 @@ def observe(
     """Run T observed steps from one start, with gradient, to beliefs, states and posterior logits ``[B, T, ...]``.
 
     Takes ``[B, T, E]``, in whose precision it computes, flat actions that led to each step ``[B, T, A]``, flags
-    ``[B, T, 1]``, the start ``[B, D]`` and ``[B, S, K]``, and uniforms ``[B, T, S]``; ``step`` may be a compiled one.
+    ``[B, T, 1]``, the start ``[B, D]`` and ``[B, S, K]``, and noise ``[B, T, S]``; ``step`` may be a compiled one.
     """
+    if not rssm.splits:
+        return observe_each(rssm, encoded, previous_action, is_init, belief, state, noise)
     split = SplitRSSM(rssm, encoded.dtype)
     kept = (~is_init).to(encoded.dtype)  # [B, T, 1]
     action_shares = split.action_share(previous_action * kept)  # [B, T, D]
@@ -90,11 +92,13 @@ def imagine(
     """Imagine H steps on from N starts, without gradient: features ``[N, H + 1, F]`` and flat actions ``[N, H, A]``.
 
     Takes starts ``[N, D]``, in whose precision it computes, and ``[N, S, K]``, a policy or given flat actions
-    ``[N, H, A]``, uniforms ``[N, H, S]`` and noise for the policy ``[N, H, ...]``; ``step`` may be a compiled one.
+    ``[N, H, A]``, noise ``[N, H, S]`` and noise for the policy ``[N, H, ...]``; ``step`` may be a compiled one.
     """
-    split, length = SplitRSSM(rssm, belief.dtype), noise.shape[1]
     if isinstance(action, Tensor):
         action, action_noise = (lambda _, given: given), action  # known actions come in the place of the noise
+    if not rssm.splits:
+        return imagine_each(rssm, belief, state, action, noise, action_noise)
+    split, length = SplitRSSM(rssm, belief.dtype), noise.shape[1]
     # Written in place, row by row: stacking H + 1 steps afterwards would copy everything once more.
     features = belief.new_empty(belief.shape[0], length + 1, rssm.feature_size)
     features[:, 0] = split.latent.features(belief, state.to(belief.dtype))
@@ -105,6 +109,32 @@ def imagine(
         actions.append(chosen)
         features[:, h + 1, : rssm.belief_size], features[:, h + 1, rssm.belief_size :] = belief, state.flatten(1)
     return features, torch.stack(actions, 1)
+
+
+def observe_each(
+    rssm: RSSM, encoded: Tensor, previous_action: Tensor, is_init: Tensor, belief: Tensor, state: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `observe` gives, step by step, for an RSSM of any parts."""
+    outputs = []
+    for *inputs, own_noise in unbind_steps((encoded, previous_action, is_init, noise)):
+        belief, state, parameters = rssm(*inputs, belief, state, own_noise)
+        outputs.append((belief, state, parameters))
+    return tuple(torch.stack(parts, 1) for parts in zip(*outputs, strict=True))
+
+
+def imagine_each(
+    rssm: RSSM, belief: Tensor, state: Tensor, action: Policy, noise: Tensor, action_noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `imagine` gives, step by step and with the gradient of states and actions, for an RSSM of any parts.
+
+    The policy sees features without their gradient.
+    """
+    features, actions = [rssm.latent.features(belief, state)], []
+    for own_noise, own_action_noise in unbind_steps((noise, action_noise)):
+        actions.append(action(features[-1].detach(), own_action_noise))
+        belief, state, _ = rssm.imagine(belief, state, actions[-1], own_noise)
+        features.append(rssm.latent.features(belief, state))
+    return torch.stack(features, 1), torch.stack(actions, 1)
 
 
 class ObserveSequence(nn.Module, AsTensorDictModule):
@@ -140,7 +170,7 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
         else:
             start = previous_belief[:, 0], self.rssm.one_hot(previous_state[:, 0])
         if noise is None:
-            noise = torch.rand(batch, length, self.rssm.stochastic, device=encoded.device)
+            noise = self.rssm.latent.noise(batch, length, device=encoded.device)
         beliefs, states, logits = self.loop(encoded, previous_action, is_init, *start, noise)
         return beliefs, states, logits, self.rssm.prior_from(beliefs), self.rssm.latent.features(beliefs, states)
 
@@ -149,7 +179,7 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
 
 
 class ImagineRollout(nn.Module, AsTensorDictModule):
-    """Imagination under an actor, from every step of a batch.
+    """Imagination under an actor, from every step of a batch; with ``gradient``, that of actions and states flows.
 
     Example:
         >>> from torchrl.data import OneHot
@@ -164,9 +194,10 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
     in_keys = ("belief", "state", ("noise", "prior"), ("noise", "action"))
     out_keys = ("features", "action")
 
-    def __init__(self, rssm: RSSM, actor: Actor, length: int = 15):
+    def __init__(self, rssm: RSSM, actor: Actor, length: int = 15, gradient: bool = False):
         super().__init__()
         self.rssm, self.actor, self.length, self.step = rssm, actor, length, imagine_step
+        self.gradient = gradient
 
     def forward(
         self, belief: Tensor, state: Tensor, noise: Tensor | None = None, action_noise: Tensor | None = None
@@ -177,13 +208,20 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
         """
         batch = belief.shape[:-1]
         if noise is None:
-            noise = torch.rand(*batch, self.length, self.rssm.stochastic, device=belief.device)
+            noise = self.rssm.latent.noise(*batch, self.length, device=belief.device)
         if action_noise is None:
             action_noise = self.actor.space.noise(*batch, self.length, device=belief.device)
         inputs = belief.detach(), self.rssm.one_hot(state.detach()), noise, action_noise
-        outputs = self.loop(*(x.reshape(-1, *x.shape[len(batch) :]) for x in inputs))
+        with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
+            outputs = self.loop(*(x.reshape(-1, *x.shape[len(batch) :]) for x in inputs))
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in outputs)
 
     def loop(self, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor) -> tuple[Tensor, Tensor]:
-        features, actions = imagine(self.rssm, belief, state, self.actor.act, noise, action_noise, self.step)
+        if self.gradient:
+            features, actions = imagine_each(self.rssm, belief, state, self._draw, noise, action_noise)
+        else:
+            features, actions = imagine(self.rssm, belief, state, self.actor.act, noise, action_noise, self.step)
         return features, F.pad(actions, (0, 0, 0, 1))
+
+    def _draw(self, features: Tensor, noise: Tensor) -> Tensor:
+        return self.actor.distribution(self.actor(features)).rsample(noise)

@@ -1,12 +1,17 @@
 """The recurrent state-space model, one step at a time; `rollout.py` runs the same over whole sequences and rollouts."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.actor import Actor
-from dreamer_torchrl.modules.latents import CategoricalLatent
-from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Linear, NormSilu
+from dreamer_torchrl.modules.latents import CategoricalLatent, Latent
+from dreamer_torchrl.modules.layers import MLP, BlockLinear, HiddenLayer, Layers, NormSilu
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
+
+MakeCore = Callable[[int, int, int, int], nn.Module]  # sizes of belief, state, action and hidden layers
 
 
 class BlockGRU(nn.Module):
@@ -42,6 +47,11 @@ class RSSM(nn.Module, AsTensorDictModule):
 
     ``forward`` is an observed step, `imagine` one without observation. Noise is ``[..., S]``, drawn if left out.
 
+    Args:
+        core: makes the recurrence from the sizes of belief, state, action and hidden layers; `BlockGRU` if left out.
+        latent: kind of stochastic state; categorical, of ``stochastic``, ``classes`` and ``unimix``, if left out.
+        layers: what the networks of prior and posterior are made of; the prior has ``prior_layers`` hidden ones.
+
     Example:
         >>> rssm = RSSM(action_size=2, encoded_size=6, belief_size=16, hidden=8, stochastic=4, classes=3, blocks=4)
         >>> belief, state = rssm.initial(5)
@@ -63,21 +73,33 @@ class RSSM(nn.Module, AsTensorDictModule):
         classes: int = 4,
         blocks: int = 8,
         unimix: float = 0.01,
+        *,
+        core: MakeCore | None = None,
+        latent: Latent | None = None,
+        layers: Layers = Layers(),  # noqa: B008
+        prior_layers: int = 2,
     ):
         super().__init__()
+        self.latent = latent = CategoricalLatent(stochastic, classes, unimix) if latent is None else latent
         self.belief_size, self.stochastic, self.classes, self.unimix = belief_size, stochastic, classes, unimix
-        self.latent = CategoricalLatent(stochastic, classes, unimix)
-        self.state_size, self.feature_size = self.latent.size, belief_size + self.latent.size
-        self.core = BlockGRU(belief_size, self.state_size, action_size, hidden, blocks)
-        self.posterior = HiddenLayer(belief_size + encoded_size, hidden)
-        self.posterior_logits = Linear(hidden, self.state_size)
-        self.prior = MLP(belief_size, hidden, layers=2)
-        self.prior_logits = Linear(hidden, self.state_size)
+        self.state_size, self.feature_size = latent.size, belief_size + latent.size
+        core = partial(BlockGRU, blocks=blocks) if core is None else core
+        self.core = core(belief_size, self.state_size, action_size, hidden)
+        self.posterior = layers.hidden(belief_size + encoded_size, hidden)
+        self.posterior_logits = layers.linear(hidden, latent.parameters, 1.0)
+        self.prior = MLP(belief_size, hidden, prior_layers, layers.hidden)
+        self.prior_logits = layers.linear(hidden, latent.parameters, 1.0)
+
+    @property
+    def splits(self) -> bool:
+        """Whether the fast loops can take it apart (`SplitRSSM`): they know one core, latent and kind of layers."""
+        kinds = type(self.core) is BlockGRU, type(self.latent) is CategoricalLatent
+        return all(kinds) and all(isinstance(layer, HiddenLayer) for layer in (self.posterior, *self.prior))
 
     def initial(self, *batch: int) -> tuple[Tensor, Tensor]:
         """The belief and state with which every episode starts: zeros."""
         like = self.prior_logits.bias
-        return like.new_zeros(*batch, self.belief_size), like.new_zeros(*batch, self.stochastic, self.classes)
+        return like.new_zeros(*batch, self.belief_size), like.new_zeros(*batch, *self.latent.shape)
 
     def forward(
         self,

@@ -149,7 +149,7 @@ class ActorLoss(StepLoss):
             "return_high": self.normalizer.high.clone(),
             "return_scale": self.normalizer.scale,
         }
-        if isinstance(policy, ActionDistribution):
+        if isinstance(policy, ActionDistribution) and policy.entropy_range is not None:
             low, high = policy.entropy_range
             metrics["randomness"] = (metrics["entropy"] - low) / (high - low or 1.0)
         return TensorDict({"loss_actor": loss, **{key: metric.detach() for key, metric in metrics.items()}}), data

@@ -67,9 +67,12 @@ def check_steps(batch: TensorDictBase, spaces: Mapping[NestedKey, Space]) -> Non
 
 
 def split_context(
-    batch: TensorDictBase, context: int, action_space: ActionSpace, belief: NestedKey, state: NestedKey
+    batch: TensorDictBase, context: int, action_space: ActionSpace, stored: tuple[NestedKey, NestedKey] | None
 ) -> TensorDictBase:
-    """Give each step after the context the action of the step before and, with context, ``previous`` latents."""
+    """Give each step after the context the action of the step before and, with context, ``previous`` latents.
+
+    ``stored`` are the keys of belief and state; without them sequences start from zeros.
+    """
     if batch.ndim != 2 or batch.shape[1] < context + 2:
         wanted = f"[B, context + T] with context {context} and T of at least 2 steps in sequence"
         raise ValueError(f"A batch must be {wanted}, this one is {list(batch.shape)}.")
@@ -78,5 +81,6 @@ def split_context(
     if context == 0:
         return steps.set("previous_action", F.pad(action[:, :-1], (0, 0, 1, 0)))  # [B, T, A]
     before = slice(context - 1, -1)
-    steps["previous"] = {"belief": batch.get(belief)[:, before], "state": batch.get(state)[:, before]}
+    if stored:
+        steps["previous"] = dict(zip(("belief", "state"), (batch.get(key)[:, before] for key in stored), strict=True))
     return steps.set("previous_action", action[:, before])

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.objectives import LossModule
+from torchrl.objectives.utils import TargetNetUpdater
 
 from dreamer_torchrl.objectives.batch import TRANSITIONS, check_keys, refuse_transitions
 
@@ -52,6 +53,27 @@ class StepLoss(LossModule):
         weight = weight.reshape(data.shape)
         weight = weight if loss.shape[: data.ndim] == data.shape else weight[..., :-1]  # the last step has no loss
         return (loss * weight.reshape(*weight.shape, *[1] * (loss.ndim - weight.ndim))).mean()
+
+
+class Behaviour(nn.Module):
+    """An extra loss with an actor and a critic of its own beside those of the task, such as an exploring one.
+
+    ``setup(learner)`` makes its parts. ``stages`` are losses in the order in which they may be stepped, each a pair of
+    the name of a part, whose parameters it trains, and a function from data to losses and data.
+    """
+
+    explorer: nn.Module  # the actor
+    actor_loss: LossModule
+    value_loss: LossModule
+    slow_update: TargetNetUpdater
+    stages: list[tuple[str, Callable[[TensorDictBase], tuple[TensorDict, TensorDictBase]]]]
+
+    def forward(self, data: TensorDictBase) -> TensorDict:
+        losses = TensorDict()
+        for _, stage in self.stages:
+            found, data = stage(data)
+            losses.update(found)
+        return losses
 
 
 class DreamerLoss(nn.Module):

@@ -1,6 +1,6 @@
 """The loss of the critic, on imagined and on replayed returns, and its target network."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, unravel_key
@@ -8,23 +8,10 @@ from tensordict.nn import TensorDictModule, TensorDictParams
 from torch import Tensor
 from torchrl.objectives.utils import TargetNetUpdater
 
-from dreamer_torchrl.modules.distributions import two_hot_bins, two_hot_cross_entropy
-from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
+from dreamer_torchrl.modules.heads import Cost, TwoHotCost
 from dreamer_torchrl.modules.tensordict_module import TensorModule
 from dreamer_torchrl.objectives.common import StepLoss, entries
 from dreamer_torchrl.objectives.returns import lambda_return
-
-
-def two_hot_loss(
-    logits: Tensor,
-    bins: Tensor,
-    target: Tensor,
-    slow: Tensor,
-    slow_scale: float,
-    cross_entropy: Callable[..., Tensor] = two_hot_cross_entropy,
-) -> Tensor:
-    """Cross entropy ``[...]`` to return and, as a regularizer, prediction of the target critic, ``[..., 1]`` each."""
-    return cross_entropy(logits, bins, torch.cat([target, slow], -1), (1.0, slow_scale))
 
 
 class ValueLoss(StepLoss):
@@ -39,6 +26,7 @@ class ValueLoss(StepLoss):
         horizon, return_lambda: of the replay return; gamma is 1 - 1 / horizon.
         replay_grad: whether the replay term has a gradient for the latents, and so the model (``repval_grad``).
         scale, replay_scale: of the two terms; a ``replay_scale`` of 0 leaves the replay term out.
+        cost: loss of the head (`Head.cost`); two-hot if left out.
 
     Example:
         >>> from dreamer_torchrl import build_agent
@@ -73,14 +61,13 @@ class ValueLoss(StepLoss):
         replay_grad: bool = True,
         scale: float = 1.0,
         replay_scale: float = 0.3,
-        bins: int = 255,
+        cost: Cost | None = None,
     ):
         super().__init__()
         self.convert_to_functional(value, "value", create_target_params=True)
         self.slow_scale, self.return_lambda, self.replay_grad = slow_scale, return_lambda, replay_grad
         self.gamma, self.scale, self.replay_scale = 1 - 1 / horizon, scale, replay_scale
-        self.two_hot_cross_entropy = TwoHotCrossEntropy()
-        self.register_buffer("bins", two_hot_bins(bins), persistent=False)
+        self.cost = TwoHotCost() if cost is None else cost
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -105,7 +92,7 @@ class ValueLoss(StepLoss):
     def slow_value(self) -> TensorDictModule:
         """The target critic as a module of its own, for `ActorLoss`; its parameters stay the loss's."""
         keys = self.tensor_keys
-        return TensorModule(self.predict_slow, [keys.features], [keys.state_value_logits, keys.state_value])
+        return TensorModule(self._slow, [keys.features], [keys.state_value_logits, keys.state_value])
 
     def _imagined(self, imagined: TensorDictBase) -> Tensor:
         keys = self.tensor_keys
@@ -115,7 +102,7 @@ class ValueLoss(StepLoss):
             logits = self._predict(self.value_params, features).get(keys.state_value_logits)
         slow, target = self.predict_slow(imagined.get(keys.features))[1], imagined.get(keys.lambda_target)
         weight = imagined.get(keys.discount_weight).squeeze(-1)
-        loss = two_hot_loss(logits, self.bins, target, slow, self.slow_scale, self.two_hot_cross_entropy)
+        loss = self._loss(logits, target, slow)
         return (weight.detach() * loss)[..., :-1]  # the last step has a value, but no return
 
     def _replayed(self, data: TensorDictBase) -> Tensor:
@@ -130,8 +117,11 @@ class ValueLoss(StepLoss):
         reward, bootstrap = data.get(keys.reward).squeeze(-1), data.get(keys.bootstrap).squeeze(-1)  # [B, T]
         terminated, done = (data.get(key).squeeze(-1).to(logits.dtype) for key in (keys.terminated, keys.done))
         returns = replay_return(reward, bootstrap, terminated, done, self.gamma, self.return_lambda).unsqueeze(-1)
-        cost = self.slow_scale, self.two_hot_cross_entropy
-        return (1 - done[:, :-1]) * two_hot_loss(logits[:, :-1], self.bins, returns, slow[:, :-1], *cost)
+        return (1 - done[:, :-1]) * self._loss(logits[:, :-1], returns, slow[:, :-1])
+
+    def _loss(self, logits: Tensor, target: Tensor, slow: Tensor) -> Tensor:
+        """The head's loss to the return and, as a regularizer, to the target critic's value, ``[..., 1]`` each."""
+        return self.cost(logits, torch.cat([target, slow], -1), (1.0, self.slow_scale))
 
     def _predict(self, params: TensorDictParams, features: Tensor) -> TensorDictBase:
         data = TensorDict({self.tensor_keys.features: features}, batch_size=features.shape[:-1])
@@ -142,6 +132,10 @@ class ValueLoss(StepLoss):
     @torch.no_grad()
     def predict_slow(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and value of the target critic, ``[..., bins]`` and ``[..., 1]``."""
+        return self._slow(features)
+
+    def _slow(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """With the gradient of features, if they have one."""
         found = self._predict(self.target_value_params, features)
         return found.get(self.tensor_keys.state_value_logits), found.get(self.tensor_keys.state_value)
 

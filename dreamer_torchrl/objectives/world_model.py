@@ -1,6 +1,6 @@
 """The loss of the world model: KL of the latents, reconstruction, reward and continuation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -8,11 +8,10 @@ from tensordict.nn import TensorDictModule
 from torch import Tensor
 
 from dreamer_torchrl.modules.actor import ActionSpace
-from dreamer_torchrl.modules.decoder import reconstruction_key, reconstruction_loss
-from dreamer_torchrl.modules.distributions import BernoulliDist, two_hot_bins
-from dreamer_torchrl.modules.heads import TwoHotCrossEntropy
-from dreamer_torchrl.modules.images import PixelError
-from dreamer_torchrl.modules.latents import CategoricalLatent
+from dreamer_torchrl.modules.decoder import ReconstructionCost, reconstruction_key
+from dreamer_torchrl.modules.distributions import BernoulliDist
+from dreamer_torchrl.modules.heads import Cost, TwoHotCost
+from dreamer_torchrl.modules.latents import Latent
 from dreamer_torchrl.modules.spaces import Space, key_name
 from dreamer_torchrl.objectives.batch import split_context
 from dreamer_torchrl.objectives.common import StepLoss, entries
@@ -20,9 +19,15 @@ from dreamer_torchrl.objectives.common import StepLoss, entries
 SCALES = {"reconstruction": 1.0, "reward": 1.0, "continue": 1.0, "dynamics": 1.0, "representation": 0.1}
 
 
-def kl(latent: CategoricalLatent, posterior: Tensor, prior: Tensor, free_nats: float) -> tuple[Tensor, Tensor]:
-    """Dynamics and representation loss of each step ``[...]``, free nats taken of the sum over variables."""
-    return tuple(each.clamp_min(free_nats) for each in latent.kl(posterior, prior))
+def kl(
+    latent: Latent, posterior: Tensor, prior: Tensor, free_nats: float, average: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Dynamics and representation loss of each step ``[...]``, free nats taken of the sum over variables.
+
+    With ``average`` free nats are taken of the mean over steps, as in DreamerV1 and V2; all steps have that loss.
+    """
+    losses = latent.kl(posterior, prior)
+    return tuple((each.mean().expand_as(each) if average else each).clamp_min(free_nats) for each in losses)
 
 
 class WorldModelLoss(StepLoss):
@@ -37,11 +42,15 @@ class WorldModelLoss(StepLoss):
         spaces: what each observation key holds.
         latent: the kind of stochastic state, which has the KL (``agent.rssm.latent``).
         context: leading steps that only give the start latent, as stored with them; 0 starts from zeros.
-        free_nats: below this KL there is no gradient.
+        free_nats: below this KL there is no gradient; of each step, or with ``free_average`` of the mean over steps.
         horizon: folded into the continue target if ``discount_in_continue`` (official ``contdisc``).
         reward_grad: whether the reward loss has a gradient for the latents.
         scales: in place of some of ``SCALES``.
         priorities: write the loss of each step, ``priority`` ``[B, T]``, into the data, for a prioritized sampler.
+        stored_latents: with context, whether sequences start from the latents stored there, or from zeros.
+        reward_cost: loss of the reward head (`Head.cost`); two-hot if left out.
+        reconstruction_cost: from space, prediction and observation to a loss; squared errors if left out.
+        reward_tanh: train the reward head on the hyperbolic tangent of rewards, as DreamerV2 does for Atari.
 
     Example:
         >>> from dreamer_torchrl import Learner, build_agent
@@ -72,7 +81,7 @@ class WorldModelLoss(StepLoss):
         continuation: TensorDictModule,
         spaces: Mapping[NestedKey, Space],
         action_space: ActionSpace,
-        latent: CategoricalLatent,
+        latent: Latent,
         *,
         context: int = 1,
         free_nats: float = 1.0,
@@ -80,8 +89,12 @@ class WorldModelLoss(StepLoss):
         discount_in_continue: bool = True,
         reward_grad: bool = True,
         scales: Mapping[str, float] | None = None,
-        bins: int = 255,
         priorities: bool = False,
+        free_average: bool = False,
+        stored_latents: bool = True,
+        reward_cost: Cost | None = None,
+        reconstruction_cost: Callable[[Space, Tensor, Tensor], Tensor] | None = None,
+        reward_tanh: bool = False,
     ):
         super().__init__()
         self.encoder, self.dynamics, self.decoder = encoder, dynamics, decoder
@@ -92,13 +105,14 @@ class WorldModelLoss(StepLoss):
         self.scales = {**SCALES, **(scales or {})}
         if unknown := self.scales.keys() - SCALES.keys():
             raise ValueError(f"Unknown loss scales {sorted(unknown)}: there are {', '.join(SCALES)}.")
-        self.two_hot_cross_entropy, self.pixel_error = TwoHotCrossEntropy(), PixelError()
-        self.register_buffer("bins", two_hot_bins(bins), persistent=False)
+        self.free_average, self.stored_latents, self.reward_tanh = free_average, stored_latents, reward_tanh
+        self.reward_cost = TwoHotCost() if reward_cost is None else reward_cost
+        self.reconstruction_cost = ReconstructionCost() if reconstruction_cost is None else reconstruction_cost
 
     @property
     def in_keys(self) -> list[NestedKey]:
         keys = self.tensor_keys
-        latents = [keys.belief, keys.state] if self.context else []
+        latents = [keys.belief, keys.state] if self.context and self.stored_latents else []
         return [*self.spaces, *self.action_space.keys, keys.is_init, keys.reward, keys.terminated, *latents]
 
     @property
@@ -108,7 +122,8 @@ class WorldModelLoss(StepLoss):
     def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         keys = self.tensor_keys
         self.check(batch)
-        data = split_context(batch, self.context, self.action_space, keys.belief, keys.state)
+        stored = (keys.belief, keys.state) if self.stored_latents else None
+        data = split_context(batch, self.context, self.action_space, stored)
         self.encoder(data)
         self.dynamics(data)
         posterior, prior = data.get(keys.posterior_logits), data.get(keys.prior_logits)
@@ -117,12 +132,13 @@ class WorldModelLoss(StepLoss):
         data.update(self.reward(heads).select(*self.reward.out_keys))
         self.continuation(data)
         # Losses, [B, T] each
-        dynamics, representation = kl(self.latent, posterior, prior, self.free_nats)
+        dynamics, representation = kl(self.latent, posterior, prior, self.free_nats, self.free_average)
         reconstruction = {
-            key: reconstruction_loss(space, data.get(reconstruction_key(key)), data.get(key), self.pixel_error)
+            key: self.reconstruction_cost(space, data.get(reconstruction_key(key)), data.get(key))
             for key, space in self.spaces.items()
         }
-        reward = self.two_hot_cross_entropy(data.get(keys.reward_logits), self.bins, data.get(keys.reward))
+        rewards = data.get(keys.reward).tanh() if self.reward_tanh else data.get(keys.reward)
+        reward = self.reward_cost(data.get(keys.reward_logits), rewards)
         target = (~data.get(keys.terminated)).to(reward.dtype) * self.continue_target
         terms = {
             "dynamics": dynamics,
@@ -138,9 +154,8 @@ class WorldModelLoss(StepLoss):
             metrics = {f"reconstruction/{key_name(key)}": value.mean() for key, value in reconstruction.items()}
             metrics["prior_entropy"] = self.latent.entropy(prior).mean()
             metrics["posterior_entropy"] = self.latent.entropy(posterior).mean()
-            recorded = data.get(keys.reward)
-            metrics["reward_error"] = (data.get(keys.predicted_reward) - recorded).square().mean()
-            metrics["reward_variance"] = recorded.var(correction=0)
+            metrics["reward_error"] = (data.get(keys.predicted_reward) - rewards).square().mean()
+            metrics["reward_variance"] = rewards.var(correction=0)
             metrics["continue_error"] = (data.get(keys.continue_logits).sigmoid() - target).square().mean()
             metrics["continue_variance"] = target.var(correction=0)
         return TensorDict({**losses, **metrics}), data

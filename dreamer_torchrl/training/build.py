@@ -75,11 +75,19 @@ def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) 
 def make_agent(settings: Settings, envs: StreamEnvs | Specs, device: str | None = None) -> Agent:
     """The run's agent with its initial weights; kernels are used where ``device``, that of the run, can use them."""
     torch.manual_seed(seed_for(settings.seed, "weights"))
-    numbers = (settings.size, getattr(torch, settings.dtype), settings.unimix, settings.actor_unimix)
-    encoder = settings.agent.encoder and partial(make_part, settings.agent.encoder)
-    agent = build_agent(envs.observation_spec, envs.full_action_spec, *numbers, encoder)
+    agent = agent_of(settings, envs)
     backend.attach(agent, backend.decide(settings.native, choose_device(device or settings.device)))
     return agent
+
+
+def agent_of(settings: Settings, envs: StreamEnvs | Specs) -> Agent:
+    """An agent of the run's parts, with weights as torch draws them now, on its default device."""
+    numbers = (settings.size, getattr(torch, settings.dtype), settings.unimix, settings.actor_unimix)
+    parts = {name: partial(make_part, part) for name, part in settings.agent.parts.items()}
+    if "layers" in parts:
+        parts["layers"] = parts["layers"]()
+    specs = envs.observation_spec, envs.full_action_spec
+    return build_agent(*specs, *numbers, prior_layers=settings.agent.prior_layers, **parts)
 
 
 def make_learner(settings: Settings, agent: Agent) -> Learner:
@@ -92,6 +100,8 @@ def make_learner(settings: Settings, agent: Agent) -> Learner:
         if settings.cuda_graph and choose_device(settings.device).type != "cuda":
             raise ConfigError("cuda_graph=true needs a GPU, and this run is on the CPU: leave it at null.")
         part["cuda_graph"] = settings.cuda_graph
+    if settings.exploration.behaviour is not None:
+        part["extra_losses"] = [*part.get("extra_losses", []), settings.exploration.behaviour]
     seed = seed_for(settings.seed, "learner")
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 

@@ -22,6 +22,8 @@ from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.learner import set_generator_state
+from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.objectives.common import Behaviour
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.record.monitor import Monitor
@@ -105,6 +107,7 @@ class Training:
             self.evaluate_when_due(stop)
             if stop.requested or self.diverged or self.progress.finished(self.settings):
                 return
+            self.policy.actor = self.actor
             self.store(next(collected))
             self.tell_failures()
             now = time.monotonic()
@@ -284,6 +287,13 @@ class Training:
         self.consistent = False
         yield
         self.consistent = True
+
+    @property
+    def actor(self) -> Actor:
+        """What acts now: an exploring behaviour until ``exploration.until``, then that of the task."""
+        if self.progress.steps >= self.settings.exploration.until:
+            return self.learner.agent.actor
+        return next(term.explorer for term in self.learner.loss.extra if isinstance(term, Behaviour))
 
     @property
     def diverged(self) -> bool:

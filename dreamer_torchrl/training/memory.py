@@ -8,19 +8,18 @@ from pathlib import Path
 
 import torch
 
-from dreamer_torchrl.agents.agent import build_agent
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes
 from dreamer_torchrl.record.console import size
-from dreamer_torchrl.training.build import exact_latents, latent_dtype
+from dreamer_torchrl.training.build import agent_of, exact_latents, latent_dtype
 
 
 def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: bool = False) -> str:
     """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit."""
     with torch.device("meta"):  # an agent without memory
-        agent = build_agent(envs.observation_spec, envs.full_action_spec, settings.size)
+        agent = agent_of(settings, envs)
     dtype = latent_dtype(settings)
     whole = bytes_per_step(agent, dtype)
     copied = latent_bytes(agent, dtype) if exact_latents(settings) else 0  # in a save, where all have changed

@@ -147,7 +147,7 @@ def observe(agent: Agent, steps: TensorDictBase, generator: Generator) -> Poster
     if steps.ndim != 1 or not steps["is_init"][0].item() or steps["is_init"][1:].any():
         raise ValueError(f"Open-loop prediction needs the first steps [T] of one episode; got {list(steps.shape)}.")
     batch = steps.select(*needed).to(next(agent.parameters()).device).unsqueeze(0)  # [1, T]
-    sequence = split_context(batch, 0, agent.action_space, "belief", "state")
+    sequence = split_context(batch, 0, agent.action_space, None)
     encoded = agent.encoder(*[sequence[key] for key in agent.encoder.in_keys])  # [1, T, E]
     previous, noise = sequence["previous_action"].to(encoded.dtype), state_noise(agent, 1, len(steps), generator)
     model = ObserveSequence(agent.rssm)
@@ -169,15 +169,16 @@ def predictions(agent: Agent, features: Tensor) -> Predictions:
     decoded = agent.decoder(features)
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)  # as tensordict modules return one
     pairs = zip(agent.spaces.items(), decoded, strict=True)
-    observation = {key: readable(space, observation_from(space, one)).cpu() for (key, space), one in pairs}
+    seen = {key: observation_from(space, one, agent.decoder.symlog) for (key, space), one in pairs}
+    observation = {key: readable(agent.spaces[key], value).cpu() for key, value in seen.items()}
     numbers = (agent.reward(features)[1], agent.continuation(features)[1], agent.value(features)[1])
     entropy = agent.actor.distribution(agent.actor(features)).entropy()
     return Predictions(observation, *(number.squeeze(-1).cpu() for number in numbers), entropy.cpu())
 
 
 def state_noise(agent: Agent, count: int, length: int, generator: Generator) -> Tensor:
-    """Uniforms for the states of ``count`` sequences, the same on every device."""
-    return torch.rand(count, length, agent.rssm.stochastic, generator=generator).to(next(agent.parameters()).device)
+    """Noise for the states of ``count`` sequences, the same on every device."""
+    return agent.rssm.latent.noise(count, length, generator=generator).to(next(agent.parameters()).device)
 
 
 def readable(space: Space, observation: Tensor) -> Tensor:

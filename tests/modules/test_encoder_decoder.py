@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torchrl.data import Binary, Bounded, Categorical, Composite, MultiCategorical, MultiOneHot, OneHot, Unbounded
 
 from dreamer_torchrl.modules import Decoder, Encoder
-from dreamer_torchrl.modules.decoder import observation_from, reconstruction_loss
+from dreamer_torchrl.modules.decoder import ReconstructionCost, observation_from
 from dreamer_torchrl.modules.layers import convolve
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name, spaces_from_spec
 
@@ -91,7 +91,7 @@ def test_channels_first_and_last_are_the_same_picture() -> None:
     assert_close(encoder_first(moved), encoder_last(image), rtol=0, atol=0)
     assert_close(decoder_first(features), decoder_last(features).movedim(-1, -3), rtol=0, atol=0)
     losses = [
-        reconstruction_loss(space["image"], decode(features), observed)
+        ReconstructionCost()(space["image"], decode(features), observed)
         for space, decode, observed in ((last, decoder_last, image), (first, decoder_first, moved))
     ]
     assert_close(losses[0], losses[1])
@@ -153,7 +153,7 @@ def test_a_depth_whose_channels_do_not_split_into_blocks_is_refused(depth: int) 
 
 
 def test_symlog_squared_error_is_official(golden: dict[str, Tensor]) -> None:
-    loss = reconstruction_loss(Continuous((5,)), golden["symlog_mse/pred"], golden["symlog_mse/target"])
+    loss = ReconstructionCost()(Continuous((5,)), golden["symlog_mse/pred"], golden["symlog_mse/target"])
     assert_close(loss, golden["symlog_mse/loss"], rtol=1e-5, atol=1e-5)
 
 
@@ -162,7 +162,7 @@ def test_classes_cost_their_cross_entropy() -> None:
     prediction, observation = torch.randn(4, 7), torch.tensor([[0, 4], [1, 0], [1, 2], [0, 3]])
     first = torch.nn.functional.cross_entropy(prediction[:, :2], observation[:, 0], reduction="none")
     second = torch.nn.functional.cross_entropy(prediction[:, 2:], observation[:, 1], reduction="none")
-    assert_close(reconstruction_loss(space, prediction, observation), first + second)
+    assert_close(ReconstructionCost()(space, prediction, observation), first + second)
 
 
 def perfect(space: Space, observation: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ def perfect(space: Space, observation: Tensor) -> Tensor:
 def test_a_perfect_prediction_costs_nothing_and_is_the_observation(key: NestedKey) -> None:
     space, observation = SPACES[key], draw(SPACES, 2, 5)[key]
     prediction = perfect(space, observation)
-    assert_close(reconstruction_loss(space, prediction, observation), torch.zeros(2, 5))
+    assert_close(ReconstructionCost()(space, prediction, observation), torch.zeros(2, 5))
     back = observation_from(space, prediction)
     if isinstance(space, Image):  # pixels stay in 0 to 1
         back = (back * 255).round().to(torch.uint8)
@@ -197,7 +197,7 @@ def test_bfloat16_goes_through_and_losses_stay_float32() -> None:
     for (key, space), prediction, wanted in zip(SPACES.items(), low, high, strict=True):
         assert prediction.dtype is torch.float32
         assert_close(prediction, wanted, rtol=0.1, atol=0.1)
-        assert reconstruction_loss(space, prediction, values[key]).dtype is torch.float32
+        assert ReconstructionCost()(space, prediction, values[key]).dtype is torch.float32
 
 
 def test_faces(check_faces: Callable[..., None]) -> None:

@@ -28,7 +28,7 @@ def numbered(batch: int = 2, steps: int = 5) -> TensorDict:
 
 
 def split(batch: TensorDict, context: int) -> TensorDict:
-    return split_context(batch, context, FLOATS, "belief", "state")
+    return split_context(batch, context, FLOATS, ("belief", "state"))
 
 
 def first_numbers(value: Tensor) -> list[float]:
@@ -66,7 +66,7 @@ def test_previous_action_is_the_flat_one() -> None:
     space = ActionSpace(Composite(steer=Bounded(-1, 1, (2,)), gear=OneHot(3)))
     gear = torch.nn.functional.one_hot(torch.tensor([[2, 0, 1]]), 3)
     batch = TensorDict({"steer": torch.tensor([[[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]]]), "gear": gear}, [1, 3])
-    data = split_context(batch, 0, space, "belief", "state")
+    data = split_context(batch, 0, space, None)
     expected = torch.tensor([[[0, 0, 0, 0, 0], [0, 0, 1, 0.1, 0.2], [1, 0, 0, 0.3, 0.4]]])
     assert data["previous_action"].equal(expected)
 

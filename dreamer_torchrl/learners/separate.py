@@ -1,0 +1,163 @@
+"""Updates of world model, actor and critic with a loss and an optimizer group each, as in DreamerV1 and V2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+
+from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.learners.adam import ClippedAdam
+from dreamer_torchrl.learners.hyperparameters import Hyperparameters
+from dreamer_torchrl.learners.learner import Descent, Learner, step_where, total
+from dreamer_torchrl.learners.losses import Networks, same
+from dreamer_torchrl.modules.heads import Cost
+from dreamer_torchrl.objectives.common import Behaviour, ExtraLoss
+from dreamer_torchrl.objectives.dynamics import DynamicsActorLoss
+from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
+
+LossStage = Callable[[TensorDictBase], tuple[TensorDict, TensorDictBase]]
+
+
+class SeparateLearner(Learner):
+    """A `Learner` whose world model, actor and critic share no loss: each has its own group of a `ClippedAdam`.
+
+    Of the `Hyperparameters` it does not read those of LaProp, of the return normalizer and of the replayed critic loss.
+
+    Args:
+        rates: learning rates of ``model``, ``actor`` and ``value``.
+        eps, clip, decay: of `ClippedAdam`, in all three groups.
+        model_first: whether imagination uses the world model after its step (DreamerV2), or before it (V1).
+        gradient_mix, imagined_start, true_start: ``mix``, ``start`` and ``true_start`` of `DynamicsActorLoss`.
+        target_every: updates between two copies of the critic to its target network; 0: no target network.
+        target_fraction: share of the critic in the new target network.
+        free_average, stored_latents, reward_tanh: see `WorldModelLoss`.
+
+    Example:
+        >>> from dreamer_torchrl.agents.agent import build_agent
+        >>> from dreamer_torchrl.learners.learner import example_batch
+        >>> from torchrl.data import Bounded, Composite, Unbounded
+        >>> agent = build_agent(Composite(observation=Unbounded((3,))), Bounded(-1, 1, (2,)), "nano")
+        >>> learner = SeparateLearner(agent, rates={"model": 1e-3, "actor": 1e-4, "value": 1e-4})
+        >>> metrics, latents = learner.update(example_batch(agent, batch=2, length=4))
+        >>> bool(metrics["finite"])
+        True
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        hyperparameters: Hyperparameters | None = None,
+        seed: int = 0,
+        compile: bool | None = None,
+        native: bool | None = None,
+        *,
+        rates: Mapping[str, float],
+        eps: float = 1e-5,
+        clip: float = 100.0,
+        decay: float = 0.0,
+        model_first: bool = True,
+        gradient_mix: float = 1.0,
+        imagined_start: bool = True,
+        true_start: bool = True,
+        target_every: int = 100,
+        target_fraction: float = 1.0,
+        free_average: bool = True,
+        stored_latents: bool = False,
+        reward_tanh: bool = False,
+        extra_losses: Sequence[ExtraLoss] = (),
+        priorities: bool = False,
+        cuda_graph: bool | None = None,
+    ):
+        if missing := {"model", "actor", "value"} - set(rates):
+            raise ValueError(f"rates has no {', '.join(sorted(missing))}: give one of model, actor and value each.")
+        self.rates, self.adam = rates, {"eps": eps, "clip": clip, "decay": decay}
+        self.model_first, self.target_every, self.target_fraction = model_first, target_every, target_fraction
+        self.imagination = {"mix": gradient_mix, "start": imagined_start, "true_start": true_start}
+        self.imagined_gradient = gradient_mix > 0
+        self.world_model_options = {
+            "free_average": free_average,
+            "stored_latents": stored_latents,
+            "reward_tanh": reward_tanh,
+        }
+        options = {"extra_losses": extra_losses, "priorities": priorities, "cuda_graph": cuda_graph}
+        super().__init__(agent, hyperparameters, seed, compile, native, **options)
+
+    def make_behaviour(
+        self, networks: Networks, cost: Cost, replayed: bool = False
+    ) -> tuple[DynamicsActorLoss, ValueLoss]:
+        """See `Learner`; no critic learns from replayed steps here."""
+        h = self.hyperparameters
+        value_loss = ValueLoss(networks.value, slow_scale=0.0, scale=h.value_scale, replay_scale=0.0, cost=cost)
+        actor_loss = DynamicsActorLoss(
+            *(networks.imagine, networks.actor, networks.reward, networks.continuation, networks.value),
+            slow_value=value_loss.slow_value() if self.target_every else None,
+            **same(h, "horizon", "discount_in_continue", "return_lambda", "entropy_scale"),
+            scale=h.actor_scale,
+            **self.imagination,
+        )
+        return actor_loss, value_loss
+
+    def make_target_update(self, value_loss: ValueLoss) -> SlowUpdate:
+        return SlowUpdate(value_loss, self.target_fraction, every=self.target_every or 1, copy_first=True)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> ClippedAdam:
+        self.groups: dict[str, list[str]] = {}
+        for name in self.trained:
+            self.groups.setdefault(self._group(name), []).append(name)
+        on_gpu, groups = self.device.type == "cuda", []
+        for group, names in self.groups.items():
+            rate = self.rates.get(group, self.rates["model"])
+            rate = torch.tensor(rate, dtype=torch.float64, device=self.device) if on_gpu else rate
+            groups.append({"params": [self.trained[name] for name in names], "lr": rate})
+        return ClippedAdam(groups, **self.adam, capturable=on_gpu)
+
+    def _group(self, name: str) -> str:
+        """Actor and critic, and each part of a behaviour, have a group of their own; all else is the model's."""
+        first, *rest = name.split(".")
+        if first == "extra_losses" and isinstance(self.loss.extra_modules[int(rest[0])], Behaviour):
+            return f"extra_losses.{rest[0]}.{rest[1]}"
+        return first if first in ("actor", "value") else "model"
+
+    def descend(self, batch: TensorDictBase, noise: TensorDictBase) -> Descent:
+        """Each loss is stepped before the next one, or, unless ``model_first``, all of them at the end."""
+        self.with_gradient, norms, finite = [], [], torch.ones((), dtype=torch.bool, device=self.device)
+        losses, data = TensorDict(), batch.copy().set("noise", noise)
+        for group, loss in self._stages():
+            more, data = loss(data)
+            norms.append(self._differentiate(group, more))
+            finite = finite & norms[-1].isfinite().all() & total(more).detach().isfinite()
+            losses.update(more.detach())
+            data = data.detach()
+            if self.model_first:
+                step_where(self.optimizer, finite)
+                self.zero_grad()
+        if not self.model_first:
+            step_where(self.optimizer, finite)
+        return Descent(losses, data, torch.cat(norms), finite)
+
+    def _stages(self) -> list[tuple[str, LossStage]]:
+        stages = [("model", self._model), ("actor", self.actor_loss), ("value", self.value_loss)]
+        for index, term in enumerate(self.loss.extra_modules):
+            if isinstance(term, Behaviour):
+                stages += [(f"extra_losses.{index}.{part}", loss) for part, loss in term.stages]
+        return stages
+
+    def _model(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
+        losses, data = self.world_model_loss(batch)
+        for term in self.loss.extra:
+            if not isinstance(term, Behaviour):
+                losses.update(term(data))
+        return losses, data
+
+    def _differentiate(self, group: str, losses: TensorDictBase) -> Tensor:
+        """Give the parameters of a group the gradients of their own losses; the norms ``[P]``."""
+        names = self.groups[group]
+        gradients = torch.autograd.grad(total(losses), [self.trained[name] for name in names], allow_unused=True)
+        found = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+        for name, gradient in found.items():
+            self.trained[name].grad = gradient
+        self.with_gradient += found
+        return torch.stack(torch._foreach_norm(list(found.values())))
