@@ -45,12 +45,12 @@ those.
 
 `python -m dreamer_torchrl.train` takes Hydra overrides, all of the form `key=value`:
 
-- Four groups choose a file: `env`, `size`, `experiment` and `logger`. `python -m dreamer_torchrl.train list` prints
-  the choices of each.
+- Groups choose a file: `env`, `size`, `algorithm`, `core`, `latent`, `exploration`, `experiment` and `logger`.
+  `python -m dreamer_torchrl.train list` prints the choices of each.
 - Everything else is one value: `seed=1`, an inner one with dots as `learner.horizon=100`, a list as
   `learner.betas=[0.9,0.99]`, nothing as `null`.
-- Later values override earlier ones: `config.yaml`, then `env`, `size`, `logger`, `experiment`, then the overrides in
-  their order. The file of an environment also sets what a training of it needs on a laptop
+- Later values override earlier ones: `config.yaml`, then the groups (`experiment` last), then the overrides in their
+  order. The file of an environment also sets what a training of it needs on a laptop
   ([presets](presets.md)).
 - Where no experiment is named, an official one with the name of the environment is taken (`env=atari`,
   `env=atari100k`, `env=dmc_proprio`, `env=dmc_vision`), else `experiment=laptop`. An Atari game is an environment
@@ -306,6 +306,23 @@ def group_table(group: str, title: str) -> str:
     return f"## {title}\n\n" + table(["override", "what it is", "what it sets"], rows)
 
 
+def family_tables() -> str:
+    """The groups that choose an algorithm and its parts, and what the learner of V1 and V2 has beside the others."""
+    groups = ("algorithm", "core", "latent", "exploration")
+    rows = [[f"`{group}={name}`", about] for group in groups for name, about in choices(group).items()]
+    known = {entry.path for entry in entries(CONFIGS / "config.yaml")}
+    own = [entry for entry in entries(CONFIGS / "algorithm" / "dreamer_v2.yaml") if entry.path.startswith("learner.")]
+    more = [[f"`{entry.path}`", code(entry.default), entry.meaning] for entry in own if entry.path not in known]
+    return "\n".join(
+        [
+            "## Algorithms\n\nWhat differs among them: [family.md](family.md).\n",
+            table(["override", "what it is"], rows),
+            "### learner with `algorithm=dreamer_v2` or `algorithm=dreamer_v1`\n",
+            table(["setting", "default (V2)", "meaning"], more),
+        ]
+    )
+
+
 def page() -> str:
     """The whole page."""
     changeable = fill(", ".join(f"`{name}`" for name in CHANGEABLE if name != "run_dir"), 119)
@@ -314,6 +331,7 @@ def page() -> str:
         setting_tables(),
         environment_tables(),
         size_tables(),
+        family_tables(),
         group_table("experiment", "Experiments"),
         group_table("logger", "Loggers"),
     ]

@@ -28,9 +28,10 @@ class SeparateLearner(Learner):
 
     Args:
         rates: learning rates of ``model``, ``actor`` and ``value``.
-        eps, clip, decay: of `ClippedAdam`, in all three groups.
+        adam_eps, max_norm, decay: ``eps``, ``clip`` and ``decay`` of `ClippedAdam`, in all groups.
         model_first: whether imagination uses the world model after its step (DreamerV2), or before it (V1).
-        gradient_mix, imagined_start, true_start: ``mix``, ``start`` and ``true_start`` of `DynamicsActorLoss`.
+        gradient_mix: ``mix`` of `DynamicsActorLoss`; None: 0 (REINFORCE) where all actions are classes, else 1.
+        imagined_start, true_start: ``start`` and ``true_start`` of `DynamicsActorLoss`.
         target_every: updates between two copies of the critic to its target network; 0: no target network.
         target_fraction: share of the critic in the new target network.
         free_average, stored_latents, reward_tanh: see `WorldModelLoss`.
@@ -55,11 +56,11 @@ class SeparateLearner(Learner):
         native: bool | None = None,
         *,
         rates: Mapping[str, float],
-        eps: float = 1e-5,
-        clip: float = 100.0,
+        adam_eps: float = 1e-5,
+        max_norm: float = 100.0,
         decay: float = 0.0,
         model_first: bool = True,
-        gradient_mix: float = 1.0,
+        gradient_mix: float | None = None,
         imagined_start: bool = True,
         true_start: bool = True,
         target_every: int = 100,
@@ -73,8 +74,10 @@ class SeparateLearner(Learner):
     ):
         if missing := {"model", "actor", "value"} - set(rates):
             raise ValueError(f"rates has no {', '.join(sorted(missing))}: give one of model, actor and value each.")
-        self.rates, self.adam = rates, {"eps": eps, "clip": clip, "decay": decay}
+        self.rates, self.adam = rates, {"eps": adam_eps, "clip": max_norm, "decay": decay}
         self.model_first, self.target_every, self.target_fraction = model_first, target_every, target_fraction
+        if gradient_mix is None:
+            gradient_mix = 0.0 if all(classes for _, classes in agent.action_space.parts) else 1.0
         self.imagination = {"mix": gradient_mix, "start": imagined_start, "true_start": true_start}
         self.imagined_gradient = gradient_mix > 0
         self.world_model_options = {

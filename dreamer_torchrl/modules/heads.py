@@ -116,11 +116,11 @@ class ContinueHead(Head):
 
 
 class AlwaysContinue(nn.Module, AsTensorDictModule):
-    """In place of a `ContinueHead` where no step ends an episode: nothing is learned."""
+    """In place of a `ContinueHead` where no step ends an episode: takes the same, and learns nothing."""
 
     in_keys, out_keys = ("features",), ("continue_logits", "continuation")
 
-    def __init__(self, in_features: int = 0, units: int = 0):
+    def __init__(self, in_features: int, units: int, layers: int = 1, kind: Layers = Layers()):  # noqa: B008
         super().__init__()
 
     def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
