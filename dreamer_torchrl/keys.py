@@ -11,6 +11,8 @@ WRITTEN = (
 )
 """What an update writes beside the observations, and the importance weights of a prioritized sampler."""
 
+MASK = "action_mask"  # which classes an action may have: a flag for each, shown by the environment
+
 STREAM = "stream"  # which endless stream of steps a step belongs to
 ENDLESS = "endless"  # what TorchRL wants and `steps_of` drops: a reward and flags that never come, the episode's number
 

@@ -11,7 +11,7 @@ from torchrl.envs.transforms import TensorDictPrimer
 
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.agents.size import Size
-from dreamer_torchrl.keys import LATENTS, NOT_OBSERVED, WRITTEN
+from dreamer_torchrl.keys import LATENTS, MASK, NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.actor import ActionSpace, Actor
 from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.encoder import Encoder
@@ -35,7 +35,8 @@ class Agent(nn.Module):
     Its parts are those of DreamerV3; others are given as what makes them, such as a class or `functools.partial`.
 
     Args:
-        observation_spec: what the environment shows, without batch dimensions or with those of the spec itself.
+        observation_spec: what the environment shows, without batch dimensions or with those of the spec itself;
+            ``action_mask`` is no observation: it says which classes an action may have.
         action_spec: one leaf or a `Composite` of leaves.
         size: a name from ``configs/size`` or a `Size`.
         dtype: precision computed in; parameters, statistics and losses are float32 all the same.
@@ -85,9 +86,10 @@ class Agent(nn.Module):
             found = f"an observation {taken[0]!r}, a name that the agent needs for itself"
             raise ValueError(f"The environment has {found}: {remedy}")
         self.spaces = spaces_from_spec(observation_spec, "observation", exclude=NOT_OBSERVED)
+        mask = self.spaces.pop(MASK, None)
         # As the spec lists them, which is how the official decoder lays out its channels
         self.image_order = [key for key in observation_spec.keys(True, True) if isinstance(self.spaces.get(key), Image)]
-        self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape))
+        self.action_space = ActionSpace(action_spec, tuple(observation_spec.shape), mask)
         self.size = size = Size.named(size) if isinstance(size, str) else size
         if encoder is None:
             self.encoder = Encoder(self.spaces, size.units, size.depth, dtype=dtype, patch=size.patch, kind=layers)

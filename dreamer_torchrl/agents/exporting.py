@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torch import Tensor, nn
 from torch.utils import _pytree
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.player import ActionForm, Bounds, Player, as_indices, encodable
-from dreamer_torchrl.keys import LATENTS
+from dreamer_torchrl.keys import LATENTS, MASK
 from dreamer_torchrl.modules.spaces import Discrete, Image, Space, key_name
 
 DESCRIPTION = "policy.json"  # inside the file
@@ -51,9 +51,9 @@ class ExportedPolicy(nn.Module):
         action_noise: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """One step of N environments: actions by name, belief, state and flat action."""
-        encoder = self.policy.encoder
+        encoder, mask = self.policy.encoder, observations.get(MASK)
         seen = [encodable(space, observations[key_name(key)]) for key, space in encoder.spaces.items()]
-        inputs = (encoder(*seen), previous_action, is_init, belief, state, noise, action_noise)
+        inputs = (encoder(*seen), previous_action, is_init, belief, state, noise, action_noise, mask)
         with set_exploration_type(ExplorationType.DETERMINISTIC):  # noise that is given is used all the same
             belief, state, flat = self.policy.step(*inputs)
         actions = {key_name(key): value for key, value in self.actions(flat).items()}
@@ -91,7 +91,7 @@ def describe(agent: Agent, sample: bool = False, bounds: Bounds | None = None) -
     actions = {key_name(key): _space(space) for key, space in form.spaces.items()}
     for key, (low, high) in form.bounds.items():
         actions[key_name(key)].update(low=low.tolist(), high=high.tolist())
-    observations = {key_name(key): _space(as_indices(space)) for key, space in agent.spaces.items()}
+    observations = {key_name(key): _space(as_indices(space)) for key, space in shown(agent).items()}
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {
         "inputs": {"observations": observations, **inputs},
@@ -115,7 +115,7 @@ def compare(agent: Agent, path: Path | str, bounds: Bounds | None = None, steps:
     latents, state = [_example(agent, 2)[name] for name in LATENTS], None
     found: list[tuple[Tensor, Tensor]] = []
     for step in range(steps):
-        seen = {key: as_indices(space).random((2,), generator) for key, space in agent.spaces.items()}
+        seen = {key: as_indices(space).random((2,), generator) for key, space in shown(agent).items()}
         first = step % (steps // 2) == 0
         state = None if first else state
         _, state = player.act(TensorDict(seen, [2]).to_dict(), state)
@@ -129,10 +129,15 @@ def compare(agent: Agent, path: Path | str, bounds: Bounds | None = None, steps:
     return torch.stack(distances).max().item()  # nan, if one is
 
 
+def shown(agent: Agent) -> dict[NestedKey, Space]:
+    """What the policy reads of an environment: observations and the action mask, if there is one."""
+    return agent.spaces | agent.action_space.masks
+
+
 def _example(agent: Agent, count: int, sample: bool = False) -> dict[str, Any]:
     """Inputs of a first step of ``count`` environments, in the order in which the policy takes them."""
     generator = torch.Generator().manual_seed(0)
-    seen = {key_name(key): as_indices(space).random((count,), generator) for key, space in agent.spaces.items()}
+    seen = {key_name(key): as_indices(space).random((count,), generator) for key, space in shown(agent).items()}
     latents = {name: torch.zeros(count, *agent.latent_spec[name].shape) for name in LATENTS}
     noise = dict(zip(("noise", "action_noise"), _noise(agent, count, generator), strict=True)) if sample else {}
     return {"observations": seen, "is_init": torch.ones(count, 1, dtype=torch.bool), **latents, **noise}

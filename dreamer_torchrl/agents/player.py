@@ -19,6 +19,7 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.policy import Policy
+from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.actor import ActionSpace
 from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, Space, key_name, scale_action
 
@@ -85,7 +86,9 @@ class Player:
         belief, classes, action = self._remembered(state, count)
         never = torch.zeros(count, 1, dtype=torch.bool, device=self.device)  # whatever started has zeros for latents
         with set_exploration_type(self.exploration):
-            belief, classes, flat = self.policy.step(self.policy.encoder(*seen), action, never, belief, classes)
+            mask = seen.pop(MASK, None)
+            encoded = self.policy.encoder(*seen.values())
+            belief, classes, flat = self.policy.step(encoded, action, never, belief, classes, mask=mask)
         action = _written(self.actions(flat), one=not batch)
         return action, Latents(belief.float(), classes.float(), flat)
 
@@ -97,16 +100,16 @@ class Player:
             self.policy.generator = torch.Generator(device).manual_seed(seed)
             self.actions.to(device)
 
-    def _read(self, observation: Any) -> tuple[list[Tensor], tuple[int, ...]]:
-        """What the encoder takes, ``[N, ...]`` each, and ``(N,)``, or ``()`` for one environment."""
-        spaces, seen, batches = self.policy.encoder.spaces, [], {}
+    def _read(self, observation: Any) -> tuple[dict[NestedKey, Tensor], tuple[int, ...]]:
+        """What encoder and actor take, ``[N, ...]`` each, and ``(N,)``, or ``()`` for one environment."""
+        spaces, seen, batches = self.policy.encoder.spaces | self.policy.actor.space.masks, {}, {}
         for key, space in spaces.items():
             own = as_indices(space)
             array = read_array(key, own, _find(observation, key, spaces))
             batches[key] = batch = array.shape[: array.ndim - len(own.shape)]
             value = torch.from_numpy(array).to(self.device)
             value = encodable(space, value if batch else value.unsqueeze(0))
-            seen.append(value.to(space.dtype) if isinstance(space, Continuous) else value)
+            seen[key] = value.to(space.dtype) if isinstance(space, Continuous) else value
         if len(set(batches.values())) > 1:
             counts = ", ".join(f"{key_name(key)} of {shape[0] if shape else 'one'}" for key, shape in batches.items())
             raise ValueError(f"The observations are of different numbers of environments, {counts}: give all of them.")

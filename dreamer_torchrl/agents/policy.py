@@ -6,7 +6,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.envs.utils import ExplorationType, exploration_type
 
-from dreamer_torchrl.keys import LATENTS
+from dreamer_torchrl.keys import LATENTS, MASK
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.rssm import RSSM
@@ -19,6 +19,8 @@ class Policy(TensorDictModuleBase):
     Latents that are missing start at zero, and where ``is_init`` is set they are forgotten. With TorchRL's exploration
     type RANDOM latents and actions are drawn (from ``generator``, torch's own if it is None), else both are modes.
     The new latents take the place of the old ones and so stay with the observation that they saw.
+
+    Classes whose flag in an environment's ``action_mask`` is False are never chosen.
 
     ``noise`` is the amount of exploration noise on drawn actions (`ActionSpace.explored`), which the latents remember.
     """
@@ -34,7 +36,7 @@ class Policy(TensorDictModuleBase):
         super().__init__()
         self.noise = noise
         self.encoder, self.rssm, self.actor, self.generator = encoder, rssm, actor, generator
-        self.in_keys: list[NestedKey] = [*encoder.in_keys, "is_init", *LATENTS]
+        self.in_keys: list[NestedKey] = [*encoder.in_keys, *actor.space.masks, "is_init", *LATENTS]
         self.out_keys: list[NestedKey] = [*actor.space.keys, *LATENTS]
 
     @torch.no_grad()
@@ -42,16 +44,17 @@ class Policy(TensorDictModuleBase):
         """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
         if tensordict.get("is_init", None) is None:
             raise KeyError("The policy needs is_init to know where episodes start: append InitTracker() to the env.")
-        seen = {key: rows_of(tensordict, key) for key in self.encoder.in_keys}
+        seen = {key: rows_of(tensordict, key) for key in (*self.encoder.in_keys, *self.actor.space.masks)}
         for key in (key for key, value in seen.items() if value is None):
             there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
             raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
+        mask = seen.pop(MASK) if self.actor.space.masks else None
         encoded = self.encoder(*seen.values())
         belief, state, action = (rows_of(tensordict, key) for key in LATENTS)
         zeros, none = self.rssm.initial(len(encoded))
         action = zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action
         latents = zeros if belief is None else belief, none if state is None else self.rssm.one_hot(state)
-        belief, state, action = self.step(encoded, action, rows_of(tensordict, "is_init"), *latents)
+        belief, state, action = self.step(encoded, action, rows_of(tensordict, "is_init"), *latents, mask=mask)
         shape = tensordict.batch_size
         tensordict.set("belief", belief.float().reshape(*shape, -1))
         tensordict.set("state", state.float().reshape(*shape, *state.shape[1:]))
@@ -69,6 +72,7 @@ class Policy(TensorDictModuleBase):
         state: Tensor,
         noise: Tensor | None = None,
         action_noise: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One step on plain tensors ``[N, ...]`` to belief, state and flat action; noise may be given."""
         how = {"generator": self.generator, "device": belief.device}
@@ -78,15 +82,15 @@ class Policy(TensorDictModuleBase):
             action_noise = self.actor.space.noise(len(belief), **how) if action_noise is None else action_noise
         inputs = (encoded, previous_action, is_init, belief, state)
         if noise is not None and action_noise is not None:
-            belief, state, action = self.rssm.act(self.actor, *inputs, noise, action_noise)
+            belief, state, action = self.rssm.act(self.actor, *inputs, noise, action_noise, mask=mask)
         else:
             belief, sampled, logits = self.rssm(*inputs, noise)
             state = self.rssm.latent.mode(logits) if noise is None else sampled
-            policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)))
+            policy = self.actor.distribution(self.actor(self.rssm.latent.features(belief, state)), mask)
             action = policy.mode if action_noise is None else policy.sample(action_noise)
         if random and self.noise:
             space = self.actor.space
-            action = space.explored(action, self.noise, space.noise(len(action), **how))
+            action = space.explored(action, self.noise, space.noise(len(action), **how), mask)
         return belief, state, action
 
 

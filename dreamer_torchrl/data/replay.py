@@ -254,7 +254,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 def bytes_per_step(agent: Agent, latents: torch.dtype = torch.float32) -> int:
-    spaces = (agent.spaces | agent.action_space.spaces).values()
+    spaces = (agent.spaces | agent.action_space.masks | agent.action_space.spaces).values()
     sizes = [prod(space.shape) * (1 if isinstance(space, Image) else space.dtype.itemsize) for space in spaces]
     reward, flags, stream = 4, 3, 4
     return sum(sizes) + reward + flags + stream + latent_bytes(agent, latents)

@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
+from torchrl.envs.gym_like import BaseInfoDictReader
 
 from dreamer_torchrl.envs.codecs import Fields, codec_of
 from dreamer_torchrl.envs.registry import check_factory, check_gym
+from dreamer_torchrl.keys import MASK
+from dreamer_torchrl.modules.spaces import Discrete, spaces_from_spec
 
 
 class Gymnasium(GymWrapper):
@@ -104,13 +107,33 @@ class Gymnasium(GymWrapper):
         return *(torch.tensor([flag]) for flag in flags), flags[-1]
 
 
+class MaskReader(BaseInfoDictReader):
+    """Copies ``info["action_mask"]``, one flag for each class of the action, to the observation ``action_mask``."""
+
+    def __init__(self, action_spec: Composite):
+        spaces = spaces_from_spec(action_spec, "action").values()
+        self.count = sum(space.size for space in spaces if isinstance(space, Discrete))
+
+    @property
+    def info_spec(self) -> Composite:
+        return Composite({MASK: Binary(self.count, dtype=torch.bool)})
+
+    def __call__(self, info_dict: dict[str, Any], tensordict: TensorDictBase) -> TensorDictBase:
+        mask = np.asarray(info_dict[MASK]) if MASK in info_dict else None
+        if mask is None or mask.shape != (self.count,):
+            found = "no info['action_mask']" if mask is None else f"info['action_mask'] of shape {list(mask.shape)}"
+            remedy = f"its action has {self.count} classes, so give [{self.count}], or set env.action_mask=false."
+            raise ValueError(f"The environment gave {found}: {remedy}")
+        return tensordict.set(MASK, torch.from_numpy(mask.astype(bool)))
+
+
 def resized(image: Tensor, size: int) -> Tensor:
     """An image of uint8 ``[height, width, channels]`` with both sides of that size."""
     options = {"mode": "bilinear", "antialias": True}
     return torch.nn.functional.interpolate(image.permute(2, 0, 1)[None], (size, size), **options)[0].permute(1, 2, 0)
 
 
-def wrapped(env: gymnasium.Env, size: int | None = None) -> Gymnasium:
+def wrapped(env: gymnasium.Env, size: int | None = None, action_mask: bool = False) -> Gymnasium:
     """The environment for TorchRL; `TypeError` with the remedy where it lacks what gymnasium asks of it."""
     own, name = env.unwrapped, type(env.unwrapped).__name__
     for space in ("observation_space", "action_space"):
@@ -120,7 +143,8 @@ def wrapped(env: gymnasium.Env, size: int | None = None) -> Gymnasium:
     if "seed" not in parameters and not any(each.kind is Parameter.VAR_KEYWORD for each in parameters.values()):
         told = f"{name}.reset takes no seed, as in old versions of Gym: write `def reset(self, *, seed=None,"
         raise TypeError(f"{told} options=None)` and call `super().reset(seed=seed)` in it.")
-    return Gymnasium(env, size)
+    made = Gymnasium(env, size)
+    return made.set_info_dict_reader(MaskReader(made.full_action_spec)) if action_mask else made
 
 
 class FreshWorld(gymnasium.Wrapper):
@@ -133,9 +157,15 @@ class FreshWorld(gymnasium.Wrapper):
 
 
 def gym_env(
-    id: str, arguments: Mapping[str, Any] | None = None, size: int | None = None, render: bool = False
+    id: str,
+    arguments: Mapping[str, Any] | None = None,
+    size: int | None = None,
+    action_mask: bool = False,
+    render: bool = False,
 ) -> Gymnasium:
     """Make a gymnasium environment by its id, images resized to ``size``; with ``render`` `envs.frame` draws it.
+
+    With ``action_mask`` the environment's ``info["action_mask"]`` is shown to the agent.
 
     Example:
         >>> gym_env("CarRacing-v3", arguments={"continuous": False}).action_spec.shape
@@ -145,7 +175,7 @@ def gym_env(
     # The doctor checks an environment on request. Gymnasium's own checks at each start are left out.
     options = {"render_mode": "rgb_array"} if render and draws else {}
     env = gymnasium.make(id, disable_env_checker=True, **options, **(arguments or {}))
-    return wrapped(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env, size)
+    return wrapped(FreshWorld(env) if env.spec.id.startswith("BipedalWalker") else env, size, action_mask)
 
 
 def custom_env(factory: str, arguments: Mapping[str, Any] | None = None, size: int | None = None) -> EnvBase:

@@ -17,7 +17,9 @@ OUTPUTS = ("next_belief", "next_state", "action")
 
 
 class NativeRSSM(RSSM):
-    def act(self, actor: Actor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, actor: Actor, *inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        if mask is not None:
+            return super().act(actor, *inputs, mask=mask)
         step = vars(self).setdefault("_acting", ActingStep())
         if torch.is_grad_enabled() or not fits(inputs[0]) or not step.takes(self, actor, *inputs[:5]):
             return super().act(actor, *inputs)

@@ -205,7 +205,8 @@ class Learner:
 
     def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:
         rssm = self.agent.rssm
-        spaces = self.agent.spaces | self.agent.action_space.spaces | {"reward": Continuous((1,))}
+        acted = self.agent.action_space
+        spaces = self.agent.spaces | acted.masks | acted.spaces | {"reward": Continuous((1,))}
         spaces |= dict.fromkeys(("is_init", "terminated", "done"), FLAG)
         if self.hyperparameters.context and self.world_model_loss.stored_latents:
             spaces |= {"belief": Continuous((rssm.belief_size,)), "state": rssm.latent.stored(batch.get("state", None))}
@@ -270,6 +271,7 @@ def example_batch(agent: Agent, batch: int = 16, length: int = 64, seed: int = 0
     generator = torch.Generator().manual_seed(seed)
     shape, rssm = (batch, 1 + length), agent.rssm
     steps = {key: space.random(shape, generator) for key, space in agent.spaces.items()}
+    steps |= {key: space.random(shape, generator) for key, space in agent.action_space.masks.items()}
     steps |= {key: space.random(shape, generator) for key, space in agent.action_space.spaces.items()}
     flag = torch.rand(*shape, 3, generator=generator) < 0.01  # [B, 1 + T, 3]
     steps["reward"] = torch.randn(*shape, 1, generator=generator)

@@ -11,10 +11,19 @@ from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDict
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 
+from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.distributions import BoundedNormal, Draw, OneHotDist, sample_one_hot
 from dreamer_torchrl.modules.heads import joined_features
 from dreamer_torchrl.modules.layers import MLP, Layers, full_precision
-from dreamer_torchrl.modules.spaces import Continuous, Discrete, Image, key_name, spaces_from_spec
+from dreamer_torchrl.modules.spaces import (
+    Continuous,
+    Discrete,
+    Image,
+    Space,
+    by_variable,
+    key_name,
+    spaces_from_spec,
+)
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 MakeContinuous = Callable[[Tensor, Tensor], Draw]  # from raw means and raw deviations, ``[..., A]`` each
@@ -23,7 +32,8 @@ MakeContinuous = Callable[[Tensor, Tensor], Draw]  # from raw means and raw devi
 class ActionSpace:
     """All keys of an action, read off its spec: how they lie in the flat action, its noise and its parameters.
 
-    The spec is one leaf or a `Composite`; ``batch`` is the environment's, which a leaf cannot tell from its own.
+    The spec is one leaf or a `Composite`; ``batch`` is the environment's, which a leaf cannot tell from its own. With
+    ``mask``, what the environment shows as ``action_mask``, there is a flag for each class, in the flat action's order.
 
     Example:
         >>> from torchrl.data import Bounded, Categorical, Composite
@@ -32,7 +42,7 @@ class ActionSpace:
         tensor([ 0.0000,  0.0000,  1.0000,  0.5000, -1.0000])
     """
 
-    def __init__(self, spec: TensorSpec, batch: tuple[int, ...] = ()):
+    def __init__(self, spec: TensorSpec, batch: tuple[int, ...] = (), mask: Space | None = None):
         self.spaces: dict[NestedKey, Continuous | Discrete] = spaces_from_spec(spec, "action", batch=batch)
         for key, space in self.spaces.items():
             _check_action(key, space)
@@ -43,6 +53,9 @@ class ActionSpace:
         self.noise_size = sum(count for count, _ in self.parts)
         self.parameter_sizes = [count * (classes or 2) for count, classes in self.parts]
         self.parameter_size = sum(self.parameter_sizes)
+        self.class_groups = [pair for pair in self.parts if pair[1]]
+        self.masks: dict[NestedKey, Space] = {} if mask is None else {MASK: self._checked_mask(mask)}
+        """The space of the mask by its key; empty without one."""
 
     def flatten(self, values: Mapping[NestedKey, Tensor]) -> Tensor:
         """The environment's action keys as the flat action ``[..., A]``."""
@@ -52,21 +65,39 @@ class ActionSpace:
         parts = flat.split([space.size for space in self.spaces.values()], -1)
         return {key: space.restore(part) for (key, space), part in zip(self.spaces.items(), parts, strict=True)}
 
-    def explored(self, flat: Tensor, amount: float, noise: Tensor) -> Tensor:
+    def split_mask(self, mask: Tensor | None) -> list[Tensor | None]:
+        """The flags ``[..., variables, classes]`` of each part of the action; None for floats and without a mask."""
+        flags = iter([] if mask is None else by_variable(mask.bool(), self.class_groups))
+        return [next(flags, None) if classes else None for _, classes in self.parts]
+
+    def explored(self, flat: Tensor, amount: float, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         """The flat action with as much exploration noise added, from what `noise` gives (V1 and V2).
 
         Floats get ``amount`` times a normal and stay in -1 to 1; a class is drawn anew with the probability ``amount``.
         """
-        parts = []
+        parts, masks = [], self.split_mask(mask)
         chunks = flat.split([count * (classes or 1) for count, classes in self.parts], -1)
         draws = noise.split([count for count, _ in self.parts], -1)
-        for (count, classes), part, drawn in zip(self.parts, chunks, draws, strict=True):
+        for (count, classes), part, drawn, allowed in zip(self.parts, chunks, draws, masks, strict=True):
             if classes:
-                probs = amount / classes + (1 - amount) * part.unflatten(-1, (count, classes))
-                parts.append(sample_one_hot(probs, drawn).flatten(-2))
+                chosen = part.unflatten(-1, (count, classes))
+                if allowed is None:
+                    probs = amount / classes + (1 - amount) * chosen
+                else:
+                    probs = amount * OneHotDist(torch.zeros_like(chosen), 0.0, allowed).probs + (1 - amount) * chosen
+                parts.append(sample_one_hot(probs, drawn, None if allowed is None else probs > 0).flatten(-2))
             else:
                 parts.append((part + amount * drawn).clamp(-1, 1))
         return _joined(parts)
+
+    def _checked_mask(self, mask: Space) -> Space:
+        count = sum(variables * classes for variables, classes in self.class_groups)
+        if isinstance(mask, Discrete) and mask.shape == (count,) and mask.classes == (2,) * count and count:
+            return mask
+        found = f"has shape {list(mask.shape)} and is {type(mask).__name__.lower()}, but the action has {count} classes"
+        remedy = f"give booleans of shape [{count}], variables one after the other, by sorted key"
+        rename = f"or append RenameTransform([{MASK!r}], ['observed_{MASK}']) to the environment if it is no mask."
+        raise ValueError(f"The observation {MASK!r} {found}: {remedy if count else 'leave it out'}, {rename}")
 
     def noise(
         self, *batch: int, generator: torch.Generator | None = None, device: torch.device | None = None
@@ -80,17 +111,23 @@ class ActionSpace:
 class ActionDistribution(Draw):
     """Distribution over flat actions: one `OneHotDist` or ``continuous`` per part, independent of each other.
 
-    Parameters are ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``.
+    Parameters are ``[..., parameter_size]``, as the `Actor` gives them; the event is ``[A]``. Classes whose flag in the
+    ``mask`` ``[..., sum of classes]`` is False are never chosen.
     """
 
     def __init__(
-        self, parameters: Tensor, space: ActionSpace, unimix: float = 0.0, continuous: MakeContinuous = BoundedNormal
+        self,
+        parameters: Tensor,
+        space: ActionSpace,
+        unimix: float = 0.0,
+        continuous: MakeContinuous = BoundedNormal,
+        mask: Tensor | None = None,
     ):
         self.parameters, self.space = full_precision(parameters), space
         chunks = self.parameters.split(space.parameter_sizes, -1)
         self.parts: list[Draw] = [
-            OneHotDist(part.unflatten(-1, pair), unimix) if pair[1] else continuous(*part.chunk(2, -1))
-            for pair, part in zip(space.parts, chunks, strict=True)
+            OneHotDist(part.unflatten(-1, pair), unimix, allowed) if pair[1] else continuous(*part.chunk(2, -1))
+            for pair, part, allowed in zip(space.parts, chunks, space.split_mask(mask), strict=True)
         ]
         super().__init__(parameters.shape[:-1], torch.Size((space.size,)), validate_args=False)
 
@@ -171,20 +208,21 @@ class Actor(nn.Module, AsTensorDictModule):
         hidden = self.mlp(joined_features(features))
         return _joined([head(hidden) for heads in self.heads for head in heads.values()])
 
-    def distribution(self, parameters: Tensor) -> ActionDistribution:
-        return ActionDistribution(parameters, **self.distribution_options)
+    def distribution(self, parameters: Tensor, mask: Tensor | None = None) -> ActionDistribution:
+        return ActionDistribution(parameters, **self.distribution_options, mask=mask)
 
-    def act(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.distribution(self(features)).sample(noise)
+    def act(self, features: Tensor, noise: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        return self.distribution(self(features), mask).sample(noise)
 
     def probabilistic_module(
         self, in_keys: tuple[NestedKey, ...] = ("features",), action_key: NestedKey = "action"
     ) -> ProbabilisticTensorDictSequential:
         """The actor as TorchRL has it, which samples by the exploration type; the action is flat."""
+        masks = {"mask": MASK} if self.space.masks else {}
         return ProbabilisticTensorDictSequential(
             self.tensordict_module(in_keys),
             ProbabilisticTensorDictModule(
-                in_keys={"parameters": "action_parameters"},
+                in_keys={"parameters": "action_parameters", **masks},
                 out_keys=[action_key],
                 distribution_class=ActionDistribution,
                 distribution_kwargs=self.distribution_options,

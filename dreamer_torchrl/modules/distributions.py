@@ -25,21 +25,36 @@ def symexp(x: Tensor) -> Tensor:
     return x.sign() * x.abs().expm1()
 
 
-def unimix_probs(logits: Tensor, unimix: float) -> Tensor:
-    """Softmax over the last axis, mixed with ``unimix`` of the uniform distribution."""
+def unimix_probs(logits: Tensor, unimix: float, mask: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis, mixed with ``unimix`` of the uniform distribution; 0 where ``mask`` is False."""
     logits = full_precision(logits)
+    logits = logits if mask is None else logits.masked_fill(~mask, -math.inf)
     # Torch's CPU softmax is ten times slower over a last axis that is shorter than a vector register of 16 floats.
     narrow = logits.ndim > 1 and logits.shape[-1] < 16
     probs = logits.transpose(-1, -2).softmax(-2).transpose(-1, -2) if narrow else logits.softmax(-1)
-    return probs if unimix == 0 else (1 - unimix) * probs + unimix / logits.shape[-1]
+    if unimix == 0:
+        return probs
+    uniform = 1 / logits.shape[-1] if mask is None else mask / mask.sum(-1, keepdim=True)
+    return (1 - unimix) * probs + unimix * uniform
 
 
-def sample_one_hot(probs: Tensor, noise: Tensor) -> Tensor:
-    """Choose by inverting the cumulative distribution: probabilities ``[..., K]``, uniforms ``[...]``."""
+def sample_one_hot(probs: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Choose by inverting the cumulative distribution: probabilities ``[..., K]``, uniforms ``[...]``.
+
+    A class whose ``mask`` is False, and whose probability is 0, is never chosen.
+    """
     cumulative = probs.cumsum(-1)  # [..., K]
     # Scaled by the last entry, a uniform below 1 stays below it whatever the rounding: some class is always chosen.
     passed = (cumulative <= noise.unsqueeze(-1) * cumulative[..., -1:]).to(probs.dtype)
-    return F.pad(passed[..., :-1], (1, 0), value=1.0) - passed
+    drawn = F.pad(passed[..., :-1], (1, 0), value=1.0) - passed
+    if mask is None:
+        return drawn
+    # A parallel sum on a GPU may round differently at a class of probability 0 than at the one before.
+    return torch.where((drawn.bool() & mask).any(-1, keepdim=True), drawn, most_likely(probs))
+
+
+def most_likely(probs: Tensor) -> Tensor:
+    return F.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
 
 
 def straight_through(one_hot: Tensor, probs: Tensor) -> Tensor:
@@ -74,24 +89,33 @@ class Draw(Distribution):
 
 
 class OneHotDist(Draw):
-    """Straight-through variables of K classes: logits ``[..., S, K]``, event ``[S, K]``, noise ``[..., S]``."""
+    """Straight-through variables of K classes: logits ``[..., S, K]``, event ``[S, K]``, noise ``[..., S]``.
 
-    def __init__(self, logits: Tensor, unimix: float = 0.01):
+    Where the ``mask`` ``[..., S, K]`` is False a class has the probability 0, and the log-probability of the smallest
+    normal number. A variable all of whose classes are masked has no mask.
+    """
+
+    def __init__(self, logits: Tensor, unimix: float = 0.01, mask: Tensor | None = None):
         self.logits, self.unimix = full_precision(logits), unimix
+        self.mask = mask if mask is None else mask | ~mask.any(-1, keepdim=True)
         super().__init__(logits.shape[:-2], logits.shape[-2:], validate_args=False)
 
     @cached_property
     def probs(self) -> Tensor:
-        return unimix_probs(self.logits, self.unimix)
+        return unimix_probs(self.logits, self.unimix, self.mask)
 
     @cached_property
     def log_probs(self) -> Tensor:
+        if self.mask is not None:
+            tiny, hidden = torch.finfo(self.logits.dtype).tiny, ~self.mask
+            if self.unimix:
+                return self.probs.masked_fill(hidden, tiny).log()
+            return self.logits.masked_fill(hidden, -math.inf).log_softmax(-1).masked_fill(hidden, math.log(tiny))
         return self.logits.log_softmax(-1) if self.unimix == 0 else self.probs.log()
 
     @property
     def mode(self) -> Tensor:
-        one_hot = F.one_hot(self.probs.argmax(-1), self.probs.shape[-1]).to(self.probs.dtype)
-        return straight_through(one_hot, self.probs)
+        return straight_through(most_likely(self.probs), self.probs)
 
     @property
     def mean(self) -> Tensor:
@@ -112,7 +136,7 @@ class OneHotDist(Draw):
         return least, math.log(classes)
 
     def _draw(self, noise: Tensor) -> Tensor:
-        return straight_through(sample_one_hot(self.probs.detach(), noise), self.probs)
+        return straight_through(sample_one_hot(self.probs.detach(), noise, self.mask), self.probs)
 
     def _noise(self, shape: tuple[int, ...]) -> Tensor:
         return torch.rand(*shape, *self.logits.shape[:-1], dtype=self.logits.dtype, device=self.logits.device)

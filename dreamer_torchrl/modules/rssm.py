@@ -125,11 +125,11 @@ class RSSM(nn.Module, AsTensorDictModule):
         logits = self.prior_from(belief)
         return belief, self.latent.sample(logits, noise), logits
 
-    def act(self, actor: Actor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def act(self, actor: Actor, *inputs: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Observe a step and draw an action: what `forward` takes and the actor's noise to belief, state, action."""
         *observed, action_noise = inputs
         belief, state, _ = self(*observed)
-        return belief, state, actor.act(self.latent.features(belief, state), action_noise)
+        return belief, state, actor.act(self.latent.features(belief, state), action_noise, mask)
 
     def one_hot(self, state: Tensor) -> Tensor:
         """A state as the replay stores it, ``[..., S]``, or as networks take it, to ``[..., S, K]``."""

@@ -1,6 +1,6 @@
 """What one key of an observation or action holds: floats, classes or an image, read off its TorchRL spec."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -160,6 +160,13 @@ def spaces_from_spec(
 def key_name(key: NestedKey) -> str:
     """Write a nested key as one string, which is how parameters, metrics and official checkpoints name it."""
     return key if isinstance(key, str) else "/".join(key)
+
+
+def by_variable(flat: Tensor, groups: Iterable[tuple[int, int]]) -> list[Tensor]:
+    """Split ``[..., sum of classes]`` into ``[..., variables, classes]`` of each group."""
+    groups = list(groups)
+    chunks = flat.split([variables * classes for variables, classes in groups], -1)
+    return [chunk.unflatten(-1, group) for chunk, group in zip(chunks, groups, strict=True)]
 
 
 def scale_action(action: Tensor, low: Tensor, high: Tensor) -> Tensor:
