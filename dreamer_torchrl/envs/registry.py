@@ -20,6 +20,7 @@ from dreamer_torchrl.limits import ConfigError
 FAMILIES = {"gym": "id", "atari": "game", "dmc": "task", "custom": "factory"}  # and the option that names one
 OWN = {
     "dreamer_torchrl/GridReach-v0": ("dreamer_torchrl.envs.tasks:GridReach", None),
+    "dreamer_torchrl/Maze-v0": ("dreamer_torchrl.envs.tasks:Maze", None),
     "dreamer_torchrl/Memory-v0": ("dreamer_torchrl.envs.tasks:Memory", None),
     "dreamer_torchrl/CarRacing-v0": ("dreamer_torchrl.envs.car_racing:CarRacing", 250),
     "dreamer_torchrl/Crafter-v0": ("dreamer_torchrl.envs.crafter:Crafter", None),

@@ -22,7 +22,7 @@ from tests.envs.toys import Replayed
 
 IDS = [
     *("CartPole-v1", "Pendulum-v1", "LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3", "Taxi-v4", "Blackjack-v1"),
-    *("dreamer_torchrl/GridReach-v0", "dreamer_torchrl/Memory-v0"),
+    *("dreamer_torchrl/GridReach-v0", "dreamer_torchrl/Maze-v0", "dreamer_torchrl/Memory-v0"),
     *("dreamer_torchrl/MiniGrid-v0", "dreamer_torchrl/CarRacing-v0"),
 ]
 RACING = "dreamer_torchrl/CarRacing-v0"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import permutations, product
 
 import numpy as np
 import pytest
 
 from dreamer_torchrl.envs import frame, make_env
-from dreamer_torchrl.envs.tasks import AGENT, MOVES, TARGET, GridReach, Memory
+from dreamer_torchrl.envs.tasks import AGENT, MOVES, TARGET, GridReach, Maze, Memory
 
 
 @pytest.mark.parametrize(("cells", "optimum"), [(3, 7 / 9), (5, 13 / 15)])
@@ -108,3 +109,31 @@ def test_frames() -> None:
     ):
         silent.reset()
         assert frame(silent) is None
+
+
+@pytest.mark.parametrize("cells", [3, 4, 10])
+def test_a_maze_is_one_corridor_with_its_reward_at_the_end(cells: int) -> None:
+    """Whoever never turns back sees each cell once; each move leads to a neighbour or nowhere."""
+    env = Maze(cells, limit=1000)
+    before, cell, seen, reward, ended = env.reset(seed=0)[0], 0, [0], 0.0, False
+    while not ended:
+        tried = []
+        for action in range(len(MOVES)):
+            copied = copy.deepcopy(env)
+            tried.append(copied.step(action)[4]["cell"])
+        assert set(tried) <= {cell - 1, cell, cell + 1}
+        picture, reward, ended, truncated, info = env.step(tried.index(cell + 1))
+        assert not np.array_equal(picture, before) and not truncated
+        before, cell = picture, info["cell"]
+        seen.append(cell)
+    assert seen == list(range(cells**2)) and reward == 1
+
+
+def test_a_maze_without_rewards_lasts_until_its_limit() -> None:
+    env = Maze(3, limit=20, rewards=False)
+    env.reset(seed=0)
+    steps = [env.step(action) for action in (3, 3, 1, 2, 2, 1, 3, 3, *[3] * 12)]
+    assert steps[7][4]["cell"] == 8 and not any(step[1] or step[2] for step in steps)
+    assert [step[3] for step in steps] == [False] * 19 + [True]
+    with pytest.raises(ValueError, match="cells=2 is impossible: give 3 to 10"):
+        Maze(2)
