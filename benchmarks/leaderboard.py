@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-from scores import RESULTS, Score, Target, read_scores, read_targets
+from scores import DEFAULT, RESULTS, Score, Target, read_scores, read_targets
 
 from dreamer_torchrl.training.pretrained import PRETRAINED, pretrained_names, read_card
 
@@ -22,12 +22,12 @@ MARK = re.compile(r"(?<=<!-- made by benchmarks/leaderboard.py -->\n).*?(?=<!-- 
 
 
 def of_tasks(scores: Iterable[Score]) -> list[tuple[str, list[Score]]]:
-    """Runs of one task and experiment, seeds in order; tasks in the order of the targets, then by name."""
+    """Runs of one task, experiment and algorithm, seeds in order; tasks in the order of the targets, then by name."""
     order = list(read_targets())
     place = {task: order.index(task) if task in order else len(order) for task in {score.task for score in scores}}
     ranked = sorted(scores, key=lambda score: (place[score.task], *score.run))
-    groups = groupby(ranked, key=lambda score: (score.task, score.experiment))
-    return [(task, list(runs)) for (task, _), runs in groups]
+    groups = groupby(ranked, key=lambda score: score.run[:3])
+    return [(task, list(runs)) for (task, *_), runs in groups]
 
 
 def results_table(scores: list[Score], targets: dict[str, Target]) -> str:
@@ -38,10 +38,10 @@ def results_table(scores: list[Score], targets: dict[str, Target]) -> str:
         returns = ", ".join(f"{number(run.mean)}{'' if run.finished else ' (running)'}" for run in runs)
         seeds = ", ".join(str(run.seed) for run in runs)
         minutes = ", ".join(f"{run.minutes:.3g}" for run in runs)
-        aim = "" if target is None else f"{number(target.mean)} in {target.minutes:.3g}"
-        agent = " ".join(f"`pretrained:{name}`" for name in agents_of(task))
+        aim = "" if target is None else f"{number(target.mean)} in {target.minutes:.0f}"
+        agent = " ".join(f"`pretrained:{name}`" for name in agents_of(task)) if runs[0].algorithm == DEFAULT else ""
         reference = target.reference if target else ""
-        lines.append(f"| `{task}` | {returns} ({seeds}) | {minutes} | {aim} | {reference} | {agent} |")
+        lines.append(f"| {runs[0].title} | {returns} ({seeds}) | {minutes} | {aim} | {reference} | {agent} |")
     return "\n".join(lines) + "\n"
 
 
@@ -52,7 +52,7 @@ def leaderboard(scores: list[Score], targets: dict[str, Target]) -> str:
         for run in runs:
             target = number(targets[task].mean) if task in targets else ""
             reached = f"{number(run.mean)} +- {number(run.deviation)}" + ("" if run.finished else " (running)")
-            cells = [f"`{task}`", run.seed, reached, target, f"{run.minutes:.3g}", f"{run.steps:,}", run.commit]
+            cells = [run.title, run.seed, reached, target, f"{run.minutes:.3g}", f"{run.steps:,}", run.commit]
             lines.append("| " + " | ".join(map(str, cells)) + f" | `{run.command}` |")
     return "\n".join(lines) + "\n"
 
@@ -92,14 +92,14 @@ def draw(path: Path) -> None:
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, (task, runs) in zip(axes, tasks, strict=False):
         for run in runs:
-            curve = RESULTS / "curves" / f"{task}-{run.experiment}-{run.seed}.csv"
+            curve = RESULTS / "curves" / f"{run.curve_name}.csv"
             if curve.exists():
                 points = list(csv.DictReader(curve.read_text().splitlines()))
                 points = [(float(row["minutes"]), float(row["training"])) for row in points if row["training"]]
                 axis.plot(*zip(*points, strict=True), linewidth=1)
         if task in targets:
             axis.axhline(targets[task].mean, color="gray", linewidth=0.8, linestyle="--")
-        axis.set_title(task, fontsize=9)
+        axis.set_title(runs[0].title.replace("`", ""), fontsize=9)
         axis.tick_params(labelsize=7)
     for axis in axes[len(tasks) :]:
         axis.set_visible(False)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import yaml
 from provenance import provenance
-from scores import RESULTS, Score, add_score, read_targets, write_curve
+from scores import DEFAULT, RESULTS, Score, add_score, read_targets, run_name, write_curve
 
 from dreamer_torchrl.config.compose import size_name
 
@@ -59,7 +59,9 @@ def evaluate(run_dir: Path, seed: int, episodes: int) -> dict:
     return json.loads((run_dir / "evaluation.json").read_text())
 
 
-def score_of(run_dir: Path, task: str, experiment: str, seed: int, command: list[str], evaluation: dict) -> Score:
+def score_of(
+    run_dir: Path, task: str, experiment: str, algorithm: str, seed: int, command: list[str], evaluation: dict
+) -> Score:
     """The line for `scores.csv`."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     settings = yaml.safe_load((run_dir / "config.yaml").read_text())
@@ -70,7 +72,7 @@ def score_of(run_dir: Path, task: str, experiment: str, seed: int, command: list
     return Score(
         task=task,
         experiment=experiment,
-        algorithm="dreamer_v3",
+        algorithm=algorithm,
         size=size_name(settings["size"]) or "own",
         seed=seed,
         mean=float(f"{evaluation['mean']:.6g}"),
@@ -122,6 +124,7 @@ def beside_official(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="laptop")
+    parser.add_argument("--algorithm", default=DEFAULT, help="as in configs/algorithm")
     parser.add_argument("--env", default="cartpole", help="environment, as in configs/env")
     parser.add_argument("--overrides", nargs="*", default=[], help="further overrides")
     parser.add_argument("--task", help="name in targets.csv and of the curves (default: the environment)")
@@ -131,14 +134,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where scores.csv and curves/ are")
     arguments = parser.parse_args()
     task, experiment = arguments.task or arguments.env, arguments.experiment
-    overrides = [f"experiment={experiment}", f"env={arguments.env}", *arguments.overrides]
+    algorithm = arguments.algorithm
+    overrides = [f"experiment={experiment}", f"env={arguments.env}"]
+    overrides += [] if algorithm == DEFAULT else [f"algorithm={algorithm}"]
+    overrides += arguments.overrides
     target, curves = read_targets().get(task), []
     for seed in arguments.seeds:
-        run_dir = arguments.folder / f"{task}-{experiment}-{seed}"
+        run_dir = arguments.folder / run_name(task, experiment, algorithm, seed)
         run_dir.parent.mkdir(parents=True, exist_ok=True)
         command = train(overrides, seed, run_dir, arguments.minutes)
         evaluation = evaluate(run_dir, seed, target.episodes if target else 20)
-        score = score_of(run_dir, task, experiment, seed, command, evaluation)
+        score = score_of(run_dir, task, experiment, algorithm, seed, command, evaluation)
         add_score(score, arguments.results / "scores.csv")
         path = arguments.results / "curves" / f"{run_dir.name}.csv"
         write_curve(run_dir, path)

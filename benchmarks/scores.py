@@ -13,6 +13,9 @@ POINTS = 50
 """Rows of a curve."""
 
 
+DEFAULT = "dreamer_v3"  # algorithm
+
+
 @dataclass(frozen=True)
 class Target:
     """What a task is held against: mean return of new episodes, minutes on two cores, and whose numbers these are."""
@@ -47,9 +50,23 @@ class Score:
     command: str
 
     @property
-    def run(self) -> tuple[str, str, int]:
+    def run(self) -> tuple[str, str, str, int]:
         """What a later score of the same run shares with it."""
-        return self.task, self.experiment, self.seed
+        return self.task, self.experiment, self.algorithm, self.seed
+
+    @property
+    def title(self) -> str:
+        """The task, and the algorithm unless it is the default."""
+        return f"`{self.task}`" + ("" if self.algorithm == DEFAULT else f", `{self.algorithm}`")
+
+    @property
+    def curve_name(self) -> str:
+        return run_name(self.task, self.experiment, self.algorithm, self.seed)
+
+
+def run_name(task: str, experiment: str, algorithm: str, seed: int) -> str:
+    """Of a run's folder and its curve."""
+    return "-".join([task, experiment, *([] if algorithm == DEFAULT else [algorithm]), str(seed)])
 
 
 def read_targets(path: Path = RESULTS.parent / "targets.csv") -> dict[str, Target]:
@@ -65,7 +82,7 @@ def read_scores(path: Path = RESULTS / "scores.csv") -> list[Score]:
 def add_score(score: Score, path: Path = RESULTS / "scores.csv") -> None:
     """Add a line to the file, in place of one of the same run."""
     scores = [other for other in read_scores(path) if other.run != score.run] + [score]
-    rows = sorted((asdict(each) for each in scores), key=lambda row: (row["task"], row["experiment"], row["seed"]))
+    rows = [asdict(each) for each in sorted(scores, key=lambda each: each.run)]
     write_rows(path, [field.name for field in fields(Score)], rows)
 
 

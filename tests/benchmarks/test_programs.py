@@ -40,7 +40,7 @@ def test_a_run_is_recorded_and_continued_for_some_minutes(program: Program, tmp_
     options = ["--env", "cartpole", "--seeds", "4", *where]
     assert "mine seed 4:" in program("learning", *options, "--overrides", *SMALL.split())
     (score,) = import_module("scores").read_scores(tmp_path / "results" / "scores.csv")
-    assert (score.run, score.episodes, score.steps) == (("mine", "laptop", 4), 20, 80)
+    assert (score.run, score.episodes, score.steps) == (("mine", "laptop", "dreamer_v3", 4), 20, 80)
     assert score.finished and score.minutes > 0 and "experiment=laptop env=cartpole" in score.command
     rows = list(csv.DictReader((tmp_path / "results" / "curves" / "mine-laptop-4.csv").read_text().splitlines()))
     assert [row["step"] for row in rows if row["evaluation"]] == ["40", "80"]
