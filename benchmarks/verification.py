@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from comparison import Row, compare
+from family_verification import family_of, verify_family
 from recording import Recording, part_of, uniform_for
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
@@ -31,35 +32,6 @@ probabilities are amplified; what follows from them is compared from the recorde
 a maximum takes depends on the last bit, and with it the gradient of the convolution before it."""
 MOMENTUM_SCALE = 0.1
 """What momentum is compared to at least: its parts are of this size, and may cancel."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One compared quantity: its largest errors and whether they are small enough."""
-
-    quantity: str
-    absolute: float
-    relative: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        return self.relative <= self.tolerance  # not so if it is NaN
-
-    def __str__(self) -> str:
-        numbers = f"{self.absolute:10.2e} {self.relative:10.2e} {self.tolerance:10.0e}"
-        return f"{self.quantity:44} {numbers}  {'ok' if self.ok else 'WRONG'}"
-
-
-def compare(quantity: str, ours: Tensor, recorded: np.ndarray | Tensor, tolerance: float, least: float = 0.0) -> Row:
-    """Compare two arrays; the relative error is the largest difference over the largest recorded number or `least`."""
-    ours = ours.detach().double()
-    recorded = torch.as_tensor(np.asarray(recorded)).double()
-    if ours.numel() != recorded.numel():
-        raise ValueError(f"{quantity}: {list(ours.shape)} against recorded {list(recorded.shape)}.")
-    absolute = (ours.reshape(recorded.shape) - recorded).abs().max().item()
-    scale = max(recorded.abs().max().item(), least)
-    return Row(quantity, absolute, absolute / scale if scale else absolute, tolerance)
 
 
 def verify(recording: Recording) -> list[Row]:
@@ -294,7 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--case", required=True, help="its name, such as proprio_cont")
     options = parser.parse_args(arguments)
     try:
-        rows = verify(Recording(options.folder, options.case))
+        recording = Recording(options.folder, options.case)
+        family = family_of(recording)
+        rows = verify(recording) if family is None else verify_family(family)
     except (FileNotFoundError, KeyError, ValueError) as error:
         parser.error(f"{options.case} cannot be compared: {error}")
     print(f"{'quantity':44} {'absolute':>10} {'relative':>10} {'tolerance':>10}")

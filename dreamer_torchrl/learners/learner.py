@@ -92,10 +92,12 @@ class Learner:
                 term.setup(self)
             loss.add(term)
         self.world_model_loss, self.actor_loss, self.value_loss = loss.world_model, loss.actor, loss.value
-        behaviours = [self.actor_loss, *(term.actor_loss for term in loss.extra if isinstance(term, Behaviour))]
-        for module in (agent, loss, *(network for each in behaviours for network in each.networks.values())):
+        behaviours = [term for term in loss.extra if isinstance(term, Behaviour)]
+        actor_losses = [self.actor_loss, *(term.actor_loss for term in behaviours)]
+        for module in (agent, loss, *(network for each in actor_losses for network in each.networks.values())):
             attach(module, self.native)
-        self.normalizers = [buffer for each in behaviours for buffer in each.normalizer.buffers()]
+        scaled = [*(each.normalizer for each in actor_losses), *behaviours]
+        self.normalizers = [buffer for each in scaled for buffer in each.buffers()]
         extra = self.loss.extra_modules.named_parameters("extra_losses")
         self.trained = dict(agent.named_parameters()) | {
             name: parameter for name, parameter in extra if not any(parameter is own for own in agent.parameters())

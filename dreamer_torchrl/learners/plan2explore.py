@@ -16,6 +16,7 @@ from dreamer_torchrl.modules.heads import NormalHead, normal_cost
 from dreamer_torchrl.modules.layers import Layers, dense_layers
 from dreamer_torchrl.modules.rollout import ImagineRollout
 from dreamer_torchrl.objectives.common import Behaviour
+from dreamer_torchrl.objectives.returns import RewardNormalizer
 
 
 class Plan2Explore(Behaviour):
@@ -27,9 +28,10 @@ class Plan2Explore(Behaviour):
 
     Args:
         models, layers, units, kind: the ensemble's size, and that of its members.
-        spread, scale: see `Disagreement`.
+        spread: see `Disagreement`.
+        scale, extrinsic_scale: weights of the disagreement and of the reward that the world model predicts.
+        reward_momentum: of the `RewardNormalizer` of each of the two.
         target: what is predicted, an entry of an update's data: ``state``, or ``encoded_latents``.
-        extrinsic_scale: weight of the reward that the world model predicts.
     """
 
     def __init__(
@@ -42,10 +44,13 @@ class Plan2Explore(Behaviour):
         scale: float = 1.0,
         target: str = "state",
         extrinsic_scale: float = 0.0,
+        reward_momentum: float = 1.0,
     ):
         super().__init__()
         self.models, self.head = models, partial(NormalHead, units=units, layers=layers, kind=kind)
-        self.spread, self.scale, self.target, self.extrinsic_scale = spread, scale, target, extrinsic_scale
+        self.spread, self.target = spread, target
+        self.intrinsic = RewardNormalizer(reward_momentum, scale)
+        self.extrinsic = RewardNormalizer(reward_momentum, extrinsic_scale)
 
     def setup(self, learner: Learner) -> None:
         agent, networks = learner.agent, learner.networks
@@ -90,13 +95,14 @@ class Plan2Explore(Behaviour):
         self.actor_loss.normalizer.load_state_dict(state["normalizer"])
 
     def _reward(self, reward: TensorDictModule) -> TensorDictModule:
-        disagreement = Disagreement(self.ensemble, self.spread, self.scale)
-        if not self.extrinsic_scale:
-            return disagreement.tensordict_module()
+        disagreement = Disagreement(self.ensemble, self.spread)
 
         def both(features: Tensor, action: Tensor) -> Tensor:
-            extrinsic = reward(TensorDict({"features": features}, batch_size=features.shape[:-1]))["predicted_reward"]
-            return disagreement(features, action) + self.extrinsic_scale * extrinsic
+            found = self.intrinsic(disagreement(features, action))
+            if not self.extrinsic.scale:
+                return found
+            predicted = reward(TensorDict({"features": features}, batch_size=features.shape[:-1]))["predicted_reward"]
+            return found + self.extrinsic(predicted)
 
         return TensorDictModule(both, list(Disagreement.in_keys), list(Disagreement.out_keys))
 

@@ -16,8 +16,11 @@ from dreamer_torchrl.learners.losses import Networks, same
 from dreamer_torchrl.modules.heads import Cost
 from dreamer_torchrl.objectives.common import Behaviour, ExtraLoss
 from dreamer_torchrl.objectives.dynamics import DynamicsActorLoss
+from dreamer_torchrl.objectives.returns import RewardNormalizer
 from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
 
+Shared = float | Mapping[str, float]  # one for all groups, or by the name of a group
+ROLES = {"explorer": "actor", "critic": "value"}  # whose numbers the parts of a behaviour have
 LossStage = Callable[[TensorDictBase], tuple[TensorDict, TensorDictBase]]
 
 
@@ -27,14 +30,15 @@ class SeparateLearner(Learner):
     Of the `Hyperparameters` it does not read those of LaProp, of the return normalizer and of the replayed critic loss.
 
     Args:
-        rates: learning rates of ``model``, ``actor`` and ``value``.
-        adam_eps, max_norm, decay: ``eps``, ``clip`` and ``decay`` of `ClippedAdam`, in all groups.
+        rates: learning rates of ``model``, ``actor`` and ``value``, and ``ensemble`` (the model's, if left out).
+        adam_eps, max_norm, decay: ``eps``, ``clip`` and ``decay`` of `ClippedAdam`, or of each of ``rates``.
         model_first: whether imagination uses the world model after its step (DreamerV2), or before it (V1).
         gradient_mix: ``mix`` of `DynamicsActorLoss`; None: 0 (REINFORCE) where all actions are classes, else 1.
-        imagined_start, true_start: ``start`` and ``true_start`` of `DynamicsActorLoss`.
+        imagined_start, true_start, last_start: ``start`` and so on of `DynamicsActorLoss`.
         target_every: updates between two copies of the critic to its target network; 0: no target network.
         target_fraction: share of the critic in the new target network.
-        free_average, stored_latents, reward_tanh: see `WorldModelLoss`.
+        free_average, stored_latents, reward_tanh, continue_grad: see `WorldModelLoss`.
+        reward_momentum, reward_factor: ``momentum`` and ``scale`` of the `RewardNormalizer` of imagined rewards.
 
     Example:
         >>> from dreamer_torchrl.agents.agent import build_agent
@@ -56,34 +60,45 @@ class SeparateLearner(Learner):
         native: bool | None = None,
         *,
         rates: Mapping[str, float],
-        adam_eps: float = 1e-5,
-        max_norm: float = 100.0,
-        decay: float = 0.0,
+        adam_eps: Shared = 1e-5,
+        max_norm: Shared = 100.0,
+        decay: Shared = 0.0,
         model_first: bool = True,
         gradient_mix: float | None = None,
         imagined_start: bool = True,
         true_start: bool = True,
+        last_start: bool = True,
         target_every: int = 100,
         target_fraction: float = 1.0,
         free_average: bool = True,
         stored_latents: bool = False,
         reward_tanh: bool = False,
+        continue_grad: bool = True,
+        reward_momentum: float = 1.0,
+        reward_factor: float = 1.0,
         extra_losses: Sequence[ExtraLoss] = (),
         priorities: bool = False,
         cuda_graph: bool | None = None,
     ):
         if missing := {"model", "actor", "value"} - set(rates):
             raise ValueError(f"rates has no {', '.join(sorted(missing))}: give one of model, actor and value each.")
-        self.rates, self.adam = rates, {"eps": adam_eps, "clip": max_norm, "decay": decay}
+        self.adam = {"lr": rates, "eps": adam_eps, "clip": max_norm, "decay": decay}
         self.model_first, self.target_every, self.target_fraction = model_first, target_every, target_fraction
         if gradient_mix is None:
             gradient_mix = 0.0 if all(classes for _, classes in agent.action_space.parts) else 1.0
-        self.imagination = {"mix": gradient_mix, "start": imagined_start, "true_start": true_start}
+        self.imagination = {
+            "mix": gradient_mix,
+            "start": imagined_start,
+            "true_start": true_start,
+            "last_start": last_start,
+        }
+        self.reward_normalizer = {"momentum": reward_momentum, "scale": reward_factor}
         self.imagined_gradient = gradient_mix > 0
         self.world_model_options = {
             "free_average": free_average,
             "stored_latents": stored_latents,
             "reward_tanh": reward_tanh,
+            "continue_grad": continue_grad,
         }
         options = {"extra_losses": extra_losses, "priorities": priorities, "cuda_graph": cuda_graph}
         super().__init__(agent, hyperparameters, seed, compile, native, **options)
@@ -99,6 +114,7 @@ class SeparateLearner(Learner):
             slow_value=value_loss.slow_value() if self.target_every else None,
             **same(h, "horizon", "discount_in_continue", "return_lambda", "entropy_scale"),
             scale=h.actor_scale,
+            normalizer=RewardNormalizer(**self.reward_normalizer),
             **self.imagination,
         )
         return actor_loss, value_loss
@@ -112,10 +128,13 @@ class SeparateLearner(Learner):
             self.groups.setdefault(self._group(name), []).append(name)
         on_gpu, groups = self.device.type == "cuda", []
         for group, names in self.groups.items():
-            rate = self.rates.get(group, self.rates["model"])
-            rate = torch.tensor(rate, dtype=torch.float64, device=self.device) if on_gpu else rate
-            groups.append({"params": [self.trained[name] for name in names], "lr": rate})
-        return ClippedAdam(groups, **self.adam, capturable=on_gpu)
+            part = group.rpartition(".")[-1]
+            role = ROLES.get(part, part)
+            formula = {name: _share(value, role) for name, value in self.adam.items()}
+            if on_gpu:
+                formula["lr"] = torch.tensor(formula["lr"], dtype=torch.float64, device=self.device)
+            groups.append({"params": [self.trained[name] for name in names], **formula})
+        return ClippedAdam(groups, capturable=on_gpu)
 
     def _group(self, name: str) -> str:
         """Actor and critic, and each part of a behaviour, have a group of their own; all else is the model's."""
@@ -128,9 +147,9 @@ class SeparateLearner(Learner):
         """Each loss is stepped before the next one, or, unless ``model_first``, all of them at the end."""
         self.with_gradient, norms, finite = [], [], torch.ones((), dtype=torch.bool, device=self.device)
         losses, data = TensorDict(), batch.copy().set("noise", noise)
-        for group, loss in self._stages():
+        for group, loss in self.stages():
             more, data = loss(data)
-            norms.append(self._differentiate(group, more))
+            norms.append(self.differentiate(group, more))
             finite = finite & norms[-1].isfinite().all() & total(more).detach().isfinite()
             losses.update(more.detach())
             data = data.detach()
@@ -141,7 +160,8 @@ class SeparateLearner(Learner):
             step_where(self.optimizer, finite)
         return Descent(losses, data, torch.cat(norms), finite)
 
-    def _stages(self) -> list[tuple[str, LossStage]]:
+    def stages(self) -> list[tuple[str, LossStage]]:
+        """Groups of parameters in the order in which they learn, each with its loss."""
         stages = [("model", self._model), ("actor", self.actor_loss), ("value", self.value_loss)]
         for index, term in enumerate(self.loss.extra_modules):
             if isinstance(term, Behaviour):
@@ -155,7 +175,7 @@ class SeparateLearner(Learner):
                 losses.update(term(data))
         return losses, data
 
-    def _differentiate(self, group: str, losses: TensorDictBase) -> Tensor:
+    def differentiate(self, group: str, losses: TensorDictBase) -> Tensor:
         """Give the parameters of a group the gradients of their own losses; the norms ``[P]``."""
         names = self.groups[group]
         gradients = torch.autograd.grad(total(losses), [self.trained[name] for name in names], allow_unused=True)
@@ -164,3 +184,7 @@ class SeparateLearner(Learner):
             self.trained[name].grad = gradient
         self.with_gradient += found
         return torch.stack(torch._foreach_norm(list(found.values())))
+
+
+def _share(value: Shared, role: str) -> float:
+    return value.get(role, value["model"]) if isinstance(value, Mapping) else value

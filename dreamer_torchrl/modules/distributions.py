@@ -122,7 +122,7 @@ class OneHotDist(Draw):
         return self.probs
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return (self.log_probs * value).sum((-1, -2))
+        return (self.log_probs * value.detach()).sum((-1, -2))  # a sample that is straight-through has a gradient
 
     def entropy(self) -> Tensor:
         return -(self.probs * self.log_probs).sum((-1, -2))

@@ -42,13 +42,13 @@ class Disagreement(nn.Module, AsTensorDictModule):
 
     in_keys, out_keys = ("features", "action"), ("predicted_reward",)
 
-    def __init__(self, ensemble: Ensemble, spread: str = "std", scale: float = 1.0):
+    def __init__(self, ensemble: Ensemble, spread: str = "std"):
         super().__init__()
         if spread not in SPREADS:
             raise ValueError(f"spread={spread!r} is unknown: choose one of {', '.join(SPREADS)}.")
-        self.ensemble, self.spread, self.scale = ensemble, spread, scale
+        self.ensemble, self.spread = ensemble, spread
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         """Features ``[..., H + 1, F]`` and the actions ``[..., H + 1, A]`` that were chosen there."""
         previous = F.pad(action[..., :-1, :], (0, 0, 1, 0))  # nothing led to the start
-        return self.scale * SPREADS[self.spread](self.ensemble(features, previous)).mean(-1, keepdim=True)
+        return SPREADS[self.spread](self.ensemble(features, previous)).mean(-1, keepdim=True)

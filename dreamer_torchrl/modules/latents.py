@@ -112,7 +112,11 @@ class CategoricalLatent:
         return state if state.is_floating_point() else F.one_hot(state.long(), self.classes).to(dtype)
 
 
-ACTIVATIONS = {"softplus": F.softplus, "sigmoid2": lambda raw: 2 * torch.sigmoid(raw / 2)}  # of V1 and of V2
+ACTIVATIONS = {  # of V1, and the three of V2
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "sigmoid2": lambda raw: 2 * torch.sigmoid(raw / 2),
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class GaussianLatent:
     Args:
         classes: not used.
         min_std: added to the activated deviations.
-        activation: from raw to positive deviations, ``softplus`` or ``sigmoid2`` (``2 sigmoid(raw / 2)``).
+        activation: from raw to positive deviations, ``softplus``, ``sigmoid`` or ``sigmoid2`` (``2 sigmoid(raw / 2)``).
 
     Example:
         >>> latent = GaussianLatent(variables=3)

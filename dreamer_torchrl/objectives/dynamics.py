@@ -32,6 +32,7 @@ class DynamicsActorLoss(StepLoss):
         mix: share of the gradient through the dynamics; the rest is REINFORCE with the value as baseline.
         start: whether the start is among the imagined states (DreamerV2), or only those after it (V1).
         true_start: whether the discount of the start is the recorded one; needs ``terminated``.
+        last_start: whether the last steps of sequences ``[B, T]`` are starts, too (not where V1 has a continue head).
         horizon: gamma is 1 - 1 / horizon, and 1 where the continue head has it (``discount_in_continue``).
         normalizer: scale of the rewards.
     """
@@ -57,6 +58,7 @@ class DynamicsActorLoss(StepLoss):
         mix: float = 1.0,
         start: bool = True,
         true_start: bool = True,
+        last_start: bool = True,
         horizon: float = 100,
         discount_in_continue: bool = True,
         return_lambda: float = 0.95,
@@ -71,7 +73,7 @@ class DynamicsActorLoss(StepLoss):
         # Called and not trained: in a dict, they are no submodules.
         self.networks = {"imagine": imagine, "reward": reward, "continuation": continuation}
         self.networks["value"] = value if slow_value is None else slow_value
-        self.mix, self.start, self.true_start = mix, start, start and true_start
+        self.mix, self.start, self.true_start, self.last_start = mix, start, start and true_start, last_start
         self.true_discount = 1 - 1 / horizon
         self.gamma = 1.0 if discount_in_continue else self.true_discount
         self.return_lambda, self.entropy_scale, self.scale = return_lambda, entropy_scale, scale
@@ -111,6 +113,9 @@ class DynamicsActorLoss(StepLoss):
         r, d, v = reward[..., first:], discount[..., first:], value[..., first:]  # [..., N]
         returns = lambda_return(r[..., :-1], v[..., 1:], d[..., :-1], self.return_lambda)  # [..., N - 1]
         weight = F.pad(d[..., :-1], (1, 0), value=1.0).cumprod(-1).detach()  # [..., N]
+        if not self.last_start:
+            steps = weight.shape[1]
+            weight = F.pad(weight[:, :-1], (0, 0, 0, 1)) * steps / (steps - 1)  # means are of the others
         # Objective of the actions a_0 ... a_(H - 2), which lead to s_1 ... s_(H - 1)
         count = features.shape[-2] - 2
         judged = returns[..., -count:]  # [..., H - 1]

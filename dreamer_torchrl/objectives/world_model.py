@@ -44,7 +44,7 @@ class WorldModelLoss(StepLoss):
         context: leading steps that only give the start latent, as stored with them; 0 starts from zeros.
         free_nats: below this KL there is no gradient; of each step, or with ``free_average`` of the mean over steps.
         horizon: folded into the continue target if ``discount_in_continue`` (official ``contdisc``).
-        reward_grad: whether the reward loss has a gradient for the latents.
+        reward_grad, continue_grad: whether the losses of these heads have a gradient for the latents.
         scales: in place of some of ``SCALES``.
         priorities: write the loss of each step, ``priority`` ``[B, T]``, into the data, for a prioritized sampler.
         stored_latents: with context, whether sequences start from the latents stored there, or from zeros.
@@ -95,12 +95,14 @@ class WorldModelLoss(StepLoss):
         reward_cost: Cost | None = None,
         reconstruction_cost: Callable[[Space, Tensor, Tensor], Tensor] | None = None,
         reward_tanh: bool = False,
+        continue_grad: bool = True,
     ):
         super().__init__()
         self.encoder, self.dynamics, self.decoder = encoder, dynamics, decoder
         self.reward, self.continuation = reward, continuation
         self.spaces, self.action_space, self.context = dict(spaces), action_space, context
-        self.latent, self.free_nats, self.reward_grad, self.priorities = latent, free_nats, reward_grad, priorities
+        self.latent, self.free_nats, self.priorities = latent, free_nats, priorities
+        self.reward_grad, self.continue_grad = reward_grad, continue_grad
         self.continue_target = 1 - 1 / horizon if discount_in_continue else 1.0
         self.scales = {**SCALES, **(scales or {})}
         if unknown := self.scales.keys() - SCALES.keys():
@@ -128,9 +130,9 @@ class WorldModelLoss(StepLoss):
         self.dynamics(data)
         posterior, prior = data.get(keys.posterior_logits), data.get(keys.prior_logits)
         self.decoder(data)
-        heads = data if self.reward_grad else data.copy().set(keys.features, data.get(keys.features).detach())
-        data.update(self.reward(heads).select(*self.reward.out_keys))
-        self.continuation(data)
+        for head, with_gradient in ((self.reward, self.reward_grad), (self.continuation, self.continue_grad)):
+            seen = data if with_gradient else data.copy().set(keys.features, data.get(keys.features).detach())
+            data.update(head(seen).select(*head.out_keys))
         # Losses, [B, T] each
         dynamics, representation = kl(self.latent, posterior, prior, self.free_nats, self.free_average)
         reconstruction = {
