@@ -31,7 +31,7 @@ CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "configuration.md"
 
 ENTRY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
-SECTIONS = ("agent", "exploration", "replay", "learner", "eval", "checkpoint", "log", "wandb")
+SECTIONS = ("agent", "representation", "exploration", "replay", "learner", "eval", "checkpoint", "log", "wandb")
 KINDS = {"boolean": "true, false", "integer": "integer", "number": "number", "string": "text", "object": "entries"}
 PYTHON_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 
@@ -308,7 +308,7 @@ def group_table(group: str, title: str) -> str:
 
 def family_tables() -> str:
     """The groups that choose an algorithm and its parts, and what the learner of V1 and V2 has beside the others."""
-    groups = ("algorithm", "core", "latent", "exploration")
+    groups = ("algorithm", "core", "latent", "representation", "exploration")
     rows = [[f"`{group}={name}`", about] for group in groups for name, about in choices(group).items()]
     known = {entry.path for entry in entries(CONFIGS / "config.yaml")}
     own = [entry for entry in entries(CONFIGS / "algorithm" / "dreamer_v2.yaml") if entry.path.startswith("learner.")]

@@ -64,8 +64,9 @@ def check_machine(settings: Settings) -> None:
         check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
     parts = {"learner": settings.learner_part}
     parts |= {f"agent.{name}": part for name, part in settings.agent.parts.items()}
-    if settings.exploration.behaviour is not None:
-        parts["exploration.behaviour"] = settings.exploration.behaviour
+    behaviour, term = settings.exploration.behaviour, settings.representation.term
+    more = {"exploration.behaviour": behaviour, "representation.term": term}
+    parts |= {name: part for name, part in more.items() if part is not None}
     parts |= {f"log.loggers.{name}": part for name, part in settings.log.loggers.items()}
     for name, part in parts.items():
         if not part.get("_target_"):

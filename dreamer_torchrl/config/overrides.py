@@ -15,11 +15,12 @@ from hydra.errors import HydraException
 from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
-GROUPS = ("env", "size", "latent", "core", "algorithm", "exploration", "experiment", "logger")
-NULL = {"experiment": "laptop", "logger": "none", "exploration": "none"}  # what null means there
+GROUPS = ("env", "size", "latent", "core", "algorithm", "representation", "exploration", "experiment", "logger")
+# What null means in these
+NULL = {"experiment": "laptop", "logger": "none", "exploration": "none", "representation": "decoder"}
 PARTS = ("encoder", "decoder", "layers", "core", "latent", "reward", "continuation", "value", "actor")  # of the agent
 FREE = ("env.arguments", "eval.arguments", "log.loggers", "learner.optimizer")  # take any entries
-FREE += ("exploration.behaviour",)
+FREE += ("exploration.behaviour", "representation.term")
 FREE += tuple(f"agent.{part}" for part in PARTS)
 OTHER_ENVIRONMENTS = " Others: any Atari game, env=gym env.id=..., env=dmc_proprio env.task=..., "
 OTHER_ENVIRONMENTS += "env=custom env.factory=package.module:function."

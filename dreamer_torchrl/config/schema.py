@@ -78,6 +78,12 @@ class ExplorationSettings:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class RepresentationSettings:
+    decoder: StrictBool = True
+    term: Part | None = None
+
+
+@dataclass(frozen=True, config=CHECKED)
 class SamplerFractions:
     uniform: Share = 1.0
     prioritized: Share = 0.0
@@ -159,6 +165,7 @@ class Settings:
     unimix: Share = 0.01
     actor_unimix: Share = 0.0
     agent: AgentSettings = field(default_factory=AgentSettings)
+    representation: RepresentationSettings = field(default_factory=RepresentationSettings)
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     learner: Hyperparameters = field(default_factory=Hyperparameters)

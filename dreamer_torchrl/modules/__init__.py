@@ -1,7 +1,7 @@
 """The parts of the agent, each usable alone."""
 
 from dreamer_torchrl.modules.actor import ActionDistribution, ActionSpace, Actor
-from dreamer_torchrl.modules.decoder import Decoder
+from dreamer_torchrl.modules.decoder import Decoder, NoDecoder
 from dreamer_torchrl.modules.distributions import BernoulliDist, BoundedNormal, OneHotDist, TwoHotDist, symexp, symlog
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
@@ -14,6 +14,6 @@ from dreamer_torchrl.modules.squashed import TanhNormal, TruncatedNormal
 
 __all__ = ["MLP", "RSSM", "ActionDistribution", "ActionSpace", "Actor", "BernoulliDist", "BlockGRU", "BlockLinear"]
 __all__ += ["BoundedNormal", "CategoricalLatent", "ContinueHead", "Continuous", "Conv", "Decoder", "Discrete"]
-__all__ += ["Encoder", "GaussianLatent", "Image", "ImagineRollout", "Linear", "ObserveSequence", "OneHotDist"]
+__all__ += ["Encoder", "GaussianLatent", "Image", "ImagineRollout", "Linear", "NoDecoder", "OneHotDist"]
 __all__ += ["PriorStep", "RMSNorm", "TanhNormal", "TruncatedNormal", "TwoHotDist", "TwoHotHead", "imagine", "observe"]
-__all__ += ["symexp", "symlog"]
+__all__ += ["ObserveSequence", "symexp", "symlog"]

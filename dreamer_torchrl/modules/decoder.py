@@ -80,6 +80,25 @@ class Decoder(nn.Module, AsTensorDictModule):
         return ordered[0] if len(ordered) == 1 else ordered
 
 
+class NoDecoder(nn.Module, AsTensorDictModule):
+    """Predict no observation: the latents are learned by another loss, such as `BarlowTerm`.
+
+    Example:
+        >>> decoder = NoDecoder({"observation": Continuous((3,))}, belief_size=16, state_size=4)
+        >>> decoder(torch.zeros(5, 20)), decoder.out_keys
+        ((), ())
+    """
+
+    in_keys, out_keys = ("features",), ()
+    symlog, cost = False, None
+
+    def __init__(self, spaces: Spaces, belief_size: int, state_size: int):
+        super().__init__()
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return ()
+
+
 class ImageDecoder(nn.Module):
     """Features to pixels: two maps to the smallest picture, added, then four times upsample and convolve."""
 

@@ -33,6 +33,8 @@ def kl(
 class WorldModelLoss(StepLoss):
     """Train encoder, RSSM, decoder, reward and continue heads on recorded steps.
 
+    The decoder may predict some of the observation keys, or none: then there is no ``loss_reconstruction``.
+
     Takes a batch ``[B, context + T]`` of steps and gives, beside the losses, the data ``[B, T]`` on which `ActorLoss`
     and `ValueLoss` go on: the steps with ``belief``, ``state`` and ``features``, whose gradient reaches back into the
     model. Importance weights of a prioritized sampler, ``priority_weight`` ``[B, context + T]``, are optional.
@@ -101,6 +103,7 @@ class WorldModelLoss(StepLoss):
         self.encoder, self.dynamics, self.decoder = encoder, dynamics, decoder
         self.reward, self.continuation = reward, continuation
         self.spaces, self.action_space, self.context = dict(spaces), action_space, context
+        self.decoded = {key: space for key, space in spaces.items() if reconstruction_key(key) in decoder.out_keys}
         self.latent, self.free_nats, self.priorities = latent, free_nats, priorities
         self.reward_grad, self.continue_grad = reward_grad, continue_grad
         self.continue_target = 1 - 1 / horizon if discount_in_continue else 1.0
@@ -119,7 +122,7 @@ class WorldModelLoss(StepLoss):
 
     @property
     def out_keys(self) -> list[str]:
-        return [f"loss_{term}" for term in SCALES]
+        return [f"loss_{term}" for term in SCALES if self.decoded or term != "reconstruction"]
 
     def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         keys = self.tensor_keys
@@ -137,7 +140,7 @@ class WorldModelLoss(StepLoss):
         dynamics, representation = kl(self.latent, posterior, prior, self.free_nats, self.free_average)
         reconstruction = {
             key: self.reconstruction_cost(space, data.get(reconstruction_key(key)), data.get(key))
-            for key, space in self.spaces.items()
+            for key, space in self.decoded.items()
         }
         rewards = data.get(keys.reward).tanh() if self.reward_tanh else data.get(keys.reward)
         reward = self.reward_cost(data.get(keys.reward_logits), rewards)
@@ -145,7 +148,7 @@ class WorldModelLoss(StepLoss):
         terms = {
             "dynamics": dynamics,
             "representation": representation,
-            "reconstruction": sum(reconstruction.values()),
+            **({"reconstruction": sum(reconstruction.values())} if reconstruction else {}),
             "reward": reward,
             "continue": -BernoulliDist(data.get(keys.continue_logits)).log_prob(target),
         }

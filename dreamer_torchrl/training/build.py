@@ -29,6 +29,7 @@ from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.data.samplers import MixedSampler, OnlineSampler, RecencySampler, StreamSampler
 from dreamer_torchrl.learners.learner import Learner
 from dreamer_torchrl.learners.losses import can_compile
+from dreamer_torchrl.modules.decoder import NoDecoder
 from dreamer_torchrl.modules.spaces import Continuous, key_name
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLogger
@@ -86,6 +87,8 @@ def agent_of(settings: Settings, envs: StreamEnvs | Specs) -> Agent:
     parts = {name: partial(make_part, part) for name, part in settings.agent.parts.items()}
     if "layers" in parts:
         parts["layers"] = parts["layers"]()
+    if not settings.representation.decoder:
+        parts["decoder"] = NoDecoder
     specs = envs.observation_spec, envs.full_action_spec
     return build_agent(*specs, *numbers, prior_layers=settings.agent.prior_layers, **parts)
 
@@ -100,8 +103,9 @@ def make_learner(settings: Settings, agent: Agent) -> Learner:
         if settings.cuda_graph and choose_device(settings.device).type != "cuda":
             raise ConfigError("cuda_graph=true needs a GPU, and this run is on the CPU: leave it at null.")
         part["cuda_graph"] = settings.cuda_graph
-    if settings.exploration.behaviour is not None:
-        part["extra_losses"] = [*part.get("extra_losses", []), settings.exploration.behaviour]
+    more = [one for one in (settings.representation.term, settings.exploration.behaviour) if one is not None]
+    if more:
+        part["extra_losses"] = [*part.get("extra_losses", []), *more]
     seed = seed_for(settings.seed, "learner")
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 

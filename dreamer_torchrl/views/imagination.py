@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.modules.decoder import observation_from
+from dreamer_torchrl.modules.decoder import observation_from, reconstruction_key
 from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, imagine
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
 from dreamer_torchrl.objectives.batch import check_keys, split_context
@@ -23,7 +23,8 @@ HORIZONS = (1, 5, 15, 45)  # steps ahead at which the prediction error is measur
 
 @dataclass(frozen=True)
 class Predictions:
-    observation: dict[NestedKey, Tensor]  # pixels in [0, 1] [T, h, w, c]; floats, or numbers of classes [T, V]
+    # Of the keys that the decoder predicts: pixels in [0, 1] [T, h, w, c]; floats, or numbers of classes [T, V]
+    observation: dict[NestedKey, Tensor]
     reward: Tensor  # [T], received on arrival
     continuation: Tensor  # [T], probability that the episode goes on, the discount included
     value: Tensor  # [T]
@@ -35,7 +36,7 @@ class OpenLoop:
     spaces: Mapping[NestedKey, Space]
     start: int  # index of the first step in its episode
     context: int  # the open loop sees so many steps, then none
-    observation: dict[NestedKey, Tensor]  # what was recorded, as `Predictions` has it
+    observation: dict[NestedKey, Tensor]  # what was recorded, of all keys, as `Predictions` has it
     reward: Tensor  # [T], received on arrival
     terminated: Tensor  # [T], 1 where the task itself ended, else 0
     kl: Tensor  # [T], of the posterior from the prior, in nats
@@ -49,8 +50,8 @@ class OpenLoop:
     @property
     def error(self) -> dict[NestedKey, Tensor]:
         """Prediction minus recorded observation; of classes, whether they differ."""
-        predicted = self.prediction.observation
-        return {key: deviation(self.spaces[key], predicted[key][: len(o)], o) for key, o in self.observation.items()}
+        pairs = ((key, predicted, self.observation[key]) for key, predicted in self.prediction.observation.items())
+        return {key: deviation(self.spaces[key], predicted[: len(seen)], seen) for key, predicted, seen in pairs}
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def prediction_error(
         seen = starts[: len(steps) - context - ahead + 1]
         guess = predictions(agent, features[: len(seen), ahead])
         compared = [("reward", guess.reward, steps["reward"].squeeze(-1).cpu(), Continuous((1,)), torch.ones(()))]
-        for key, space in agent.spaces.items():
+        for key in guess.observation:
+            space = agent.spaces[key]
             spread = truth[key].std(0) if isinstance(space, Continuous) else torch.ones(())
             spread = torch.where(spread > 0, spread, 1.0)
             compared.append((key_name(key), guess.observation[key], truth[key], space, spread))
@@ -168,9 +170,12 @@ def predict(agent: Agent, posterior: Posterior, starts: Tensor, action: Tensor, 
 def predictions(agent: Agent, features: Tensor) -> Predictions:
     decoded = agent.decoder(features)
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)  # as tensordict modules return one
-    pairs = zip(agent.spaces.items(), decoded, strict=True)
-    seen = {key: observation_from(space, one, agent.decoder.symlog) for (key, space), one in pairs}
-    observation = {key: readable(agent.spaces[key], value).cpu() for key, value in seen.items()}
+    decoded = dict(zip(agent.decoder.out_keys, decoded, strict=True))
+    observation = {}
+    for key, space in agent.spaces.items():
+        if (name := reconstruction_key(key)) in decoded:
+            seen = observation_from(space, decoded[name], agent.decoder.symlog)
+            observation[key] = readable(space, seen).cpu()
     numbers = (agent.reward(features)[1], agent.continuation(features)[1], agent.value(features)[1])
     entropy = agent.actor.distribution(agent.actor(features)).entropy()
     return Predictions(observation, *(number.squeeze(-1).cpu() for number in numbers), entropy.cpu())

@@ -80,10 +80,12 @@ def still(loop: OpenLoop, title: str) -> np.ndarray:
 def strips_of(loop: OpenLoop) -> list[Strip]:
     """All kinds of pictures of each image key; of a free imagination there is only the truth of the context."""
     keys, strips = [key for key, space in loop.spaces.items() if isinstance(space, Image)][:MOST_IMAGES], []
+    seen, predicted, error = loop.reconstruction.observation, loop.prediction.observation, loop.error
     for key in keys:
-        kinds = {"truth": loop.observation[key], "reconstruction": loop.reconstruction.observation[key]}
-        kinds |= {"open loop": loop.prediction.observation[key], "error": loop.error[key].abs()}
-        for kind in ("truth", "open loop") if loop.imagined else kinds:
+        kinds = {"truth": loop.observation[key]}
+        if key in predicted:
+            kinds |= {"reconstruction": seen[key], "open loop": predicted[key], "error": error[key].abs()}
+        for kind in kinds if not loop.imagined else ("truth", "open loop") if key in predicted else ():
             strips.append(Strip(f"{key_name(key)} {kind}" if len(keys) > 1 else kind, kind, as_bytes(kinds[kind])))
     return strips
 
@@ -98,11 +100,11 @@ def border(kind: str, loop: OpenLoop, step: int) -> np.ndarray:
 def curves_of(loop: OpenLoop) -> list[Curve]:
     seen, predicted, numbers = loop.reconstruction, loop.prediction, []
     for key in (key for key, space in loop.spaces.items() if not isinstance(space, Image)):
-        values = (loop.observation[key], seen.observation[key], predicted.observation[key])
+        values = (loop.observation[key], seen.observation.get(key), predicted.observation.get(key))
         for index in range(count := values[0].shape[1]):
             name = f"{key_name(key)}[{index}]" if count > 1 else key_name(key)
-            numbers.append(Curve(name, *(value[:, index] for value in values)))
-    real = [curve.predicted if loop.imagined else curve.real for curve in numbers]
+            numbers.append(Curve(name, *(None if value is None else value[:, index] for value in values)))
+    real = [curve.real if curve.predicted is None or not loop.imagined else curve.predicted for curve in numbers]
     varied = sorted(range(len(numbers)), key=lambda index: -float(real[index].var(unbiased=False)))
     return [
         *(numbers[index] for index in sorted(varied[:MOST_NUMBERS])),
@@ -154,7 +156,8 @@ def caption(loop: OpenLoop) -> str:
     plural = "s" if loop.context > 1 else ""
     who = "the policy acts in the model" if loop.imagined else "it knows only the actions"
     text = f"The model sees {loop.context} step{plural} (shaded), then {who}. "
-    text += "Black: recorded. Blue: reconstruction. Orange: open loop."
+    seen = "reconstruction" if loop.prediction.observation else "posterior"
+    text += f"Black: recorded. Blue: {seen}. Orange: open loop."
     images = sum(isinstance(space, Image) for space in loop.spaces.values())
     numbers = sum(loop.observation[key].shape[1] for key, space in loop.spaces.items() if not isinstance(space, Image))
     kinds = ((MOST_IMAGES, images, "images"), (MOST_NUMBERS, numbers, "numbers"))

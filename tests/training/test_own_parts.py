@@ -16,18 +16,26 @@ from dreamer_torchrl.training.loading import load
 from tests.training.training_examples import TINY
 
 PARTS = (Path(__file__).parents[2] / "docs/parts.md").read_text()
-PAGE = PARTS.partition("## Parts of your own in `train`")[2].partition("\n## ")[0]
+PAGE, TERM = (
+    PARTS.partition(f"## {title}")[2].partition("\n## ")[0]
+    for title in ("Parts of your own in `train`", "A representation loss of your own")
+)
+
+
+def commands(text: str, module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The arguments of each command of a section, with its module in the present folder."""
+    code, lines = (re.search(rf"^```{name}\n(.*?)^```$", text, re.M | re.S)[1] for name in ("python", "text"))
+    (folder / f"{module}.py").write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    return [shlex.split(line)[3:] for line in lines.splitlines()]
 
 
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments of all commands, in a folder with the module."""
-    code, commands = (re.search(rf"^```{name}\n(.*?)^```$", PAGE, re.M | re.S)[1] for name in ("python", "text"))
-    (tmp_path / "my_parts.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_parts", raising=False)
-    return [argument for line in commands.splitlines() for argument in shlex.split(line)[3:]]
+    return sum(commands(PAGE, "my_parts", tmp_path, monkeypatch), [])
 
 
 def test_own_parts_train_resume_evaluate_and_load(page: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,3 +61,15 @@ def test_arguments_that_a_part_does_not_take_are_told(page: list[str], capsys: p
     assert train.main(small) == 2
     told = capsys.readouterr().out
     assert "my_parts.MyEncoder cannot be made: " in told and "unexpected keyword argument 'layer'" in told
+
+
+def test_an_own_representation_loss_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the decoder and without, in at most 30 lines and one word of configuration."""
+    alone, beside = commands(TERM, "my_term", tmp_path, monkeypatch)
+    assert len((tmp_path / "my_term.py").read_text().splitlines()) <= 30
+    for name, words in (("alone", alone), ("beside", beside)):
+        short = ["env=cartpole", "prefill=0", "total_steps=24", "eval.every=0", "log.every=0", f"run_dir={name}"]
+        assert train.main([*TINY, *words, *short]) == 0
+        found = [json.loads(line) for line in Path(name, "metrics.jsonl").read_text().splitlines()]
+        losses = [one for one in found if "train/loss_next_reward" in one]
+        assert losses and all(("train/loss_reconstruction" in one) == (name == "beside") for one in losses)

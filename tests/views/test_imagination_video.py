@@ -13,7 +13,8 @@ from torchrl.data import Bounded, Composite, OneHot, Unbounded
 
 from dreamer_torchrl import build_agent
 from dreamer_torchrl.agents.agent import Agent
-from dreamer_torchrl.views.imagination import OpenLoop, open_loop
+from dreamer_torchrl.modules import NoDecoder
+from dreamer_torchrl.views.imagination import OpenLoop, open_loop, prediction_error
 from dreamer_torchrl.views.imagination_video import (
     PREDICTED,
     SEEN,
@@ -126,3 +127,17 @@ def test_files(tmp_path: Path) -> None:
     for video, drawn in zip(played, frames(loop, "title"), strict=True):
         assert np.abs(video.astype(int) - drawn).mean() < 6
     assert np.array_equal(np.asarray(Picture.open(files[1])), still(loop, "title"))
+
+
+def test_without_a_decoder_the_truth_and_the_numbers_remain() -> None:
+    spec = Composite(pixels=Bounded(0, 255, (48, 48, 3), dtype=torch.uint8), observation=Unbounded((2,)))
+    agent = build_agent(spec, OneHot(2), TINY, decoder=NoDecoder)
+    steps = episode(agent, 12)
+    loop = open_loop(agent, steps, context=4)
+    assert [strip.kind for strip in strips_of(loop)] == ["truth"] and not loop.error
+    first, *_, reward, continuing, value, entropy, kl = curves_of(loop)
+    assert first.title == "observation[0]" and (first.seen, first.predicted) == (None, None)
+    assert all(curve.predicted is not None for curve in (reward, continuing, value, entropy)) and kl.seen is not None
+    assert still(loop, "title").any() and set(prediction_error(agent, steps, 4).model) == {"reward"}
+    free = open_loop(agent, steps, context=4, imagine=5)
+    assert not strips_of(free) and len(list(frames(free, "title"))) == 9
