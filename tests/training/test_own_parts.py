@@ -35,7 +35,7 @@ def commands(text: str, module: str, folder: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The arguments of all commands, in a folder with the module."""
-    return sum(commands(PAGE, "my_parts", tmp_path, monkeypatch), [])
+    return [word for words in commands(PAGE, "my_parts", tmp_path, monkeypatch) for word in words]
 
 
 def test_own_parts_train_resume_evaluate_and_load(page: list[str], capsys: pytest.CaptureFixture[str]) -> None:
