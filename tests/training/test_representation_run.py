@@ -15,7 +15,7 @@ from tests.training.training_examples import lines, trained
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("choice", "loss"), [("r2", "barlow"), ("infonce", "infonce")])
+@pytest.mark.parametrize(("choice", "loss"), [("r2", "barlow"), ("infonce", "infonce"), ("prototypes", "temporal")])
 def test_the_loss_falls_on_images(choice: str, loss: str, tmp_path: Path) -> None:
     short = ["total_steps=300", "train_ratio=16", "learner.warmup=0", "log.every=0.1", "eval.every=0"]
     run = trained(tmp_path / "run", "env=grid_reach", f"representation={choice}", *short)
