@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -44,6 +45,13 @@ class FamilyRecording(Recording):
     def parts(self, part: str) -> dict[str, np.ndarray]:
         """Arrays of a file of parameters or gradients, each of them that of one parameter of ours."""
         return split_arrays(self.load(part), self.discrete)
+
+    def amount(self, tag: str) -> float:
+        """Of the exploration noise in an acting step."""
+        named = re.search(r"noise([.0-9]+)|eps([.0-9]+)", tag)
+        if named:
+            return float(named[1] or named[2])
+        return self.settings["expl_amount"] if self.first and "eval" not in tag else 0.0
 
     def action_spec(self) -> OneHot | Bounded:
         size = self.config["A"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from comparison import Row, compare
+from family_actor import Acting, variants
 from family_checks import FORWARD, GRADIENT, UPDATE, StageChecks
 from family_recording import Arrays, FamilyRecording
 from family_v1 import FirstRecording
@@ -70,9 +72,9 @@ class ReplayedLearner(SeparateLearner):
 class Replay:
     """A recording beside a learner of ours."""
 
-    def __init__(self, recording: FamilyRecording):
+    def __init__(self, recording: FamilyRecording, **options: Any):
         self.recording, self.agent = recording, recording.agent()
-        self.learner = recording.learner(ReplayedLearner, self.agent, compile=False)
+        self.learner = recording.learner(ReplayedLearner, self.agent, compile=False, **options)
         extra = list(self.learner.loss.extra_modules)
         self.explorer: Plan2Explore | None = extra[0] if extra else None
         self.links = recording.names(self.agent, self.explorer).links()
@@ -155,4 +157,11 @@ def verify_family(recording: FamilyRecording) -> list[Row]:
     for number in (1, 2):
         for row in replay.update(number):
             rows.append(Row(f"{number} {row.quantity}", row.absolute, row.relative, row.tolerance))
+    replay.load("params0")
+    rows += Acting(recording, replay.agent, replay.explorer).rows()
+    if not recording.first:
+        unscaled = Replay(recording, gradient_mix=0.5, reward_momentum=1.0, reward_factor=1.0)
+        unscaled.load("params2")
+        unscaled.learner.actor_loss.normalizer.magnitude.fill_(1.0)
+        rows += variants(recording, unscaled.learner, unscaled.links)
     return rows
