@@ -98,7 +98,7 @@ class FirstRecording(FamilyRecording):
             "stored_latents": True,
             "reward_tanh": c["clip_rewards"] == "tanh",
         }
-        return kind(agent, h, **how, **options)
+        return kind(agent, h, **how | options)
 
     def batch(self, agent: Agent, carried: Arrays | None = None) -> TensorDict:
         """Steps ``[B, 1 + T]``: rows start from zeros and with their own first action."""
