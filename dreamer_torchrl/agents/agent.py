@@ -15,7 +15,7 @@ from dreamer_torchrl.keys import LATENTS, MASK, NOT_OBSERVED, WRITTEN
 from dreamer_torchrl.modules.actor import ActionSpace, Actor
 from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.encoder import Encoder
-from dreamer_torchrl.modules.heads import ContinueHead, TwoHotHead
+from dreamer_torchrl.modules.heads import ContinueHead, MaskHead, TwoHotHead
 from dreamer_torchrl.modules.latents import CategoricalLatent, Latent
 from dreamer_torchrl.modules.layers import Layers
 from dreamer_torchrl.modules.rssm import RSSM, MakeCore
@@ -112,6 +112,9 @@ class Agent(nn.Module):
         actor = actor or partial(Actor, unimix=actor_unimix, kind=layers)
         self.actor = actor(features, self.action_space, size.units)
         self.value = (value or partial(TwoHotHead, layers=3, kind=layers))(features, size.units)
+        self.mask: MaskHead | None = None
+        if mask:
+            self.mask = MaskHead(features, size.units, self.action_space.class_groups, kind=layers)
         # No submodule: the networks would be registered twice.
         object.__setattr__(self, "policy", Policy(self.encoder, self.rssm, self.actor))
 

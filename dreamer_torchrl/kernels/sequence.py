@@ -26,8 +26,9 @@ class NativeObserveSequence(ObserveSequence):
 
 
 class NativeImagineRollout(ImagineRollout):
-    def loop(self, belief: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        fitting = self.rssm.splits and not self.gradient and fits(belief) and actor_fits(self.actor)
+    def loop(self, belief: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        plain = not self.gradient and self.mask is None
+        fitting = self.rssm.splits and plain and fits(belief) and actor_fits(self.actor)
         return native_imagine(self.rssm, self.actor, belief, *inputs) if fitting else super().loop(belief, *inputs)
 
 

@@ -20,6 +20,7 @@ from dreamer_torchrl.learners.laprop import LaProp
 from dreamer_torchrl.learners.losses import Networks, can_compile, make_behaviour, make_world_model_loss
 from dreamer_torchrl.modules.heads import Cost
 from dreamer_torchrl.modules.spaces import Continuous, Space
+from dreamer_torchrl.objectives.action_mask import ActionMaskLoss
 from dreamer_torchrl.objectives.actor_loss import ActorLoss
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
 from dreamer_torchrl.objectives.common import Behaviour, DreamerLoss, ExtraLoss
@@ -87,7 +88,8 @@ class Learner:
         length = self.hyperparameters.imagination_length
         self.networks = Networks.of(agent, length, compile, gradient=self.imagined_gradient)
         self.loss = loss = self.make_loss(compile)
-        for term in extra_losses:
+        masks = [] if agent.mask is None else [ActionMaskLoss(agent.mask)]
+        for term in (*masks, *extra_losses):
             if hasattr(term, "setup"):
                 term.setup(self)
             loss.add(term)

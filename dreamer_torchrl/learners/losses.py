@@ -40,7 +40,7 @@ class Networks(NamedTuple):
         """With ``compile``, they and one step of each loop are fused; with ``gradient``, that of imagination flows."""
         networks = [agent.encoder, agent.decoder, agent.actor, agent.reward, agent.continuation, agent.value]
         observe = ObserveSequence(agent.rssm)
-        imagine = ImagineRollout(agent.rssm, agent.actor, imagination_length, gradient)
+        imagine = ImagineRollout(agent.rssm, agent.actor, imagination_length, gradient, agent.mask)
         if compile:
             observe.step, imagine.step = torch.compile(observe.step), torch.compile(imagine.step)
             networks = [copy.copy(network) for network in networks]  # of the same parameters; acting stays uncompiled

@@ -63,7 +63,7 @@ class Plan2Explore(Behaviour):
         self.to(learner.device)
         gradient, length = learner.imagined_gradient, learner.hyperparameters.imagination_length
         networks = networks._replace(
-            imagine=ImagineRollout(agent.rssm, self.explorer, length, gradient).tensordict_module(),
+            imagine=ImagineRollout(agent.rssm, self.explorer, length, gradient, agent.mask).tensordict_module(),
             actor=self.explorer.probabilistic_module(),
             value=self.critic.tensordict_module(),
             reward=self._reward(networks.reward),

@@ -1,13 +1,14 @@
 """Heads that predict a number or a probability from features."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from dreamer_torchrl.modules.distributions import BernoulliDist, TwoHotDist, two_hot_bins, two_hot_cross_entropy
 from dreamer_torchrl.modules.layers import MLP, Layers, full_precision
+from dreamer_torchrl.modules.spaces import by_variable
 from dreamer_torchrl.modules.tensordict_module import AsTensorDictModule
 
 Cost = Callable[..., Tensor]
@@ -113,6 +114,36 @@ class ContinueHead(Head):
 
     def mean(self, logits: Tensor) -> Tensor:
         return BernoulliDist(logits).mean
+
+
+class MaskHead(Head):
+    """Predict the action mask: a logit for each class, and whether it is allowed: from a probability of 0.5 on.
+
+    The likeliest class of each variable is always allowed. ``groups`` are pairs of variables and their classes
+    (`ActionSpace.class_groups`).
+
+    Example:
+        >>> logits, allowed = MaskHead(6, units=8, groups=[(2, 3)])(torch.ones(5, 6))
+        >>> logits.shape, allowed.unflatten(-1, (2, 3)).any(-1).all()
+        (torch.Size([5, 6]), tensor(True))
+    """
+
+    out_keys = ("action_mask_logits", "predicted_action_mask")
+
+    def __init__(
+        self,
+        in_features: int,
+        units: int,
+        groups: Sequence[tuple[int, int]],
+        layers: int = 1,
+        kind: Layers = Layers(),  # noqa: B008
+    ):
+        super().__init__(in_features, units, layers, sum(count * classes for count, classes in groups), kind=kind)
+        self.groups = groups
+
+    def mean(self, logits: Tensor) -> Tensor:
+        parts = by_variable(logits, self.groups)
+        return torch.cat([(x >= x.amax(-1, keepdim=True).clamp_max(0)).flatten(-2) for x in parts], -1)
 
 
 class AlwaysContinue(nn.Module, AsTensorDictModule):

@@ -5,12 +5,15 @@ and backwards the gradients of the weights are (`deferred_weights`). The tests c
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.actor import Actor
+from dreamer_torchrl.modules.heads import MaskHead
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.layers import rms_norm
 from dreamer_torchrl.modules.rssm import RSSM
@@ -88,16 +91,18 @@ def imagine(
     noise: Tensor,
     action_noise: Tensor | None = None,
     step: Callable[..., tuple[Tensor, Tensor, Tensor]] = imagine_step,
+    first: Policy | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Imagine H steps on from N starts, without gradient: features ``[N, H + 1, F]`` and flat actions ``[N, H, A]``.
 
     Takes starts ``[N, D]``, in whose precision it computes, and ``[N, S, K]``, a policy or given flat actions
-    ``[N, H, A]``, noise ``[N, H, S]`` and noise for the policy ``[N, H, ...]``; ``step`` may be a compiled one.
+    ``[N, H, A]``, noise ``[N, H, S]`` and noise for the policy ``[N, H, ...]``; ``step`` may be a compiled one and
+    ``first`` another policy for the starts.
     """
     if isinstance(action, Tensor):
         action, action_noise = (lambda _, given: given), action  # known actions come in the place of the noise
     if not rssm.splits:
-        return imagine_each(rssm, belief, state, action, noise, action_noise)
+        return imagine_each(rssm, belief, state, action, noise, action_noise, first)
     split, length = SplitRSSM(rssm, belief.dtype), noise.shape[1]
     # Written in place, row by row: stacking H + 1 steps afterwards would copy everything once more.
     features = belief.new_empty(belief.shape[0], length + 1, rssm.feature_size)
@@ -105,7 +110,8 @@ def imagine(
     actions = []
     for h in range(length):
         own_noise = None if action_noise is None else action_noise[:, h]
-        chosen, belief, state = step(split, action, features[:, h], noise[:, h], own_noise)
+        policy = action if h or first is None else first
+        chosen, belief, state = step(split, policy, features[:, h], noise[:, h], own_noise)
         actions.append(chosen)
         features[:, h + 1, : rssm.belief_size], features[:, h + 1, rssm.belief_size :] = belief, state.flatten(1)
     return features, torch.stack(actions, 1)
@@ -123,7 +129,13 @@ def observe_each(
 
 
 def imagine_each(
-    rssm: RSSM, belief: Tensor, state: Tensor, action: Policy, noise: Tensor, action_noise: Tensor
+    rssm: RSSM,
+    belief: Tensor,
+    state: Tensor,
+    action: Policy,
+    noise: Tensor,
+    action_noise: Tensor,
+    first: Policy | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What `imagine` gives, step by step and with the gradient of states and actions, for an RSSM of any parts.
 
@@ -131,7 +143,8 @@ def imagine_each(
     """
     features, actions = [rssm.latent.features(belief, state)], []
     for own_noise, own_action_noise in unbind_steps((noise, action_noise)):
-        actions.append(action(features[-1].detach(), own_action_noise))
+        policy = action if actions or first is None else first
+        actions.append(policy(features[-1].detach(), own_action_noise))
         belief, state, _ = rssm.imagine(belief, state, actions[-1], own_noise)
         features.append(rssm.latent.features(belief, state))
     return torch.stack(features, 1), torch.stack(actions, 1)
@@ -181,6 +194,9 @@ class ObserveSequence(nn.Module, AsTensorDictModule):
 class ImagineRollout(nn.Module, AsTensorDictModule):
     """Imagination under an actor, from every step of a batch; with ``gradient``, that of actions and states flows.
 
+    With a ``mask`` head the policy is masked: at the start by the recorded ``action_mask``, then by the predicted ones.
+    The masks are a third output.
+
     Example:
         >>> from torchrl.data import OneHot
         >>> from dreamer_torchrl.modules.actor import ActionSpace
@@ -194,14 +210,25 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
     in_keys = ("belief", "state", ("noise", "prior"), ("noise", "action"))
     out_keys = ("features", "action")
 
-    def __init__(self, rssm: RSSM, actor: Actor, length: int = 15, gradient: bool = False):
+    def __init__(
+        self, rssm: RSSM, actor: Actor, length: int = 15, gradient: bool = False, mask: MaskHead | None = None
+    ):
         super().__init__()
         self.rssm, self.actor, self.length, self.step = rssm, actor, length, imagine_step
-        self.gradient = gradient
+        self.gradient, self.mask = gradient, mask
+        if bool(actor.space.masks) != (mask is not None):
+            raise ValueError("An actor with action masks, and no other, needs the head: give mask=agent.mask.")
+        if mask is not None:
+            self.in_keys, self.out_keys = (*self.in_keys, MASK), (*self.out_keys, MASK)
 
     def forward(
-        self, belief: Tensor, state: Tensor, noise: Tensor | None = None, action_noise: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        belief: Tensor,
+        state: Tensor,
+        noise: Tensor | None = None,
+        action_noise: Tensor | None = None,
+        action_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Beliefs ``[..., D]``, states or class indices, noise ``[..., H, S]`` and ``[..., H, noise_size]``.
 
         Gives features ``[..., H + 1, F]`` and flat actions ``[..., H + 1, A]``, of which the last is zero.
@@ -211,17 +238,34 @@ class ImagineRollout(nn.Module, AsTensorDictModule):
             noise = self.rssm.latent.noise(*batch, self.length, device=belief.device)
         if action_noise is None:
             action_noise = self.actor.space.noise(*batch, self.length, device=belief.device)
-        inputs = belief.detach(), self.rssm.one_hot(state.detach()), noise, action_noise
+        inputs = [belief.detach(), self.rssm.one_hot(state.detach()), noise, action_noise]
+        if self.mask is not None:
+            inputs.append(action_mask)
         with torch.set_grad_enabled(self.gradient and torch.is_grad_enabled()):
             outputs = self.loop(*(x.reshape(-1, *x.shape[len(batch) :]) for x in inputs))
         return tuple(x.reshape(*batch, *x.shape[1:]) for x in outputs)
 
-    def loop(self, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor) -> tuple[Tensor, Tensor]:
+    def loop(
+        self, belief: Tensor, state: Tensor, noise: Tensor, action_noise: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        policy, first = self._draw if self.gradient else self.actor.act, None
+        if self.mask is not None:
+            policy, first = self._draw_masked, partial(self._draw, mask=mask)
+        inputs = (self.rssm, belief, state, policy, noise, action_noise)
         if self.gradient:
-            features, actions = imagine_each(self.rssm, belief, state, self._draw, noise, action_noise)
+            features, actions = imagine_each(*inputs, first)
         else:
-            features, actions = imagine(self.rssm, belief, state, self.actor.act, noise, action_noise, self.step)
-        return features, F.pad(actions, (0, 0, 0, 1))
+            features, actions = imagine(*inputs, self.step, first)
+        outputs = features, F.pad(actions, (0, 0, 0, 1))
+        return outputs if self.mask is None else (*outputs, self._masks(features.detach(), mask))
 
-    def _draw(self, features: Tensor, noise: Tensor) -> Tensor:
-        return self.actor.distribution(self.actor(features)).rsample(noise)
+    def _draw(self, features: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.actor.distribution(self.actor(features), mask).rsample(noise)
+
+    def _draw_masked(self, features: Tensor, noise: Tensor) -> Tensor:
+        return self._draw(features, noise, self.mask(features)[1])
+
+    def _masks(self, features: Tensor, start: Tensor) -> Tensor:
+        """The recorded mask of the start ``[N, n]`` and the predicted ones behind it, ``[N, H + 1, n]``."""
+        predicted = self.mask(features[:, 1:])[1]
+        return torch.cat([start.bool().unsqueeze(1), predicted], 1)

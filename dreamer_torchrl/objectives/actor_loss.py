@@ -9,10 +9,17 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 
+from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.actor import ActionDistribution
 from dreamer_torchrl.objectives.batch import check_keys
 from dreamer_torchrl.objectives.common import StepLoss, entries
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
+
+
+def imagined(rollout: TensorDictBase, *keys: NestedKey) -> TensorDict:
+    """These entries of a rollout, the features first, with its steps ``[..., H + 1]`` as batch dimensions."""
+    found = {key: rollout.get(key) for key in keys}
+    return TensorDict(found, batch_size=found[keys[0]].shape[:-1])
 
 
 def reinforce_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tensor, scale: float) -> Tensor:
@@ -88,7 +95,8 @@ class ActorLoss(StepLoss):
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        return [self.tensor_keys.belief, self.tensor_keys.state]
+        masks = [MASK] if MASK in self.actor.in_keys else []
+        return [self.tensor_keys.belief, self.tensor_keys.state, *masks]
 
     @property
     def out_keys(self) -> list[str]:
@@ -100,8 +108,7 @@ class ActorLoss(StepLoss):
         # Imagination; the value keeps its graph, so that `ValueLoss` need not repeat it
         with torch.no_grad():
             rollout = self.networks["imagine"](tensordict.copy())
-            features, action = rollout.get(keys.features), rollout.get(keys.action)
-            imagination = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
+            imagination = imagined(rollout, keys.features, keys.action, *self.actor.in_keys)
             self.networks["reward"](imagination)
             self.networks["continuation"](imagination)
         self.networks["value"](imagination)

@@ -10,7 +10,9 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
 from torch.nn import functional as F
 
+from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.actor import ActionDistribution
+from dreamer_torchrl.objectives.actor_loss import imagined
 from dreamer_torchrl.objectives.batch import check_keys
 from dreamer_torchrl.objectives.common import StepLoss, entries
 from dreamer_torchrl.objectives.returns import RewardNormalizer, lambda_return
@@ -87,7 +89,8 @@ class DynamicsActorLoss(StepLoss):
     @property
     def in_keys(self) -> list[NestedKey]:
         keys = self.tensor_keys
-        return [keys.belief, keys.state, *([keys.terminated] if self.true_start else [])]
+        masks = [MASK] if MASK in self.actor.in_keys else []
+        return [keys.belief, keys.state, *masks, *([keys.terminated] if self.true_start else [])]
 
     @property
     def out_keys(self) -> list[str]:
@@ -98,8 +101,8 @@ class DynamicsActorLoss(StepLoss):
         check_keys(tensordict, self.in_keys, type(self).__name__)
         # Imagination; s_h is left by the action a_h, h = 0 ... H - 1
         rollout = self.networks["imagine"](tensordict.copy())
-        features, action = rollout.get(keys.features), rollout.get(keys.action)  # [..., H + 1, F], [..., H + 1, A]
-        imagination = TensorDict({keys.features: features, keys.action: action}, batch_size=features.shape[:-1])
+        imagination = imagined(rollout, keys.features, keys.action, *self.actor.in_keys)
+        features, action = imagination.get(keys.features), imagination.get(keys.action)  # [..., H + 1, F or A]
         for name in ("reward", "continuation", "value"):
             self.networks[name](imagination)
         reward = self.normalizer(imagination.get(keys.predicted_reward).squeeze(-1))  # [..., H + 1]
@@ -122,7 +125,8 @@ class DynamicsActorLoss(StepLoss):
         objective = self.mix * judged
         metrics = {}
         if self.mix < 1 or self.entropy_scale:
-            policy = self.actor.get_dist(TensorDict({keys.features: features[..., :count, :].detach()}))
+            inputs = {key: imagination.get(key)[..., :count, :].detach() for key in self.actor.in_keys}
+            policy = self.actor.get_dist(TensorDict(inputs))
             chosen = action[..., :count, :] if self.mix else action[..., :count, :].detach()
             advantage = (judged - value[..., :count]).detach()
             if self.mix < 1:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.decoder import observation_from, reconstruction_key
 from dreamer_torchrl.modules.rollout import ImagineRollout, ObserveSequence, imagine
 from dreamer_torchrl.modules.spaces import Continuous, Image, Space, key_name
@@ -95,8 +96,10 @@ def open_loop(
     if imagine:
         noise = state_noise(agent, 1, imagine, generator)[0]
         action_noise = agent.action_space.noise(imagine, generator=generator).to(noise.device)
-        by_policy = ImagineRollout(agent.rssm, agent.actor, imagine)
-        ahead, _ = by_policy(posterior.belief[last], posterior.state[last], noise, action_noise)  # [imagine + 1, F]
+        by_policy = ImagineRollout(agent.rssm, agent.actor, imagine, mask=agent.mask)
+        mask = None if agent.mask is None else steps[MASK][last].to(noise.device)
+        latents = posterior.belief[last], posterior.state[last]
+        ahead, *_ = by_policy(*latents, noise, action_noise, mask)  # [imagine + 1, F]
     else:
         noise = state_noise(agent, 1, len(steps) - last - 1, generator)
         ahead = predict(agent, posterior, torch.tensor([last]), posterior.action[None, last:-1], noise)[0]
@@ -177,7 +180,8 @@ def predictions(agent: Agent, features: Tensor) -> Predictions:
             seen = observation_from(space, decoded[name], agent.decoder.symlog)
             observation[key] = readable(space, seen).cpu()
     numbers = (agent.reward(features)[1], agent.continuation(features)[1], agent.value(features)[1])
-    entropy = agent.actor.distribution(agent.actor(features)).entropy()
+    mask = None if agent.mask is None else agent.mask(features)[1]
+    entropy = agent.actor.distribution(agent.actor(features), mask).entropy()
     return Predictions(observation, *(number.squeeze(-1).cpu() for number in numbers), entropy.cpu())
 
 
