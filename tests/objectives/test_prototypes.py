@@ -70,9 +70,9 @@ def test_losses_are_those_of_the_formula() -> None:
     views = term._views(data)
     learner.networks.encoder(views)
     learner.networks.observe(views)
-    unit = [vector / vector.norm() for vector in term.prototypes]
+    unit = [vector / vector.norm() for vector in term.prototypes.detach()]
     compared = {"encoded": (term.from_encoded, "encoded_latents"), "features": (term.from_features, "features")}
-    vectors = {name: project(views[key]) for name, (project, key) in compared.items()}
+    vectors = {name: project(views[key]).detach() for name, (project, key) in compared.items()}
     logs, scores = {}, {}
     for name, all_vectors in vectors.items():
         for view in (0, 1):
