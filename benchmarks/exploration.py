@@ -1,6 +1,6 @@
 """Train Plan2Explore in a maze without rewards, and count the cells that it and random actions visit in as many steps.
 
-    python benchmarks/exploration.py --steps 30000 --folder RUNS --json benchmarks/results/exploration.json
+    python benchmarks/exploration.py --steps 30000 --folder RUNS --json exploration.json
 
 Random actions play the same environments with the same limits. Cells of the run are read off the images in its replay.
 The same command continues a run that is there.
@@ -54,7 +54,7 @@ def explored_cells(run_dir: Path) -> tuple[set[int], int]:
     settings = saved_settings(run_dir)
     replay = make_replay(settings)
     saved = Checkpoints(run_dir / "checkpoints").load(replay)
-    images = replay.buffer.storage[: len(replay)]["observation"].flatten(0, -4).numpy()
+    images = replay.buffer.storage[: len(replay)]["pixels"].flatten(0, -4).numpy()
     return cells_in(images, Maze(rewards=False)), saved.parts["progress"]["steps"]
 
 
