@@ -74,7 +74,7 @@ class Replay:
 
     def __init__(self, recording: FamilyRecording, **options: Any):
         self.recording, self.agent = recording, recording.agent()
-        self.learner = recording.learner(ReplayedLearner, self.agent, compile=False, **options)
+        self.learner = recording.learner(ReplayedLearner, self.agent, **{"compile": False} | options)
         extra = list(self.learner.loss.extra_modules)
         self.explorer: Plan2Explore | None = extra[0] if extra else None
         self.links = recording.names(self.agent, self.explorer).links()
@@ -151,16 +151,17 @@ def family_of(recording: Recording) -> FamilyRecording | None:
     return found[0](recording.folder, recording.case) if found else None
 
 
-def verify_family(recording: FamilyRecording) -> list[Row]:
-    """All comparisons of a recording."""
-    replay, rows = Replay(recording), []
+def verify_family(recording: FamilyRecording, **options: Any) -> list[Row]:
+    """All comparisons of a recording; ``options`` are arguments of its learner, such as ``native``."""
+    replay, rows = Replay(recording, **options), []
     for number in (1, 2):
         for row in replay.update(number):
             rows.append(Row(f"{number} {row.quantity}", row.absolute, row.relative, row.tolerance))
     replay.load("params0")
     rows += Acting(recording, replay.agent, replay.explorer).rows()
     if not recording.first:
-        unscaled = Replay(recording, gradient_mix=0.5, reward_momentum=1.0, reward_factor=1.0)
+        scale = {"reward_momentum": 1.0, "reward_factor": 1.0}
+        unscaled = Replay(recording, gradient_mix=0.5, **scale, **options)
         unscaled.load("params2")
         unscaled.learner.actor_loss.normalizer.magnitude.fill_(1.0)
         rows += variants(recording, unscaled.learner, unscaled.links)

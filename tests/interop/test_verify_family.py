@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from family_names import Names
 from family_verification import Replay, family_of, verify_family
 from recording import Recording
 from torch import Tensor
+from torch.testing import assert_close
+from torchrl.data import Bounded, Composite, Unbounded
 
+from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.interop.verify import main
 from dreamer_torchrl.learners.adam import ClippedAdam
+from dreamer_torchrl.modules.cores import LayerNormGRU
+from dreamer_torchrl.modules.decoder import Decoder
 from dreamer_torchrl.modules.distributions import OneHotDist
+from dreamer_torchrl.modules.encoder import Encoder
+from dreamer_torchrl.modules.heads import NormalHead
 from dreamer_torchrl.modules.latents import CategoricalLatent
+from dreamer_torchrl.modules.layers import dense_layers
 from dreamer_torchrl.modules.squashed import TruncatedNormal
+from dreamer_torchrl.modules.strided import StridedEncoder, TransposedDecoder
 from dreamer_torchrl.objectives import returns, world_model
+from tests.kernels.compilers import a_compiler
+from tests.objectives.examples import TINY
 
 GOLDEN = Path(__file__).parents[1] / "golden_family"
 CASES = ("v1_vision_cont", "v1_vision_disc", "v2_vision_disc", "v2_proprio_cont", "v2_gauss_both")
@@ -36,10 +49,13 @@ def wrong(case: str, folder: Path = GOLDEN, **settings: Any) -> set[str]:
 # They hold
 
 
+@pytest.mark.parametrize("native", [False, True], ids=["plain", "kernels"])
 @pytest.mark.parametrize("case", CASES)
-def test_all_quantities_agree(case: str) -> None:
+def test_all_quantities_agree(case: str, native: bool) -> None:
+    if native and a_compiler() is None:
+        pytest.skip("needs a C compiler")
     recording = family_of(Recording(GOLDEN, case))
-    rows = verify_family(recording)
+    rows = verify_family(recording, native=native)
     assert not [str(row) for row in rows if not row.ok]
     quantities = {row.quantity for row in rows}
     assert len(quantities) == len(rows)
@@ -55,6 +71,43 @@ def test_all_quantities_agree(case: str) -> None:
         for each in ours:
             assert {f"1 param {each}", f"2 param {each}"} <= quantities
             assert "target_critic" in each or {f"1 grad {each}", f"2 grad {each}"} <= quantities
+
+
+def test_orders_of_observations_that_no_recording_has() -> None:
+    """Images and vectors together: the official embedding starts with images, and keys stand as in the environment."""
+    kind = dense_layers()
+    spec = {"late": Unbounded((3,)), "photo": Bounded(0, 255, (64, 64, 3), dtype=torch.uint8), "early": Unbounded((2,))}
+    spec["chart"] = Bounded(0, 255, (64, 64, 1), dtype=torch.uint8)
+    agent = Agent(
+        *(Composite(spec), Bounded(-1, 1, (2,)), TINY),
+        layers=kind,
+        core=LayerNormGRU,
+        prior_layers=1,
+        encoder=partial(Encoder, units=8, symlog=False, kind=kind, image=partial(StridedEncoder, depth=2)),
+        decoder=partial(Decoder, units=8, kind=kind, image=partial(TransposedDecoder, depth=2)),
+        **{name: partial(NormalHead, kind=kind) for name in ("reward", "value")},
+    )
+    for bias in (parameter for parameter in agent.parameters() if parameter.ndim == 1):
+        torch.nn.init.normal_(bias)
+    found = {link.name: link.to_official(link.parameter) for link in Names(agent, list(spec), first=False).links()}
+    assert len(found) == len(list(agent.parameters()))
+    seen = {key: torch.rand(1, *leaf.shape).mul(255 if len(leaf.shape) == 3 else 1) for key, leaf in spec.items()}
+    encoder, belief = agent.encoder, torch.rand(1, agent.rssm.belief_size)
+    kernels = {name: torch.from_numpy(array) for name, array in found.items()}
+    vectors = torch.cat([seen["late"], seen["early"]], -1)  # [1, 5], in the environment's order
+    layer = encoder.vector[0].linear
+    own = layer(torch.cat([seen["early"], seen["late"]], -1)) - layer.bias
+    assert_close(vectors @ kernels["enc/dense0/kernel"], own)
+    images = torch.cat([seen["photo"], seen["chart"]], -1)[:, :4, :4]  # [1, 4, 4, 4]
+    first = encoder.image.convolutions[0]
+    own = first(torch.cat([seen["chart"], seen["photo"]], -1).permute(0, 3, 1, 2))[0, :, 0, 0] - first.bias
+    assert_close(torch.einsum("nhwc,hwco->o", images, kernels["enc/conv0/kernel"]), own, rtol=1e-4, atol=1e-3)
+    vector, image = torch.rand(1, 8), torch.rand(1, encoder.image.out_features)
+    layer = agent.rssm.posterior.linear
+    own = layer(torch.cat([belief, vector, image], -1)) - layer.bias
+    assert_close(torch.cat([belief, image, vector], -1) @ kernels["rssm/obs_out/kernel"], own)
+    last = agent.decoder.image.convolutions[-1].bias
+    assert_close(kernels["dec/conv3/bias"], torch.cat([last[1:], last[:1]]))
 
 
 def test_the_command_knows_them(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
