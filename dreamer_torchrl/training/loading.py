@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamer_torchrl.config.checks import ConfigError
-from dreamer_torchrl.config.compose import saved_settings
+from dreamer_torchrl.config.compose import read_saved, saved_settings
 from dreamer_torchrl.training.pretrained import CARD, Card, located, read_card, read_weights
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dreamer_torchrl.training.evaluation import Evaluation
 
 FAILED, BAD_ARGUMENTS, NO_CHECKPOINT = 1, 2, 3
+OWN_MODULES = "dreamer_torchrl.modules."
 
 
 @dataclass
@@ -88,8 +89,9 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     if (path / CARD).is_file():
         card = read_card(path)
         settings = saved_settings(path, card.configuration)
-        if checkpoint is not None or settings.agent.encoder:
-            fault = f"no checkpoint {checkpoint!r}" if checkpoint is not None else "no code for its agent.encoder"
+        foreign = [name for name, part in settings.agent.parts.items() if not ours(part)]
+        if checkpoint is not None or foreign:
+            fault = f"no checkpoint {checkpoint!r}" if checkpoint is not None else f"no code for its agent.{foreign[0]}"
             raise ConfigError(f"{path} is a pretrained agent, with weights only: it has {fault}.")
         specs, weights = Specs.from_tree(card.specs), read_weights(path, card)
     else:
@@ -108,8 +110,22 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     return LoadedRun(path, settings, agent, saved, specs.bounds, card)
 
 
+def ours(part: Any) -> bool:
+    """Whether a part names modules of this package alone: a card from a stranger can make `load` call nothing else."""
+    if isinstance(part, Mapping):
+        named = str(part.get("_target_", OWN_MODULES)).startswith(OWN_MODULES)
+        return named and all(map(ours, part.values()))
+    return all(map(ours, part)) if isinstance(part, list | tuple) else True
+
+
 def open_run(parser: argparse.ArgumentParser, folder: Path, checkpoint: str | None) -> LoadedRun:
     """The run in a folder, with as many threads of torch as its training had; without one the command ends here."""
+    try:
+        if not (located(folder) / CARD).is_file():
+            read_saved(folder)
+    except ConfigError as error:
+        parser.error(str(error))
+
     import torch
     from torchrl import logger
 

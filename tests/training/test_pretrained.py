@@ -100,21 +100,23 @@ def test_what_only_a_run_has(copy: Path) -> None:
         load(copy, "000000000040")
     with pytest.raises(ValueError, match="has no replay"):
         load(copy).recorded(3)
-    card = read_card(copy)
-    encoder = {"agent": {"encoder": {"_target_": "os.mkdir", "path": str(copy / "made")}}}
-    (copy / CARD).write_text(replace(card, configuration=card.configuration | encoder).text())
-    with pytest.raises(ConfigError, match=r"no code for its agent\.encoder"):
-        load(copy)
+    card, mkdir = read_card(copy), {"_target_": "os.mkdir", "path": str(copy / "made")}
+    inner = {"_target_": "dreamer_torchrl.modules.heads.NormalHead", "kind": mkdir}
+    for name, part in (("encoder", mkdir), ("layers", mkdir), ("reward", inner)):
+        own = {"agent": {name: part}}
+        (copy / CARD).write_text(replace(card, configuration=card.configuration | own).text())
+        with pytest.raises(ConfigError, match=rf"no code for its agent\.{name}"):
+            load(copy)
     assert not (copy / "made").exists()
 
 
-@pytest.mark.parametrize("environment", ["env=pendulum", "env=grid_reach"])
+@pytest.mark.parametrize("environment", ["env=pendulum", "env=grid_reach", "env=pendulum algorithm=dreamer_v1"])
 def test_a_run_becomes_a_pretrained_agent(environment: str, tmp_path: Path) -> None:
     """The same weights, specs and bounds, so the same actions; also with images."""
-    run = load(trained(tmp_path / "run", environment, "total_steps=24", "train_ratio=1", "eval.every=0"))
+    run = load(trained(tmp_path / "run", *environment.split(), "total_steps=24", "train_ratio=1", "eval.every=0"))
     card, weights = packed(run)
     assert card.score is None and card.task == environment_name(run.settings) and card.size == "own"
-    assert environment in card.command and "run_dir" not in card.command
+    assert environment.split()[0] in card.command and "run_dir" not in card.command
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent" / WEIGHTS).write_bytes(weights)
     (tmp_path / "agent" / CARD).write_text(card.text(), encoding="utf-8")
