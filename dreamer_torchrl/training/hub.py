@@ -15,7 +15,7 @@ from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.config.compose import OVERRIDES, Configuration, environment_name, size_name
 from dreamer_torchrl.config.overrides import keys
 from dreamer_torchrl.limits import ConfigError
-from dreamer_torchrl.training.loading import LoadedRun, load
+from dreamer_torchrl.training.loading import LoadedRun, foreign_parts, load
 from dreamer_torchrl.training.pretrained import CARD, WEIGHTS, Card
 
 
@@ -23,8 +23,8 @@ def packed(run: LoadedRun, licence: str = "MIT") -> tuple[Card, bytes]:
     """Card and weights of a run, without optimizer and target critic; those of a pretrained agent as they are."""
     if run.card is not None:
         return run.card, (run.path / WEIGHTS).read_bytes()
-    if run.settings.agent.encoder:
-        raise ConfigError(f"{run.path} has an agent.encoder of its own, which is code: publish it as a package.")
+    if foreign := foreign_parts(run.settings):
+        raise ConfigError(f"{run.path} has an agent.{foreign[0]} of its own, which is code: publish it as a package.")
     from safetensors.torch import save
 
     weights, parts = save(run.agent.state_dict(), {"format": "pt"}), run.saved.parts

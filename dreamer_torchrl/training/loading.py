@@ -89,7 +89,7 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     if (path / CARD).is_file():
         card = read_card(path)
         settings = saved_settings(path, card.configuration)
-        foreign = [name for name, part in settings.agent.parts.items() if not ours(part)]
+        foreign = foreign_parts(settings)
         if checkpoint is not None or foreign:
             fault = f"no checkpoint {checkpoint!r}" if checkpoint is not None else f"no code for its agent.{foreign[0]}"
             raise ConfigError(f"{path} is a pretrained agent, with weights only: it has {fault}.")
@@ -108,6 +108,11 @@ def load(run: str | Path, checkpoint: str | None = None) -> LoadedRun:
     agent = make_agent(settings, specs, "cpu").eval()
     agent.load_state_dict(weights)
     return LoadedRun(path, settings, agent, saved, specs.bounds, card)
+
+
+def foreign_parts(settings: Settings) -> list[str]:
+    """Parts of the agent that are code of its own."""
+    return [name for name, part in settings.agent.parts.items() if not ours(part)]
 
 
 def ours(part: Any) -> bool:
