@@ -177,7 +177,13 @@ def log_prob_of_gradient(self: OneHotDist, value: Tensor) -> Tensor:
 
 
 def imagination_that_policies_shape(
-    rssm: Any, belief: Tensor, state: Tensor, action: Callable[..., Tensor], noise: Tensor, action_noise: Tensor
+    rssm: Any,
+    belief: Tensor,
+    state: Tensor,
+    action: Callable[..., Tensor],
+    noise: Tensor,
+    action_noise: Tensor,
+    _: None,
 ) -> tuple[Tensor, Tensor]:
     features, actions = [rssm.latent.features(belief, state)], []
     for h in range(noise.shape[1]):
