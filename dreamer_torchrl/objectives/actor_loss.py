@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
+from torch.distributions import Distribution
 
 from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.actor import ActionDistribution
 from dreamer_torchrl.objectives.batch import check_keys
-from dreamer_torchrl.objectives.common import StepLoss, entries
+from dreamer_torchrl.objectives.common import BorrowingLoss, entries
 from dreamer_torchrl.objectives.returns import ReturnNormalizer, lambda_return
 
 
@@ -22,12 +21,20 @@ def imagined(rollout: TensorDictBase, *keys: NestedKey) -> TensorDict:
     return TensorDict(found, batch_size=found[keys[0]].shape[:-1])
 
 
+def randomness(policy: Distribution, entropy: Tensor) -> dict[str, Tensor]:
+    """The metric of an entropy between the least, 0, and the largest, 1, where the policy knows them."""
+    if not isinstance(policy, ActionDistribution) or policy.entropy_range is None:
+        return {}
+    low, high = policy.entropy_range
+    return {"randomness": (entropy - low) / (high - low or 1.0)}
+
+
 def reinforce_loss(log_prob: Tensor, advantage: Tensor, entropy: Tensor, weight: Tensor, scale: float) -> Tensor:
     """REINFORCE with ``scale`` times the entropy, ``[...]`` each; only ``log_prob`` and ``entropy`` get a gradient."""
     return -weight.detach() * (log_prob * advantage.detach() + scale * entropy)
 
 
-class ActorLoss(StepLoss):
+class ActorLoss(BorrowingLoss):
     """Imagine from every posterior state, estimate the returns, reinforce the actor.
 
     Takes data with ``belief`` and ``state`` ``[...]`` and writes into a copy of it the nested ``imagination``
@@ -80,18 +87,12 @@ class ActorLoss(StepLoss):
     ):
         super().__init__()
         self.actor = actor
-        # Called and not trained: in a dict, they are no submodules.
         self.networks = {"imagine": imagine, "reward": reward, "continuation": continuation, "value": value}
         if slow_value is not None:
             self.networks["slow_value"] = slow_value
         self.gamma = 1.0 if discount_in_continue else 1 - 1 / horizon
         self.return_lambda, self.entropy_scale, self.scale = return_lambda, entropy_scale, scale
         self.normalizer = ReturnNormalizer() if normalizer is None else normalizer
-
-    def _apply(self, fn: Callable[[Tensor], Tensor]) -> ActorLoss:
-        for network in self.networks.values():
-            network._apply(fn)
-        return super()._apply(fn)
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -156,7 +157,5 @@ class ActorLoss(StepLoss):
             "return_high": self.normalizer.high.clone(),
             "return_scale": self.normalizer.scale,
         }
-        if isinstance(policy, ActionDistribution) and policy.entropy_range is not None:
-            low, high = policy.entropy_range
-            metrics["randomness"] = (metrics["entropy"] - low) / (high - low or 1.0)
+        metrics |= randomness(policy, metrics["entropy"])
         return TensorDict({"loss_actor": loss, **{key: metric.detach() for key, metric in metrics.items()}}), data

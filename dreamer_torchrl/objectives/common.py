@@ -55,6 +55,17 @@ class StepLoss(LossModule):
         return (loss * weight.reshape(*weight.shape, *[1] * (loss.ndim - weight.ndim))).mean()
 
 
+class BorrowingLoss(StepLoss):
+    """A `StepLoss` that calls ``networks`` without training them: no submodules, they move with it all the same."""
+
+    networks: dict[str, nn.Module]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor]) -> "BorrowingLoss":
+        for network in self.networks.values():
+            network._apply(fn)
+        return super()._apply(fn)
+
+
 class Behaviour(nn.Module):
     """An extra loss with an actor and a critic of its own beside those of the task, such as an exploring one.
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
-from torch import Tensor
 from torch.nn import functional as F
 
 from dreamer_torchrl.keys import MASK
-from dreamer_torchrl.modules.actor import ActionDistribution
-from dreamer_torchrl.objectives.actor_loss import imagined
+from dreamer_torchrl.objectives.actor_loss import imagined, randomness
 from dreamer_torchrl.objectives.batch import check_keys
-from dreamer_torchrl.objectives.common import StepLoss, entries
+from dreamer_torchrl.objectives.common import BorrowingLoss, entries
 from dreamer_torchrl.objectives.returns import RewardNormalizer, lambda_return
 
 
-class DynamicsActorLoss(StepLoss):
+class DynamicsActorLoss(BorrowingLoss):
     """Imagine from every posterior state, estimate the returns, and maximize them.
 
     Rewards, values and returns belong to states: the value of a state includes its own reward. An action is judged by
@@ -72,7 +68,6 @@ class DynamicsActorLoss(StepLoss):
         if not 0 <= mix <= 1:
             raise ValueError(f"mix={mix} is impossible: give a share from 0 (REINFORCE) to 1 (dynamics).")
         self.actor = actor
-        # Called and not trained: in a dict, they are no submodules.
         self.networks = {"imagine": imagine, "reward": reward, "continuation": continuation}
         self.networks["value"] = value if slow_value is None else slow_value
         self.mix, self.start, self.true_start, self.last_start = mix, start, start and true_start, last_start
@@ -80,11 +75,6 @@ class DynamicsActorLoss(StepLoss):
         self.gamma = 1.0 if discount_in_continue else self.true_discount
         self.return_lambda, self.entropy_scale, self.scale = return_lambda, entropy_scale, scale
         self.normalizer = RewardNormalizer() if normalizer is None else normalizer
-
-    def _apply(self, fn: Callable[[Tensor], Tensor]) -> DynamicsActorLoss:
-        for network in self.networks.values():
-            network._apply(fn)
-        return super()._apply(fn)
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -133,7 +123,8 @@ class DynamicsActorLoss(StepLoss):
                 objective = objective + (1 - self.mix) * policy.log_prob(chosen) * advantage
             entropy = policy.entropy()  # [..., H - 1]
             objective = objective + self.entropy_scale * entropy
-            metrics = self._policy_metrics(policy, entropy, advantage)
+            metrics = {"entropy": entropy.mean(), "advantage_mean": advantage.mean(), "advantage_std": advantage.std()}
+            metrics |= randomness(policy, metrics["entropy"])
         loss = self.mean(-weight[..., :count] * objective, tensordict) * self.scale
         # Critic's data
         seen = TensorDict({keys.features: features[..., first:, :].detach()}, batch_size=weight.shape)
@@ -150,11 +141,3 @@ class DynamicsActorLoss(StepLoss):
         }
         metrics = {key: metric.detach() for key, metric in metrics.items()}
         return TensorDict({"loss_actor": loss, **metrics}), tensordict.copy().set(keys.imagination, seen)
-
-    @staticmethod
-    def _policy_metrics(policy: ActionDistribution, entropy: Tensor, advantage: Tensor) -> dict[str, Tensor]:
-        metrics = {"entropy": entropy.mean(), "advantage_mean": advantage.mean(), "advantage_std": advantage.std()}
-        if isinstance(policy, ActionDistribution) and (limits := policy.entropy_range) is not None:
-            low, high = limits
-            metrics["randomness"] = (metrics["entropy"] - low) / (high - low or 1.0)
-        return metrics
