@@ -24,8 +24,10 @@ class ChildError(RuntimeError):
     """The other process could not start, or ended early."""
 
 
-def start_sheeprl(python: Path, size_name: str, steps: TensorDictBase, *arguments: str) -> ChildContestant:
-    """Starts sheeprl in its own environment, for the same ``steps`` and as many threads as ours.
+def start_sheeprl(python: Path, name: str, steps: TensorDictBase, *arguments: str) -> ChildContestant:
+    """Starts sheeprl's DreamerV3 of a size, or the algorithm of this name, in its own environment.
+
+    It has the same ``steps`` and as many threads as ours.
 
     Example:
         start_sheeprl(Path("sheeprl/bin/python"), "size1m", steps, "--act", "50")
@@ -33,8 +35,8 @@ def start_sheeprl(python: Path, size_name: str, steps: TensorDictBase, *argument
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "steps.pt"
         torch.save(dict(steps.items()), file)
-        size = size_name.removeprefix("size").upper()
-        options = ("--steps", file, "--size", size, "--threads", torch.get_num_threads())
+        which = ("--size", name.removeprefix("size").upper()) if name.startswith("size") else ("--algorithm", name)
+        options = ("--steps", file, *which, "--threads", torch.get_num_threads())
         return ChildContestant([python, SHEEPRL_PEER, *options, *arguments], SHEEPRL_SETUP)
 
 

@@ -4,6 +4,8 @@
     python benchmarks/learner.py --workload all --against torchrl --json results.json
     python benchmarks/learner.py --against sheeprl --peer-python ~/sheeprl/bin/python
     python benchmarks/learner.py --dtype bfloat16 --against float32
+    python benchmarks/learner.py --workload dreamer_v1 dreamer_v2 --against sheeprl --peer-python ~/sheeprl/bin/python
+    python benchmarks/learner.py --workload r2 --against decoder
 
 One update is losses, gradients, clipping, optimizer, target critic, return normalization and new latents. Peak memory
 is that of the process on a CPU, of torch's allocator on a GPU. TorchRL's learner shares our process: for the memory of
@@ -16,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,14 +28,19 @@ from gate import Gate
 from provenance import provenance
 from tensordict import TensorDictBase
 from torchrl_peer import torchrl_learner
-from workloads import CONTEXT, HORIZON, WORKLOADS, Workload
+from workloads import CONTEXT, FAMILY, HORIZON, WORKLOADS, FamilyWorkload, Workload
 
 from dreamer_torchrl import Agent, Hyperparameters, Learner, build_agent
 from dreamer_torchrl.agents.backend import decide
 from dreamer_torchrl.learners.learner import example_batch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PEER_MODES = {"torchrl": ("eager", "step", "full", "graph"), "sheeprl": ("eager", "compiled"), "float32": ("eager",)}
+PEER_MODES = {
+    "torchrl": ("eager", "step", "full", "graph"),
+    "sheeprl": ("eager", "compiled"),
+    "float32": ("eager",),
+    "decoder": ("eager",),
+}
 
 
 def our_learner(
@@ -52,13 +60,35 @@ def our_learner(
     return LocalContestant(name, trained, lambda: learner.update(steps), steps.device, notes)
 
 
+def family_contestants(
+    workload: FamilyWorkload, arguments: argparse.Namespace, processes: ExitStack
+) -> list[Contestant]:
+    """Ours first, then the peer, if any: sheeprl's of the same number of parameters, or ours with its decoder."""
+    ours = [workload.learner()]
+    if arguments.against == "decoder":
+        ours.append(workload.learner("representation=decoder"))
+    batch, length = arguments.batch or workload.batch, arguments.length or workload.length
+    context = ours[0].hyperparameters.context
+    steps = example_batch(ours[0].agent, batch, length)[:, 1 - context :]
+    rivals: list[Contestant] = []
+    for learner, name in zip(ours, (workload.name, "dreamer_v3 with decoder"), strict=False):
+        trained = sum(parameter.numel() for parameter in learner.trained.values())
+        rivals.append(LocalContestant(f"our {name}", trained, partial(learner.update, steps), learner.device))
+    if rivals[0].parameters != workload.parameters:
+        raise RuntimeError(f"{workload.name} trains {rivals[0].parameters:,} parameters, not {workload.parameters:,}")
+    if arguments.against == "sheeprl":
+        mode = ("--mode", arguments.peer_mode, "--dtype", arguments.dtype)
+        rivals.append(processes.enter_context(start_sheeprl(arguments.peer_python, workload.name, steps, *mode)))
+    return rivals
+
+
 def contestants(workload: Workload, arguments: argparse.Namespace, processes: ExitStack) -> list[Contestant]:
     """Ours first, then the peer, if any, on the same steps. Child processes end with `processes`."""
     torch.manual_seed(0)
     device, dtype = arguments.device, DTYPES[arguments.dtype]
     specs = workload.observation_spec, workload.action_spec, workload.size_name
     agent = build_agent(*specs, dtype=dtype)
-    steps = example_batch(agent, arguments.batch, arguments.length).to(device)
+    steps = example_batch(agent, arguments.batch or 16, arguments.length or 64).to(device)
     how = steps, arguments.compile, not arguments.no_native
     rivals: list[Contestant] = [our_learner(workload, agent.to(device), *how)]
     if arguments.against == "float32":
@@ -72,7 +102,7 @@ def contestants(workload: Workload, arguments: argparse.Namespace, processes: Ex
     return rivals
 
 
-def report(workload: Workload, results: Sequence[Result], ratio: float | None) -> str:
+def report(workload: Workload | FamilyWorkload, results: Sequence[Result], ratio: float | None) -> str:
     """The table of one workload."""
     titles = ("median", "min", "25%", "75%", "max", "first", "peak MiB", "parameters")
     lines = [f"{workload.name:28}" + "".join(f"{title:>11}" for title in titles)]
@@ -93,13 +123,15 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     record = provenance(arguments.device) | {"settings": _settings(arguments), "workloads": []}
     print(
-        f"seconds per update: batch {arguments.batch} x ({arguments.length} + {CONTEXT}), horizon {HORIZON}, "
-        f"{arguments.dtype}, {arguments.device}, {torch.get_num_threads()} threads, {arguments.updates} updates each"
+        f"seconds per update: batch {arguments.batch or 16} x ({arguments.length or 64} + {CONTEXT}), "
+        f"horizon {HORIZON}, {arguments.dtype}, {arguments.device}, {torch.get_num_threads()} threads, "
+        f"{arguments.updates} updates each"
     )
     for name in WORKLOADS if "all" in arguments.workload else arguments.workload:
-        workload = WORKLOADS[name]
+        workload = (WORKLOADS | FAMILY)[name]
+        make = family_contestants if name in FAMILY else contestants
         with ExitStack() as processes:
-            rivals = contestants(workload, arguments, processes)
+            rivals = make(workload, arguments, processes)
             results = take_turns(rivals, arguments.warmup, arguments.updates, arguments.gate and arguments.gate.wait)
         ratio = results[0].median / results[1].median if len(results) > 1 else None
         print("\n" + report(workload, results, ratio), flush=True)
@@ -113,11 +145,12 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workload", nargs="+", choices=[*WORKLOADS, "all"], default=["proprio_size1m"])
+    parser.add_argument("--workload", nargs="+", choices=[*WORKLOADS, "all", *FAMILY], default=["proprio_size1m"])
     parser.add_argument("--updates", type=_positive, default=10, help="timed updates of each contestant")
     parser.add_argument("--warmup", type=int, default=3, help="updates of each before the timed ones")
-    parser.add_argument("--batch", type=_positive, default=16, help="sequences")
-    parser.add_argument("--length", type=_positive, default=64, help=f"trained steps, after {CONTEXT} of context")
+    parser.add_argument("--batch", type=_positive, help="sequences (default: 16; of dreamer_v1 50)")
+    text = f"trained steps, after {CONTEXT} of context (default: 64; of dreamer_v1 and dreamer_v2 50, without context)"
+    parser.add_argument("--length", type=_positive, help=text)
     parser.add_argument(
         "--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
     )
@@ -128,7 +161,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--against",
         choices=list(PEER_MODES),
-        help="timed in alternation with ours: another implementation, or ours in float32",
+        help="timed in alternation with ours: another implementation, ours in float32, or (r2) with a decoder",
     )
     parser.add_argument("--peer-python", type=Path, metavar="PATH", help="the interpreter that has sheeprl")
     parser.add_argument(
@@ -151,6 +184,11 @@ def _arguments() -> argparse.Namespace:
         parser.error(f"--peer-mode {arguments.peer_mode}: {arguments.against} has {modes}")
     if arguments.peer_mode == "graph" and arguments.device.type != "cuda":
         parser.error(f"--peer-mode graph: {arguments.device} captures no graphs")
+    for name in set(arguments.workload) & set(FAMILY):
+        if arguments.against not in (None, FAMILY[name].against):
+            parser.error(f"--workload {name} is timed --against {FAMILY[name].against}")
+    if arguments.against == "decoder" and not set(arguments.workload) <= set(FAMILY):
+        parser.error("--against decoder is for --workload r2")
     if arguments.against == "sheeprl" and not arguments.peer_python:
         parser.error(f"--against sheeprl needs --peer-python. {SHEEPRL_SETUP}")
     if arguments.against == "sheeprl" and arguments.device.type != "cpu":

@@ -1,7 +1,8 @@
-"""sheeprl's `dreamer_v3_5` as the child of `learner.py` and `policy.py`; run by the interpreter that has sheeprl.
+"""sheeprl's Dreamers as children of `learner.py` and `policy.py`; run by the interpreter that has sheeprl.
 
     python benchmarks/sheeprl_peer.py --steps steps.pt --size 1M --threads 2
     python benchmarks/sheeprl_peer.py --steps steps.pt --size 1M --threads 2 --act 50
+    python benchmarks/sheeprl_peer.py --steps steps.pt --algorithm dreamer_v2 --threads 2
 
 Makes one update of its learner, or acts 50 times, for each line it reads and answers with a line of JSON, as
 `child.py` wants it. It imports nothing of ours, so sheeprl's environment needs none of it. The steps, `[B, 1 + T]` as
@@ -17,7 +18,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -41,7 +42,7 @@ def sheeprl_update(
     from sheeprl.algos.dreamer_v3_5 import dreamer_v3_5 as algorithm
 
     data = stream_of(steps)
-    settings = compose_settings(data, size, mode, dtype)
+    settings = compose_settings(data, sized(size), mode, dtype)
     if mode == "compiled":
         leave_loop_eager(algorithm)
     fabric, (model, actor, critic, slow_critic, _) = agent_for(data, settings)
@@ -67,7 +68,7 @@ def sheeprl_update(
         )
         algorithm.update_target_critic(critic, slow_critic, settings.algo.critic.tau)
 
-    notes = [f"sheeprl ran with its own torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    notes = [versions()]
     if mode == "compiled":
         notes.append("sheeprl's imagination and its actor and critic losses are compiled, its observed sequence is not")
     return update, sum(parameter.numel() for parameter in trained), notes
@@ -81,7 +82,7 @@ def sheeprl_acting(
     Returns what acts `count` times, the number of parameters it acts with, and notes.
     """
     data = stream_of(steps)
-    settings = compose_settings(data, size, mode, dtype)
+    settings = compose_settings(data, sized(size), mode, dtype)
     _, (*_, player) = agent_for(data, settings)
     seen = [
         {"rgb": pixels / 255 - 0.5} if "rgb" in data else {"state": pixels}
@@ -94,8 +95,33 @@ def sheeprl_acting(
             for number in range(count):
                 player.get_actions(seen[number % len(seen)])
 
-    notes = [f"sheeprl ran with its own torch {torch.__version__}, {torch.get_num_threads()} threads"]
+    notes = [versions()]
     return act, sum(parameter.numel() for parameter in player.parameters()), notes
+
+
+def family(
+    steps: dict[str, Tensor], algorithm: str, mode: str, dtype: str
+) -> tuple[Callable[[], None], int, list[str]]:
+    """As `sheeprl_update`, of DreamerV1 or V2, from steps `[B, T]` without replay context."""
+    from sheeprl_family import OFFICIAL, family_update
+
+    data = stream_of(steps)
+    settings = compose_settings(data, [f"exp={algorithm}", *OFFICIAL[algorithm]], mode, dtype, context=0)
+    update, parameters = family_update(algorithm, data, settings, observation_space(data))
+    return (
+        update,
+        parameters,
+        [versions()],
+    )
+
+
+def versions() -> str:
+    return f"sheeprl ran with its own torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+def sized(size: str) -> list[str]:
+    """sheeprl's overrides for DreamerV3 of a size."""
+    return ["exp=dreamer_v3_5", f"algo=dreamer_v3_5_{size}"]
 
 
 def agent_for(data: dict[str, Tensor], settings: Any) -> tuple[Any, Any]:
@@ -115,7 +141,8 @@ def stream_of(steps: dict[str, Tensor]) -> dict[str, Tensor]:
     data = {theirs: first[ours].float() for ours, theirs in STREAM.items()}
     data["truncated"] = (first["done"] & ~first["terminated"]).float()
     data["actions"] = first["action"].float()
-    data["deter"], data["stoch"] = first["belief"].half(), first["state"]
+    if "belief" in first:
+        data["deter"], data["stoch"] = first["belief"].half(), first["state"]
     if "pixels" in first:
         data["rgb"] = first["pixels"].movedim(-1, -3).contiguous()
     else:
@@ -123,8 +150,8 @@ def stream_of(steps: dict[str, Tensor]) -> dict[str, Tensor]:
     return data
 
 
-def compose_settings(data: dict[str, Tensor], size: str, mode: str, dtype: str) -> Any:
-    """sheeprl's settings of that size, for the observations in `data`."""
+def compose_settings(data: dict[str, Tensor], algorithm: Sequence[str], mode: str, dtype: str, context: int = 1) -> Any:
+    """sheeprl's settings with the overrides of an algorithm, for the observations in `data`."""
     import sheeprl
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
@@ -133,9 +160,9 @@ def compose_settings(data: dict[str, Tensor], size: str, mode: str, dtype: str) 
     length, batch = data["rewards"].shape[:2]
     pixels, vectors = ("[rgb]", "[]") if "rgb" in data else ("[]", "[state]")
     overrides = [
-        *("exp=dreamer_v3_5", f"algo=dreamer_v3_5_{size}", "env=dummy", f"env.num_envs={batch}"),
+        *(*algorithm, "env=dummy", f"env.num_envs={batch}"),
         *("fabric.accelerator=cpu", f"fabric.precision={PRECISION[dtype]}"),
-        *(f"algo.per_rank_batch_size={batch}", f"algo.per_rank_sequence_length={length - 1}"),
+        *(f"algo.per_rank_batch_size={batch}", f"algo.per_rank_sequence_length={length - context}"),
         *(f"algo.compile.enabled={mode == 'compiled'}", "algo.compile.mode=default", "algo.compile.player=False"),
     ]
     for side in ("encoder", "decoder"):
@@ -188,8 +215,11 @@ def answers(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     steps = torch.load(arguments.steps, weights_only=True)
-    how = steps, arguments.size, arguments.mode, arguments.dtype
-    update, parameters, notes = sheeprl_acting(*how, arguments.act) if arguments.act else sheeprl_update(*how)
+    how = steps, arguments.algorithm or arguments.size, arguments.mode, arguments.dtype
+    if arguments.algorithm:
+        update, parameters, notes = family(*how)
+    else:
+        update, parameters, notes = sheeprl_acting(*how, arguments.act) if arguments.act else sheeprl_update(*how)
     yield {"name": f"sheeprl {version('sheeprl')} {arguments.mode}", "parameters": parameters, "notes": notes}
     for _ in sys.stdin:
         yield measured(update)
@@ -198,7 +228,9 @@ def answers(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=Path, required=True, metavar="FILE", help="a dictionary of tensors [B, 1 + T]")
-    parser.add_argument("--size", required=True, help="sheeprl's name of it, such as 1M")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--size", help="of DreamerV3, as sheeprl names it, such as 1M")
+    kind.add_argument("--algorithm", choices=["dreamer_v1", "dreamer_v2"], help="at its official size for DMC")
     parser.add_argument("--mode", choices=["eager", "compiled"], default="eager")
     parser.add_argument("--dtype", choices=PRECISION, default="float32")
     parser.add_argument("--act", type=int, metavar="N", help="chooses actions N times instead of making an update")

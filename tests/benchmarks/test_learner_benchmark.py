@@ -50,6 +50,17 @@ def test_duel_with_torchrl_is_recorded(program: Program, tmp_path: Path) -> None
     assert f"ratio {workload['ratio']:.3f}" in printed
 
 
+@pytest.mark.parametrize(("name", "options"), [("dreamer_v1", ""), ("dreamer_v2", ""), ("r2", "--against decoder")])
+def test_the_family_is_timed(program: Program, tmp_path: Path, name: str, options: str) -> None:
+    """Each member with its own number of parameters, R2 beside V3 with a decoder, which has fewer of them."""
+    file = tmp_path / "record.json"
+    program("learner", *TINY, *f"--updates 1 --workload {name} {options} --json".split(), file)
+    (workload,) = json.loads(file.read_text())["workloads"]
+    ours, *peer = workload["results"]
+    assert ours["parameters"] == import_module("workloads").FAMILY[name].parameters
+    assert [result["parameters"] for result in peer] == ([686_456] if options else [])
+
+
 def test_contestants_alternate_and_warmup_does_not_count() -> None:
     played = []
 

@@ -102,6 +102,12 @@ def test_sheeprl_sees_the_same_steps(steps: TensorDict) -> None:
     assert data["deter"].dtype == torch.float16
 
 
+def test_sheeprl_sees_steps_without_latents(steps: TensorDict) -> None:
+    """DreamerV1 and V2 start sequences at zeros."""
+    data = import_module("sheeprl_peer").stream_of(dict(steps.exclude("belief", "state").items()))
+    assert "deter" not in data and data["rgb"].shape[:2] == (31, 2)
+
+
 def test_torchrl_sees_the_same_steps(workload: Any, steps: TensorDict) -> None:
     """In TorchRL's layout the observation and reward of a transition belong to the step after its action."""
     sample = import_module("torchrl_peer").transitions(workload, steps)
