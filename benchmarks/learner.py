@@ -61,13 +61,12 @@ def our_learner(
 
 
 def family_contestants(
-    workload: FamilyWorkload, arguments: argparse.Namespace, processes: ExitStack
+    workload: FamilyWorkload, arguments: argparse.Namespace, batch: int, length: int, processes: ExitStack
 ) -> list[Contestant]:
     """Ours first, then the peer, if any: sheeprl's of the same number of parameters, or ours with its decoder."""
     ours = [workload.learner()]
     if arguments.against == "decoder":
         ours.append(workload.learner("representation=decoder"))
-    batch, length = arguments.batch or workload.batch, arguments.length or workload.length
     context = ours[0].hyperparameters.context
     steps = example_batch(ours[0].agent, batch, length)[:, 1 - context :]
     rivals: list[Contestant] = []
@@ -82,13 +81,15 @@ def family_contestants(
     return rivals
 
 
-def contestants(workload: Workload, arguments: argparse.Namespace, processes: ExitStack) -> list[Contestant]:
+def contestants(
+    workload: Workload, arguments: argparse.Namespace, batch: int, length: int, processes: ExitStack
+) -> list[Contestant]:
     """Ours first, then the peer, if any, on the same steps. Child processes end with `processes`."""
     torch.manual_seed(0)
     device, dtype = arguments.device, DTYPES[arguments.dtype]
     specs = workload.observation_spec, workload.action_spec, workload.size_name
     agent = build_agent(*specs, dtype=dtype)
-    steps = example_batch(agent, arguments.batch or 16, arguments.length or 64).to(device)
+    steps = example_batch(agent, batch, length).to(device)
     how = steps, arguments.compile, not arguments.no_native
     rivals: list[Contestant] = [our_learner(workload, agent.to(device), *how)]
     if arguments.against == "float32":
@@ -123,20 +124,20 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     record = provenance(arguments.device) | {"settings": _settings(arguments), "workloads": []}
     print(
-        f"seconds per update: batch {arguments.batch or 16} x ({arguments.length or 64} + {CONTEXT}), "
-        f"horizon {HORIZON}, {arguments.dtype}, {arguments.device}, {torch.get_num_threads()} threads, "
-        f"{arguments.updates} updates each"
+        f"seconds per update: horizon {HORIZON}, {arguments.dtype}, {arguments.device}, "
+        f"{torch.get_num_threads()} threads, {arguments.updates} updates each"
     )
     for name in WORKLOADS if "all" in arguments.workload else arguments.workload:
         workload = (WORKLOADS | FAMILY)[name]
         make = family_contestants if name in FAMILY else contestants
+        batch, length = arguments.batch or workload.batch, arguments.length or workload.length
         with ExitStack() as processes:
-            rivals = make(workload, arguments, processes)
+            rivals = make(workload, arguments, batch, length, processes)
             results = take_turns(rivals, arguments.warmup, arguments.updates, arguments.gate and arguments.gate.wait)
         ratio = results[0].median / results[1].median if len(results) > 1 else None
-        print("\n" + report(workload, results, ratio), flush=True)
+        print(f"\nbatch {batch} x {length}\n" + report(workload, results, ratio), flush=True)
         record["workloads"].append(
-            {"workload": name, "ratio": ratio, "results": [asdict(result) for result in results]}
+            {"workload": name, "batch": batch, "length": length, "ratio": ratio, "results": [*map(asdict, results)]}
         )
         if arguments.json:  # after each workload: the last one may take long
             arguments.json.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,8 @@ class Workload:
     observation: str
     image: bool
     parameters: int
+    batch: int = 16  # sequences
+    length: int = 64  # trained steps
 
     @property
     def size(self) -> Size:
