@@ -100,7 +100,7 @@ class ReplaySettings:
     capacity: Count = 1_000_000
     batch: Count = 4
     length: Annotated[int, Within(ge=2)] = 32
-    storage: Literal["memory", "disk"] = "memory"
+    storage: Literal["memory", "disk", "cuda"] = "memory"
     sampler: Literal["online", "uniform", "prioritized", "recency"] = "online"
     fracs: SamplerFractions = field(default_factory=SamplerFractions)
     latents: Literal["float32", "bfloat16"] | None = None

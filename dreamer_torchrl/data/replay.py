@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, ReplayBuffer, RoundRobinWriter, SliceSampler
 from torchrl.data.replay_buffers import Sampler, Storage, Writer
 
 from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.data.device_storage import DeviceStorage
 from dreamer_torchrl.data.samplers import OnlineSampler, last_of_each
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Image
@@ -32,8 +33,9 @@ class Where(NamedTuple):
 class Replay:
     """Store the steps of N streams, draw sequences, take their new latents back.
 
-    All steps lie in one ring of a TorchRL `ReplayBuffer` (``buffer``) in order of arrival, each with its ``stream``.
-    States are kept as class indices. Only latents change later; which ones did is remembered for the checkpoints.
+    All steps lie in one ring of a TorchRL `ReplayBuffer` (``buffer``) in order of arrival, each with its ``stream``, on
+    the CPU, on disk or on another ``device``. States are kept as class indices. Only latents change later; which ones
+    did is remembered for the checkpoints.
 
     Args:
         capacity: steps kept, of all streams together.
@@ -47,6 +49,7 @@ class Replay:
         storage, writer: others, of ``capacity`` steps and tracking generations.
         prefetch: batches drawn ahead in threads; with any, runs do not repeat to the last bit.
         latents: dtype of stored floating-point latents; as they come if left out.
+        device: where the steps are. Not on the CPU, no method waits for the device but those that checkpoints need.
 
     Example:
         >>> from tensordict import TensorDict
@@ -79,6 +82,7 @@ class Replay:
         prefetch: int = 0,
         pin_memory: bool = False,
         latents: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
     ):
         self.slice_len = context + length
         if capacity // streams < self.slice_len:
@@ -91,7 +95,7 @@ class Replay:
         self.sizes = {"capacity": capacity, "streams": streams, "slice length": self.slice_len, "block": block}
         self.sampler = sampler or OnlineSampler(self.slice_len, streams)
         self.generator = torch.Generator().manual_seed(seed)
-        self.prefetch, self.pin_memory, self.latents = prefetch, pin_memory, latents
+        self.prefetch, self.pin_memory, self.latents, self.device = prefetch, pin_memory, latents, torch.device(device)
         self.written = 0  # steps ever written; a step keeps its number, its position
         self.history = object()  # another one once other steps were loaded in place of these
         self.revision = 0  # of the latents: one more with each change
@@ -100,8 +104,11 @@ class Replay:
 
     def _build(self, slots: int) -> None:
         if (storage := self._storage) is None:
-            on_disk = self.scratch is not None
-            storage = LazyMemmapStorage(slots, scratch_dir=self.scratch) if on_disk else LazyTensorStorage(slots)
+            if self.device.type != "cpu":
+                storage = DeviceStorage(slots, self.device)
+            else:
+                on_disk = self.scratch is not None
+                storage = LazyMemmapStorage(slots, scratch_dir=self.scratch) if on_disk else LazyTensorStorage(slots)
         self.slots = storage.max_size
         self.buffer = ReplayBuffer(
             storage=storage,
@@ -170,6 +177,15 @@ class Replay:
             batch["priority_weight"] = info["priority_weight"].reshape(rows)
         return batch, Where(index.reshape(rows)[trained], info["index_generation"].reshape(rows)[trained])
 
+    def brought(self, latents: TensorDictBase) -> TensorDictBase:
+        """New latents on their way to where `refresh` reads them: priorities on the host, the rest in the storage.
+
+        The copies are made by the device that has them, in its order; the host has to wait before it reads any.
+        """
+        places = {"priority": torch.device("cpu")}
+        moved = {key: value.to(places.get(key, self.device), non_blocking=True) for key, value in latents.items()}
+        return TensorDict(moved, batch_size=latents.batch_size)
+
     def refresh(self, where: Where, latents: TensorDictBase) -> int:
         """Write new latents ``[B, T]``, and priorities, where their steps are still stored; returns how many are.
 
@@ -179,9 +195,13 @@ class Replay:
         last = torch.zeros_like(index, dtype=torch.bool)
         last[last_of_each(index)] = True
         generation = where.generation.flatten().where(last, -1)  # as if the others were overwritten
-        stored = self.buffer.storage[:]
+        storage, stored = self.buffer.storage, self.buffer.storage[:]
         patch = {key: latents[key].to(stored[key].device, stored[key].dtype).flatten(0, 1) for key in LATENTS}
-        there = self.buffer.update_if_present(index=index, generation=generation, patch=patch).updated
+        if isinstance(storage, DeviceStorage):
+            there = (generation >= 0) & (generation == self.buffer.writer.generations_of(index))
+            storage.overwrite(index[there], there.nonzero().flatten(), patch)
+        else:
+            there = self.buffer.update_if_present(index=index, generation=generation, patch=patch).updated
         self._note_change(index[there])
         priority = latents.get("priority", None)
         if priority is not None:

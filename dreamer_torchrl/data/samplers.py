@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchrl.data.replay_buffers import Sampler, Storage
 
+from dreamer_torchrl.data.device_storage import DeviceStorage
 from dreamer_torchrl.keys import STREAM
 
 
@@ -107,7 +108,7 @@ class StreamSampler(Sampler):
         slots = torch.as_tensor(index, dtype=torch.long, device="cpu").reshape(-1)
         if self.index is None:
             self.attach(StreamIndex(self.slice_len, storage.max_size, self._first))
-        column = storage[:].get(STREAM)
+        column = storage.streams if isinstance(storage, DeviceStorage) else storage[:].get(STREAM)
         streams = column[slots.to(column.device)].reshape(-1).to("cpu", torch.long)
         if not (found := set(streams.tolist())) <= set(range(self.streams)):
             raise ValueError(f"Streams are 0 to {self.streams - 1}, these steps are of {sorted(found)}.")

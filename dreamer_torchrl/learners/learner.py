@@ -146,7 +146,7 @@ class Learner:
             remedy = "Move the agent first, then build the Learner and load its state_dict."
             raise RuntimeError(f"{fault}: the optimizer and the target critic stayed. {remedy}")
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            outcome = self._update_captured(batch) if self.cuda_graph else self.step(batch.to(self.device))
+            outcome = self._update_captured(batch) if self.cuda_graph else self.step(self._sent(batch))
         self.gradient_norms = outcome.gradient_norms
         return outcome.metrics, outcome.latents
 
@@ -180,6 +180,9 @@ class Learner:
         step_where(self.optimizer, finite)
         return Descent(losses, data, norms, finite)
 
+    def _sent(self, batch: TensorDictBase) -> TensorDictBase:
+        return batch.to(self.device, non_blocking=True)
+
     def zero_grad(self) -> None:
         for parameter in self.trained.values():
             parameter.grad = None
@@ -196,15 +199,16 @@ class Learner:
                     raise
                 self.cuda_graph = False
                 warnings.warn(f"Updates are slow, since no CUDA graph can hold them: {error}", stacklevel=3)
-                return self.step(batch.to(self.device))
+                return self.step(self._sent(batch))
         return self.captured(batch)
 
-    def fault(self, metrics: TensorDictBase) -> str:
-        """Name what was not finite in the last update, whose metrics these are."""
+    def fault(self, metrics: TensorDictBase, gradient_norms: Tensor | None = None) -> str:
+        """Name what was not finite in an update with these metrics and norms; the norms of the last one if left out."""
         losses = [key for key, value in metrics.items() if key.startswith("loss_") and not value.isfinite()]
         if losses:
             return ", ".join(sorted(losses))
-        bad = (~self.gradient_norms.isfinite()).nonzero().flatten().tolist()
+        norms = self.gradient_norms if gradient_norms is None else gradient_norms
+        bad = (~norms.isfinite()).nonzero().flatten().tolist()
         return "gradient of " + ", ".join(self.with_gradient[index] for index in bad[:5])
 
     def _spaces(self, batch: TensorDictBase) -> dict[NestedKey, Space]:

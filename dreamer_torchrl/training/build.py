@@ -111,7 +111,7 @@ def make_learner(settings: Settings, agent: Agent) -> Learner:
 
 
 def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
-    """The run's replay, empty; on disk, in ``scratch``, if the settings say so."""
+    """The run's replay, empty; on disk, in ``scratch``, or on the GPU, if the settings say so."""
     replay = settings.replay
     return Replay(
         *(replay.capacity, settings.env.num_envs, replay.batch, replay.length, settings.learner.context),
@@ -122,7 +122,17 @@ def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
         prefetch=replay.prefetch,
         pin_memory=choose_device(settings.device).type == "cuda",
         latents=latent_dtype(settings),
+        device=replay_device(settings),
     )
+
+
+def replay_device(settings: Settings) -> torch.device:
+    if settings.replay.storage != "cuda":
+        return torch.device("cpu")
+    device = choose_device(settings.device)
+    if device.type != "cuda":
+        raise ConfigError(f"replay.storage=cuda needs a GPU, and this run is on {device}: leave it at memory.")
+    return device
 
 
 def make_sampler(settings: Settings) -> StreamSampler:

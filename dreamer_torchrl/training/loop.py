@@ -29,6 +29,7 @@ from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.record.monitor import Monitor
 from dreamer_torchrl.training import build
 from dreamer_torchrl.training.evaluation import Evaluator
+from dreamer_torchrl.training.late import Update
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.progress import Clock, Progress
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
@@ -45,9 +46,12 @@ class Diverged(RuntimeError):
 class Training:
     """One run in one process, in the folder ``run_dir``."""
 
+    late = 0  # updates that may be under way when the host goes on
+
     def __init__(self, settings: Settings, run_dir: Path, console: Console):
         self.settings, self.run_dir, self.console = settings, run_dir, console
         self.device = build.choose_device(settings.device)
+        self.late = self.late if self.device.type == "cpu" else 1
         self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep, build.exact_latents(settings))
         self.envs = build.make_envs(settings, "training", settings.env.num_envs)
         console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
@@ -66,6 +70,7 @@ class Training:
         self.metrics, self.reports = Metrics([]), Reports(run_dir, console.note)
         self.monitor = Monitor(asdict(settings))
         self.skipped_in_a_row, self.went_back = 0, False
+        self.under_way: dict[int, Update] = {}  # by their numbers
         self.fault: tuple[str, TensorDictBase] | None = None  # of the last skipped update, with its batch
         self.collector: BaseCollector | None = None
         self.consistent = True  # False while steps are stored or weights change: nothing can be saved then
@@ -155,19 +160,28 @@ class Training:
                 with timeit("replay"):
                     batch, where = self.replay.sample()
                 with timeit("learner"):
-                    metrics, latents = self.learner.update(batch)
-                    finite = bool(metrics["finite"])
+                    self.under_way[progress.updates] = Update(self.learner, self.replay, batch, where)
+            self.settle(self.late)
+        return progress.updates - before
+
+    def settle(self, but: int = 0) -> None:
+        """Read how updates ended, all ``but`` the last ones, which a GPU may still be at; refresh the replay."""
+        while len(self.under_way) > but:
+            with self.changing():
+                number = next(iter(self.under_way))
+                with timeit("learner"):
+                    update = self.under_way.pop(number)
+                    finite = update.finite
                 if finite:
                     with timeit("replay"):
-                        self.replay.refresh(where, latents)
-                    self.metrics.add(metrics)
+                        self.replay.refresh(update.where, update.latents)
+                    self.metrics.add(update.metrics)
                     self.skipped_in_a_row = 0
                 else:
-                    progress.skipped += 1
+                    self.progress.skipped += 1
                     self.skipped_in_a_row += 1
-                    self.fault = self.learner.fault(metrics), batch
-                    self.console.note(f"Update {progress.updates} is skipped: {self.fault[0]} is not finite.")
-        return progress.updates - before
+                    self.fault = self.learner.fault(update.metrics, update.gradient_norms), update.batch
+                    self.console.note(f"Update {number} is skipped: {self.fault[0]} is not finite.")
 
     def evaluate_when_due(self, stop: StopSignals) -> None:
         """Play an evaluation; where environments fail all the time it is left out, and the last due again."""
@@ -198,6 +212,7 @@ class Training:
             self.reports.refresh()
 
     def log(self) -> None:
+        self.settle()
         progress = self.progress
         values = {f"train/{key}": value for key, value in self.metrics.means().items()}
         values |= self.clock.rates(self.settings)
@@ -216,6 +231,7 @@ class Training:
         self.metrics.write(self.progress.steps, values | {"count/frames": frames})
 
     def save(self, wait: bool = False) -> None:
+        self.settle()
         self.clock.note_saved()
         self.checkpoints.save(self.progress.steps, self.state(), self.replay, wait)
         if wait:
@@ -251,12 +267,13 @@ class Training:
             self.consistent = False  # the last checkpoint is better than what is here
             path = self.run_dir / "faults" / f"batch-{self.progress.updates:09d}.pt"
             path.parent.mkdir(exist_ok=True)
-            torch.save(batch.to_dict(), path)
+            torch.save(batch.cpu().to_dict(), path)
             told = f"{MOST_SKIPPED} updates in a row were not finite ({fault}). The last batch is in {path}."
             remedy = "A new run with a smaller learner.learning_rate may help;"
             raise Diverged(f"{told} {remedy} `python -m dreamer_torchrl.doctor --env ...` checks the environment.")
         self.console.note(f"{MOST_SKIPPED} updates in a row were not finite: back to {saved.path}, this once.")
         self.went_back, self.skipped_in_a_row = True, 0
+        self.under_way.clear()
         self.close_collector()
         self.restore(saved)
         self.clock = Clock(self.progress)

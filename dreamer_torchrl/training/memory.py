@@ -13,7 +13,7 @@ from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes
 from dreamer_torchrl.record.console import size
-from dreamer_torchrl.training.build import agent_of, exact_latents, latent_dtype
+from dreamer_torchrl.training.build import agent_of, exact_latents, latent_dtype, replay_device
 
 
 def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: bool = False) -> str:
@@ -23,24 +23,28 @@ def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: 
     dtype = latent_dtype(settings)
     whole = bytes_per_step(agent, dtype)
     copied = latent_bytes(agent, dtype) if exact_latents(settings) else 0  # in a save, where all have changed
-    steps, on_disk = min(settings.replay.capacity, settings.total_steps), settings.replay.storage == "disk"
+    steps, storage = min(settings.replay.capacity, settings.total_steps), settings.replay.storage
+    on_disk = storage == "disk"
     left = sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())  # is removed
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + left}
     in_memory, from_disk = {"memory": whole + copied}, {"disk": whole, "memory": copied}  # bytes per step
     needs = from_disk if on_disk else in_memory
+    if storage == "cuda":
+        needs = {"GPU memory": whole, "memory": copied}
+        free["GPU memory"] = torch.cuda.mem_get_info(replay_device(settings))[0]
     least = (settings.replay.length + settings.learner.context) * settings.env.num_envs
     for place, per_step in needs.items():
         if steps * per_step > free[place]:
             fitting = min(int(0.8 * free[other]) // part for other, part in needs.items() if part)
             smaller = "make room, give a smaller total_steps" if continued else None
             remedy = smaller or f"give replay.capacity={max(fitting, least)}"
-            if not on_disk and all(steps * part <= free[other] for other, part in from_disk.items()):
+            if storage == "memory" and all(steps * part <= free[other] for other, part in from_disk.items()):
                 remedy += " or replay.storage=disk"
-            named = f"disk in {run_dir}" if place == "disk" else "memory"
+            named = f"disk in {run_dir}" if place == "disk" else place
             named += f" (saves copy {copied:,} of each)" if place == "memory" and copied else ""
             needed = f"The replay of {steps:,} steps of {whole:,} bytes needs {size(steps * per_step)} of {named}"
             raise ConfigError(f"{needed}, {size(free[place])} are free: {remedy}.")
-    where = f"disk in {run_dir}" if on_disk else "memory"
+    where = f"disk in {run_dir}" if on_disk else next(iter(needs))
     more = f"up to {size(steps * copied)} of memory more in a save" if copied else "a save copies what is new"
     return f"Replay: {whole:,} bytes a step, {size(steps * whole)} of {where} for {steps:,} steps; {more}."
 

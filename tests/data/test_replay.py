@@ -22,6 +22,7 @@ from torchrl.data import (
 from torchrl.data.replay_buffers import Storage
 
 from dreamer_torchrl import ActorLoss, Agent, Learner, build_agent
+from dreamer_torchrl.data.device_storage import DeviceStorage
 from dreamer_torchrl.data.replay import Replay, bytes_per_step, reserve
 from dreamer_torchrl.data.samplers import StreamSampler
 from dreamer_torchrl.learners.learner import example_batch
@@ -44,10 +45,12 @@ def example_steps(agent: Agent) -> TensorDict:
     return example_batch(agent, 2, 31).set("stream", stream.clone())
 
 
-@pytest.fixture(params=["memory", "disk"])
+@pytest.fixture(params=["memory", "disk", "device"])
 def replay(request: pytest.FixtureRequest, tmp_path: Path) -> Replay:
+    """The CPU stands for the GPU whose memory a replay is in."""
     directory = tmp_path / "steps" if request.param == "disk" else None
-    return Replay(capacity=40, streams=2, batch=4, length=4, directory=directory)
+    storage = DeviceStorage(40, torch.device("cpu")) if request.param == "device" else None
+    return Replay(capacity=40, streams=2, batch=4, length=4, directory=directory, storage=storage)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])

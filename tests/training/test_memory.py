@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import load
@@ -44,6 +45,22 @@ def test_a_replay_that_does_not_fit_is_refused_with_one_that_does(
     assert 0.5 < max(capacity * each / there for there, each in needs) < 1
     short = replay_size(replace(settings, total_steps=50), envs, tmp_path)
     assert "for 50 steps; up to 7.2 KB of memory more in a save." in short  # a short run fills no more than its steps
+
+
+def test_a_replay_on_the_gpu_must_fit_into_its_memory(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a save copies comes to the host."""
+    settings = replace(settings, total_steps=1_000_000, replay=replace(settings.replay, storage="cuda"))
+    envs = make_envs(settings, "training", 1)
+    with pytest.raises(ConfigError, match=r"replay\.storage=cuda needs a GPU, and this run is on cpu: leave it at"):
+        replay_size(settings, envs, tmp_path)
+    monkeypatch.setattr(memory, "replay_device", lambda settings: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100_000_000, 200_000_000))
+    with pytest.raises(ConfigError, match=r"needs [\d.]+ MB of GPU memory, 100.0 MB are free: give replay.capacity="):
+        replay_size(settings, envs, tmp_path)
+    settings = replace(settings, replay=replace(settings.replay, capacity=100_000))
+    assert "MB of GPU memory for 100,000 steps; up to 14.4 MB of memory more" in replay_size(settings, envs, tmp_path)
 
 
 def test_latents_of_a_replay_on_disk_must_fit_into_memory(

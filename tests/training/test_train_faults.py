@@ -98,16 +98,23 @@ def go_on(kind: type[Training], run: Path, steps: int) -> Training:
     return training
 
 
+class ReadLate(Poisoned):
+    """Reads how updates ended while the next one is under way, as on a GPU."""
+
+    late = 1
+
+
+@pytest.mark.parametrize("kind", [Poisoned, ReadLate])
 def test_updates_that_are_not_finite_are_skipped_and_the_last_checkpoint_heals(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    kind: type[Training], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each is named and changes no weight; after five in a row the run goes back, and on to its end."""
-    training = go_on(Poisoned, run, 90)
+    training = go_on(kind, run, 90)
     printed = capsys.readouterr().out
     skipped = [line for line in printed.splitlines() if "is skipped" in line]
     assert len(skipped) == 5 and all("loss_reward" in line and line.endswith("is not finite.") for line in skipped)
     assert "5 updates in a row were not finite: back to" in printed and "000000000040, this once." in printed
-    assert training.progress.steps == 90 and training.skipped_in_a_row == 0
+    assert training.progress.steps == 90 and training.skipped_in_a_row == 0 and not training.under_way
     saved = Checkpoints(run / "checkpoints").load()
     assert saved.step == 90
     assert all(value.isfinite().all() for value in saved.parts["learner"]["agent"].values())
