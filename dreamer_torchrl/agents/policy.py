@@ -1,5 +1,7 @@
 """Observation and latents in, action and latents out."""
 
+from collections.abc import Mapping
+
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -42,19 +44,30 @@ class Policy(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
+        return self.write(tensordict, *self.act(self.read(tensordict)))
+
+    def read(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
+        """What the policy needs to see, and the latents that are there, ``[N, ...]`` each."""
         if tensordict.get("is_init", None) is None:
             raise KeyError("The policy needs is_init to know where episodes start: append InitTracker() to the env.")
-        seen = {key: rows_of(tensordict, key) for key in (*self.encoder.in_keys, *self.actor.space.masks)}
-        for key in (key for key, value in seen.items() if value is None):
+        seen = {key: rows_of(tensordict, key) for key in self.in_keys}
+        for key in (key for key, value in seen.items() if value is None and key not in LATENTS):
             there = ", ".join(sorted(key_name(key) for key in tensordict.keys(True, True)))
             raise KeyError(f"The policy needs the observation {key_name(key)!r}, but the data holds {there}.")
-        mask = seen.pop(MASK) if self.actor.space.masks else None
-        encoded = self.encoder(*seen.values())
-        belief, state, action = (rows_of(tensordict, key) for key in LATENTS)
+        return {key: value for key, value in seen.items() if value is not None}
+
+    def act(self, seen: Mapping[NestedKey, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What `read` gives to belief, state and flat action."""
+        encoded = self.encoder(*(seen[key] for key in self.encoder.in_keys))
+        mask = seen[MASK] if self.actor.space.masks else None
+        belief, state, action = (seen.get(key, None) for key in LATENTS)
         zeros, none = self.rssm.initial(len(encoded))
         action = zeros.new_zeros(len(encoded), self.actor.space.size) if action is None else action
         latents = zeros if belief is None else belief, none if state is None else self.rssm.one_hot(state)
-        belief, state, action = self.step(encoded, action, rows_of(tensordict, "is_init"), *latents, mask=mask)
+        return self.step(encoded, action, seen["is_init"], *latents, mask=mask)
+
+    def write(self, tensordict: TensorDictBase, belief: Tensor, state: Tensor, action: Tensor) -> TensorDictBase:
+        """Set the ``out_keys`` from what `act` gives."""
         shape = tensordict.batch_size
         tensordict.set("belief", belief.float().reshape(*shape, -1))
         tensordict.set("state", state.float().reshape(*shape, *state.shape[1:]))

@@ -13,6 +13,7 @@ from torchrl.collectors import AsyncBatchedCollector, BaseCollector, Collector, 
 from torchrl.envs.utils import ExplorationType
 
 from dreamer_torchrl.agents.agent import Agent
+from dreamer_torchrl.agents.device_policy import DevicePolicy
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
@@ -35,9 +36,9 @@ def make_collector(kind: Kind, envs: StreamEnvs, agent: Agent, policy: Policy, e
     count = len(envs.makers)
     common = {"frames_per_batch": count, "postproc": episodes, "exploration_type": ExplorationType.RANDOM}
     if kind == "sync":
-        device = next(policy.parameters()).device
-        if device.type != "cpu":
-            common |= {"policy_device": device, "env_device": "cpu", "storing_device": "cpu"}
+        if isinstance(policy, DevicePolicy):
+            policy.carries = True
+            policy.forget()
         common |= {"use_buffers": False, "track_traj_ids": False}
         return Collector(envs, policy, trust_policy=True, auto_register_policy_transforms=False, **common)
     copy = type(policy)(*deepcopy((policy.encoder, policy.rssm, policy.actor)))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.backend import attach, decide
-from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, CudaGraphs, Outcome
+from dreamer_torchrl.agents.capturing import CudaGraphs
+from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, Outcome
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.laprop import LaProp
 from dreamer_torchrl.learners.losses import Networks, can_compile, make_behaviour, make_world_model_loss

@@ -15,6 +15,7 @@ import torch
 
 from dreamer_torchrl.agents import backend
 from dreamer_torchrl.agents.agent import Agent, build_agent
+from dreamer_torchrl.agents.device_policy import DevicePolicy
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.checkpoint.manifest import library_versions
 from dreamer_torchrl.checkpoint.specs import Specs
@@ -159,9 +160,11 @@ def exact_latents(settings: Settings) -> bool:
     return (settings.checkpoint.latents or ("stale" if settings.size.belief >= LARGE else "exact")) == "exact"
 
 
-def make_policy(agent: Agent, seed: int, noise: float = 0.0) -> Policy:
-    generator = torch.Generator(next(agent.parameters()).device).manual_seed(seed)
-    return Policy(agent.encoder, agent.rssm, agent.actor, generator, noise)
+def make_policy(agent: Agent, seed: int, noise: float = 0.0, capture: bool = True) -> Policy:
+    """The agent's policy with random numbers of its own, for data on the CPU; on a GPU ``capture`` allows graphs."""
+    device = next(agent.parameters()).device
+    parts = agent.encoder, agent.rssm, agent.actor, torch.Generator(device).manual_seed(seed), noise
+    return Policy(*parts) if device.type == "cpu" else DevicePolicy(*parts, capture=capture and device.type == "cuda")
 
 
 def dream_title(settings: Settings, step: int) -> str:

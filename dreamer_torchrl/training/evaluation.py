@@ -67,7 +67,7 @@ def evaluate(
         film: whether to keep frames of the first 2,000 steps of the first episode.
         record, longest: steps of the first episode to keep; those after which an episode is cut off.
     """
-    count, device = len(envs.makers), next(policy.parameters()).device
+    count = len(envs.makers)
     wanted = [len(range(index, episodes, count)) for index in range(count)]
     played: list[list[tuple[float, int]]] = [[] for _ in range(count)]
     frames, recorded = [], []
@@ -83,7 +83,7 @@ def evaluate(
                 film, reason = False, f"drawing failed with {type(error).__name__}: {error}"
                 envs.notes.append(f"The video has {len(frames)} pictures: {reason}.")
         with torch.no_grad(), set_exploration_type(exploration):
-            acted = policy(step.to(device)).cpu()
+            acted = policy(step)
         batch, step = envs.step_and_maybe_reset(acted)
         steps = followed(batch)  # [N]
         if record and not played[0]:
@@ -129,7 +129,8 @@ class Evaluator:
 
     def run(self) -> Evaluation:
         """Play the episodes with the present weights; see `evaluate`. After a fault the next has new environments."""
-        chosen, policy = self.settings.eval, make_policy(self.agent, seed_for(self.settings.seed, "evaluation policy"))
+        chosen, seed = self.settings.eval, seed_for(self.settings.seed, "evaluation policy")
+        policy = make_policy(self.agent, seed, capture=self.settings.cuda_graph is not False)
         try:
             return evaluate(policy, self.envs, chosen.episodes, chosen.deterministic, self.film, self.record)
         except BaseException:

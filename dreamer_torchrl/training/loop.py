@@ -60,7 +60,8 @@ class Training:
         for note in build.notes_at_start(settings, agent, self.device):
             console.note(note)
         self.learner = build.make_learner(settings, agent)
-        self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"), settings.exploration.noise)
+        options = settings.exploration.noise, settings.cuda_graph is not False
+        self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"), *options)
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
         self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
         chosen, record = settings.eval, STEPS if settings.eval.dream else 0
