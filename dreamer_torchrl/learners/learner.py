@@ -16,6 +16,7 @@ from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.agents.backend import attach, decide
 from dreamer_torchrl.agents.capturing import CudaGraphs
 from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, Outcome
+from dreamer_torchrl.learners.distributed import Ranks
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.laprop import LaProp
 from dreamer_torchrl.learners.losses import Networks, can_compile, make_behaviour, make_world_model_loss
@@ -53,6 +54,7 @@ class Learner:
         extra_losses: further ones (`ExtraLoss`); the parameters of those that are modules are trained, too.
         priorities: whether latents come with ``priority`` ``[B, T]``, the world model's loss of each step.
         cuda_graph: capture the update on a GPU. None: where it can be captured; otherwise a warning says why not.
+        ranks: of several learners that share each batch: its parts are equally large, the noise is each one's own.
 
     Example:
         >>> from dreamer_torchrl.agents.agent import build_agent
@@ -81,7 +83,9 @@ class Learner:
         extra_losses: Sequence[ExtraLoss] = (),
         priorities: bool = False,
         cuda_graph: bool | None = None,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
         self.agent, self.hyperparameters = agent, hyperparameters or Hyperparameters()
         self.device = next(agent.parameters()).device
         self.native, self.priorities = decide(native, self.device), priorities
@@ -114,6 +118,9 @@ class Learner:
         self.must_capture, self.cuda_graph = bool(cuda_graph), capturable if cuda_graph is None else cuda_graph
         self.slow_update = self.make_target_update(self.value_loss)
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        for module in (module for part in (loss, *scaled) for module in part.modules() if hasattr(module, "gather")):
+            module.gather = self.ranks.gather
+        self.ranks.share([*agent.state_dict().values(), *loss.state_dict().values()])
 
     def make_loss(self, compile: bool) -> DreamerLoss:
         """The losses of each update; a subclass may change or `add` some."""
@@ -173,11 +180,12 @@ class Learner:
     def descend(self, batch: TensorDictBase, noise: TensorDictBase) -> Descent:
         """Step the optimizer from an unchecked batch on the device under given noise."""
         losses, data = self.losses(batch, noise)
-        objective = total(losses)
-        objective.backward()
+        total(losses).backward()
         self.with_gradient = [name for name, parameter in self.trained.items() if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm([self.trained[name].grad for name in self.with_gradient]))  # [P]
-        finite = norms.isfinite().all() & objective.detach().isfinite()
+        gradients = [self.trained[name].grad for name in self.with_gradient]
+        losses = self.ranks.average(gradients, losses)
+        norms = torch.stack(torch._foreach_norm(gradients))  # [P]
+        finite = norms.isfinite().all() & total(losses).detach().isfinite()
         step_where(self.optimizer, finite)
         return Descent(losses, data, norms, finite)
 

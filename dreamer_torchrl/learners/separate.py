@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dreamer_torchrl.agents.agent import Agent
 from dreamer_torchrl.learners.adam import ClippedAdam
+from dreamer_torchrl.learners.distributed import Ranks
 from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 from dreamer_torchrl.learners.learner import Descent, Learner, step_where, total
 from dreamer_torchrl.learners.losses import Networks, same
@@ -79,6 +80,7 @@ class SeparateLearner(Learner):
         extra_losses: Sequence[ExtraLoss] = (),
         priorities: bool = False,
         cuda_graph: bool | None = None,
+        ranks: Ranks | None = None,
     ):
         if missing := {"model", "actor", "value"} - set(rates):
             raise ValueError(f"rates has no {', '.join(sorted(missing))}: give one of model, actor and value each.")
@@ -100,7 +102,7 @@ class SeparateLearner(Learner):
             "reward_tanh": reward_tanh,
             "continue_grad": continue_grad,
         }
-        options = {"extra_losses": extra_losses, "priorities": priorities, "cuda_graph": cuda_graph}
+        options = {"extra_losses": extra_losses, "priorities": priorities, "cuda_graph": cuda_graph, "ranks": ranks}
         super().__init__(agent, hyperparameters, seed, compile, native, **options)
 
     def make_behaviour(
@@ -149,7 +151,8 @@ class SeparateLearner(Learner):
         losses, data = TensorDict(), batch.copy().set("noise", noise)
         for group, loss in self.stages():
             more, data = loss(data)
-            norms.append(self.differentiate(group, more))
+            group_norms, more = self.differentiate(group, more)
+            norms.append(group_norms)
             finite = finite & norms[-1].isfinite().all() & total(more).detach().isfinite()
             losses.update(more.detach())
             data = data.detach()
@@ -175,15 +178,16 @@ class SeparateLearner(Learner):
                 losses.update(term(data))
         return losses, data
 
-    def differentiate(self, group: str, losses: TensorDictBase) -> Tensor:
-        """Give the parameters of a group the gradients of their own losses; the norms ``[P]``."""
+    def differentiate(self, group: str, losses: TensorDictBase) -> tuple[Tensor, TensorDictBase]:
+        """Give the parameters of a group the gradients of their own losses; norms ``[P]``, and the losses."""
         names = self.groups[group]
         gradients = torch.autograd.grad(total(losses), [self.trained[name] for name in names], allow_unused=True)
         found = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
         for name, gradient in found.items():
             self.trained[name].grad = gradient
         self.with_gradient += found
-        return torch.stack(torch._foreach_norm(list(found.values())))
+        losses = self.ranks.average([*found.values()], losses)
+        return torch.stack(torch._foreach_norm(list(found.values()))), losses
 
 
 def _share(value: Shared, role: str) -> float:

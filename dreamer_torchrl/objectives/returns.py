@@ -1,7 +1,7 @@
 """Returns and their scale."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,19 @@ def percentiles(values: Tensor, percents: Iterable[float]) -> list[Tensor]:
     return [torch.lerp(ordered[math.floor(p)], ordered[math.ceil(p)], p - math.floor(p)) for p in positions]
 
 
+Gather = Callable[[Tensor], Tensor]
+"""From this process's part of a batch to the whole of it, without gradient, where several processes have parts."""
+
+
+def whole(values: Tensor) -> Tensor:
+    """The `Gather` of a process that has the whole batch."""
+    return values
+
+
 class ReturnNormalizer(nn.Module):
     """Running percentiles of the returns; advantages are divided by their distance, but not by less than ``limit``."""
+
+    gather: Gather = staticmethod(whole)
 
     def __init__(self, percentiles: tuple[float, float] = (5.0, 95.0), rate: float = 0.01, limit: float = 1.0):
         super().__init__()
@@ -39,7 +50,7 @@ class ReturnNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
-        low, high = percentiles(returns, self.percentiles)
+        low, high = percentiles(self.gather(returns), self.percentiles)
         self.low.lerp_(low.to(self.low.dtype), self.rate)
         self.high.lerp_(high.to(self.high.dtype), self.rate)
 
@@ -54,12 +65,14 @@ class RewardNormalizer(nn.Module):
     A ``momentum`` of 1, the official default, leaves the magnitude at 1.
     """
 
+    gather: Gather = staticmethod(whole)
+
     def __init__(self, momentum: float = 1.0, scale: float = 1.0, eps: float = 1e-8):
         super().__init__()
         self.momentum, self.scale, self.eps = momentum, scale, eps
         self.register_buffer("magnitude", torch.ones((), dtype=torch.float64))
 
     def forward(self, reward: Tensor) -> Tensor:
-        now = reward.detach().abs().mean(dtype=self.magnitude.dtype)
+        now = self.gather(reward.detach().abs().mean(dtype=self.magnitude.dtype)[None]).mean()
         self.magnitude.lerp_(now, 1 - self.momentum)
         return reward / (self.magnitude.to(reward.dtype) + self.eps) * self.scale

@@ -15,19 +15,25 @@ from dreamer_torchrl.modules.latents import Latent
 from dreamer_torchrl.modules.spaces import Space, key_name
 from dreamer_torchrl.objectives.batch import split_context
 from dreamer_torchrl.objectives.common import StepLoss, entries
+from dreamer_torchrl.objectives.returns import Gather, whole
 
 SCALES = {"reconstruction": 1.0, "reward": 1.0, "continue": 1.0, "dynamics": 1.0, "representation": 0.1}
 
 
 def kl(
-    latent: Latent, posterior: Tensor, prior: Tensor, free_nats: float, average: bool = False
+    latent: Latent, posterior: Tensor, prior: Tensor, free_nats: float, average: bool = False, gather: Gather = whole
 ) -> tuple[Tensor, Tensor]:
     """Dynamics and representation loss of each step ``[...]``, free nats taken of the sum over variables.
 
     With ``average`` free nats are taken of the mean over steps, as in DreamerV1 and V2; all steps have that loss.
     """
     losses = latent.kl(posterior, prior)
-    return tuple((each.mean().expand_as(each) if average else each).clamp_min(free_nats) for each in losses)
+    if not average:
+        return tuple(each.clamp_min(free_nats) for each in losses)
+    means = [each.mean() for each in losses]
+    above = [gather(mean.detach()[None]).mean() >= free_nats for mean in means]  # of the whole batch
+    means = [mean.where(more, free_nats) for mean, more in zip(means, above, strict=True)]
+    return tuple(mean.expand_as(each) for mean, each in zip(means, losses, strict=True))
 
 
 class WorldModelLoss(StepLoss):
@@ -73,6 +79,7 @@ class WorldModelLoss(StepLoss):
     ): ...
 
     default_keys = _AcceptedKeys
+    gather: Gather = staticmethod(whole)
 
     def __init__(
         self,
@@ -137,7 +144,7 @@ class WorldModelLoss(StepLoss):
             seen = data if with_gradient else data.copy().set(keys.features, data.get(keys.features).detach())
             data.update(head(seen).select(*head.out_keys))
         # Losses, [B, T] each
-        dynamics, representation = kl(self.latent, posterior, prior, self.free_nats, self.free_average)
+        dynamics, representation = kl(self.latent, posterior, prior, self.free_nats, self.free_average, self.gather)
         reconstruction = {
             key: self.reconstruction_cost(space, data.get(reconstruction_key(key)), data.get(key))
             for key, space in self.decoded.items()

@@ -1,0 +1,63 @@
+"""Several learners that train one agent: each has its share of the batch, and all take the step of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+
+class Ranks:
+    """The processes of ``group``, of which this is one; without a group, this process alone.
+
+    All call the same methods in the same order. No `DistributedDataParallel`: what one update exchanges is one flat
+    tensor, which a CUDA graph captures, and the optimizer steps after all gradients are there.
+
+    Example:
+        >>> alone = Ranks()
+        >>> alone.size, alone.gather(torch.ones(2))
+        (1, tensor([1., 1.]))
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None):
+        self.group = group
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.size = 1 if group is None else dist.get_world_size(group)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The values ``[n, ...]`` of all ranks, ``[size * n, ...]``, without their gradient."""
+        if self.group is None:
+            return values
+        parts = [torch.empty_like(values, requires_grad=False) for _ in range(self.size)]
+        dist.all_gather(parts, values.detach().contiguous(), self.group)
+        return torch.cat(parts)
+
+    def average(self, gradients: Sequence[Tensor], losses: TensorDictBase) -> TensorDictBase:
+        """Average gradients in place, and give averages of losses and metrics, which are numbers."""
+        if self.group is None:
+            return losses
+        numbers = torch.stack([value.detach().to(gradients[0]) for value in losses.values()])
+        flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), numbers])
+        dist.all_reduce(flat, group=self.group)
+        flat /= self.size
+        *parts, numbers = flat.split([*(gradient.numel() for gradient in gradients), len(numbers)])
+        torch._foreach_copy_(gradients, [part.view_as(to) for part, to in zip(parts, gradients, strict=True)])
+        return TensorDict(dict(zip(losses.keys(), numbers.unbind(), strict=True)))
+
+    @torch.no_grad()
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Give all ranks the values of rank 0."""
+        if self.group is not None:
+            for tensor in tensors:
+                dist.broadcast(tensor.data, 0, self.group)
+
+    def check_same(self, tensors: Iterable[Tensor], what: str) -> None:
+        """Raise where these are not the same on all ranks, as far as their sums tell."""
+        sums = torch.stack([tensor.detach().double().sum().cpu() for tensor in tensors])[None]  # [1, N]
+        found = self.gather(sums.nan_to_num())  # [size, N]
+        if different := (found != found[:1]).any(1).nonzero().flatten().tolist():
+            told = f"{what} of rank {', '.join(map(str, different))} are not those of rank 0"
+            raise RuntimeError(f"{told}: continue from the last checkpoint, and report this as a bug.")
