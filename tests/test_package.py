@@ -27,7 +27,7 @@ CONFIG_AND_FILE_LIBRARIES = {"hydra", "importlib.resources", "json", "omegaconf"
 
 # From the bottom to the top: a folder or file imports from its own layer and those below, never from above.
 LAYERS = (
-    {"keys", "configs", "limits"},
+    {"keys", "configs", "limits", "ranges"},
     {"modules"},
     {"objectives"},
     {"kernels"},

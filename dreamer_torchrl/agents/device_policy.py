@@ -16,6 +16,7 @@ from torchrl.envs.utils import exploration_type
 from dreamer_torchrl.agents.capturing import CudaGraphs, StaticBatch
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.keys import LATENTS
+from dreamer_torchrl.ranges import part
 
 
 class DevicePolicy(Policy):
@@ -46,7 +47,7 @@ class DevicePolicy(Policy):
         shapes["previous_action"] = (self.actor.space.size,)
         rows = TensorDict({key: torch.zeros(count, *shape) for key, shape in shapes.items()}, batch_size=[count])
         rows.update(seen).update(self._carried if self.carries else {})
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with part("acting"), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             packed, self._carried = self._outcome(rows, device)
             parts = packed.to("cpu", copy=True).split([prod(shape) for shape in shapes.values()], -1)  # waits for it
         belief, state, action = (x.unflatten(-1, shape) for x, shape in zip(parts, shapes.values(), strict=True))

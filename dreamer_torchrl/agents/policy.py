@@ -13,6 +13,7 @@ from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.modules.encoder import Encoder
 from dreamer_torchrl.modules.rssm import RSSM
 from dreamer_torchrl.modules.spaces import key_name
+from dreamer_torchrl.ranges import part
 
 
 class Policy(TensorDictModuleBase):
@@ -44,7 +45,8 @@ class Policy(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write action, ``belief``, ``state`` and ``previous_action`` (the flat form of the action)."""
-        return self.write(tensordict, *self.act(self.read(tensordict)))
+        with part("acting"):
+            return self.write(tensordict, *self.act(self.read(tensordict)))
 
     def read(self, tensordict: TensorDictBase) -> dict[NestedKey, Tensor]:
         """What the policy needs to see, and the latents that are there, ``[N, ...]`` each."""

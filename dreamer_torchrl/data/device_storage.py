@@ -26,10 +26,14 @@ class DeviceStorage(LazyTensorStorage):
         self.streams = torch.zeros(max_size, dtype=torch.int32)  # of the step in each slot
 
     def set(self, cursor: Any, data: TensorDictBase, *, set_cursor: bool = True) -> None:
-        if STREAM in data.keys():  # noqa: SIM118
-            self.streams[cursor] = data[STREAM].reshape(-1).cpu()
+        """Write ``data`` ``[M]`` into slots ``[M]`` that follow each other, as `RoundRobinWriter` gives them."""
+        first = int(cursor[0])
+        self.streams[cursor] = data[STREAM].reshape(-1).cpu()
         moved = data.apply(self.sent, device=self.memory)
-        super().set(self.sent(cursor) if isinstance(cursor, Tensor) else cursor, moved, set_cursor=set_cursor)
+        before_end = min(len(moved), self.max_size - first)
+        super().set(slice(first, first + before_end), moved[:before_end], set_cursor=set_cursor)
+        if rest := len(moved) - before_end:
+            super().set(slice(0, rest), moved[before_end:], set_cursor=set_cursor)
         self.device = torch.device("cpu")  # where the writer is to keep generations, and where indices come from
 
     def get(self, index: Any) -> TensorDictBase:

@@ -20,6 +20,7 @@ from dreamer_torchrl.data.device_storage import DeviceStorage
 from dreamer_torchrl.data.samplers import OnlineSampler, last_of_each
 from dreamer_torchrl.modules.latents import CategoricalLatent
 from dreamer_torchrl.modules.spaces import Image
+from dreamer_torchrl.ranges import part
 
 LATENTS = ("belief", "state")
 SCRATCH = "replay-scratch"  # a folder of its own for steps on disk, so that nothing else can be removed with it
@@ -169,7 +170,8 @@ class Replay:
 
     def sample(self) -> tuple[TensorDictBase, Where]:
         """A batch ``[B, context + T]``, with a sampler's ``priority_weight``, and where its trained steps came from."""
-        data, info = self.buffer.sample(return_info=True)
+        with part("sample"):
+            data, info = self.buffer.sample(return_info=True)
         rows = (self.batch, self.slice_len)
         index = info["index"][0] if isinstance(info["index"], tuple) else info["index"]
         batch, trained = data.reshape(rows), (slice(None), slice(self.context, None))
@@ -197,11 +199,12 @@ class Replay:
         generation = where.generation.flatten().where(last, -1)  # as if the others were overwritten
         storage, stored = self.buffer.storage, self.buffer.storage[:]
         patch = {key: latents[key].to(stored[key].device, stored[key].dtype).flatten(0, 1) for key in LATENTS}
-        if isinstance(storage, DeviceStorage):
-            there = (generation >= 0) & (generation == self.buffer.writer.generations_of(index))
-            storage.overwrite(index[there], there.nonzero().flatten(), patch)
-        else:
-            there = self.buffer.update_if_present(index=index, generation=generation, patch=patch).updated
+        with part("refresh"):
+            if isinstance(storage, DeviceStorage):
+                there = (generation >= 0) & (generation == self.buffer.writer.generations_of(index))
+                storage.overwrite(index[there], there.nonzero().flatten(), patch)
+            else:
+                there = self.buffer.update_if_present(index=index, generation=generation, patch=patch).updated
         self._note_change(index[there])
         priority = latents.get("priority", None)
         if priority is not None:

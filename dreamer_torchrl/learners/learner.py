@@ -27,6 +27,7 @@ from dreamer_torchrl.objectives.actor_loss import ActorLoss
 from dreamer_torchrl.objectives.batch import FLAG, check_steps
 from dreamer_torchrl.objectives.common import Behaviour, DreamerLoss, ExtraLoss
 from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
+from dreamer_torchrl.ranges import part
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -118,7 +119,7 @@ class Learner:
         self.must_capture, self.cuda_graph = bool(cuda_graph), capturable if cuda_graph is None else cuda_graph
         self.slow_update = self.make_target_update(self.value_loss)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        for module in (module for part in (loss, *scaled) for module in part.modules() if hasattr(module, "gather")):
+        for module in (module for owner in (loss, *scaled) for module in owner.modules() if hasattr(module, "gather")):
             module.gather = self.ranks.gather
         self.ranks.share([*agent.state_dict().values(), *loss.state_dict().values()])
 
@@ -153,7 +154,7 @@ class Learner:
             fault = f"The agent was moved from {self.device} to {device} after its Learner was built"
             remedy = "Move the agent first, then build the Learner and load its state_dict."
             raise RuntimeError(f"{fault}: the optimizer and the target critic stayed. {remedy}")
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+        with part("update"), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             outcome = self._update_captured(batch) if self.cuda_graph else self.step(self._sent(batch))
         self.gradient_norms = outcome.gradient_norms
         return outcome.metrics, outcome.latents
@@ -180,7 +181,8 @@ class Learner:
     def descend(self, batch: TensorDictBase, noise: TensorDictBase) -> Descent:
         """Step the optimizer from an unchecked batch on the device under given noise."""
         losses, data = self.losses(batch, noise)
-        total(losses).backward()
+        with part("backward"):
+            total(losses).backward()
         self.with_gradient = [name for name, parameter in self.trained.items() if parameter.grad is not None]
         gradients = [self.trained[name].grad for name in self.with_gradient]
         losses = self.ranks.average(gradients, losses)
@@ -273,10 +275,11 @@ def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
 
 def step_where(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
     """Step where ``finite``, without reading it back if the optimizer can."""
-    if hasattr(optimizer, "step_where"):
-        optimizer.step_where(finite)
-    elif finite:
-        optimizer.step()
+    with part("optimizer"):
+        if hasattr(optimizer, "step_where"):
+            optimizer.step_where(finite)
+        elif finite:
+            optimizer.step()
 
 
 def total(losses: TensorDictBase) -> Tensor:

@@ -19,6 +19,7 @@ from dreamer_torchrl.objectives.common import Behaviour, ExtraLoss
 from dreamer_torchrl.objectives.dynamics import DynamicsActorLoss
 from dreamer_torchrl.objectives.returns import RewardNormalizer
 from dreamer_torchrl.objectives.value import SlowUpdate, ValueLoss
+from dreamer_torchrl.ranges import part
 
 Shared = float | Mapping[str, float]  # one for all groups, or by the name of a group
 ROLES = {"explorer": "actor", "critic": "value"}  # whose numbers the parts of a behaviour have
@@ -150,8 +151,9 @@ class SeparateLearner(Learner):
         self.with_gradient, norms, finite = [], [], torch.ones((), dtype=torch.bool, device=self.device)
         losses, data = TensorDict(), batch.copy().set("noise", noise)
         for group, loss in self.stages():
-            more, data = loss(data)
-            group_norms, more = self.differentiate(group, more)
+            with part(group):
+                more, data = loss(data)
+                group_norms, more = self.differentiate(group, more)
             norms.append(group_norms)
             finite = finite & norms[-1].isfinite().all() & total(more).detach().isfinite()
             losses.update(more.detach())

@@ -28,14 +28,18 @@ Policy = Callable[[Tensor, Tensor | None], Tensor]
 def observe_step(
     latent: CategoricalLatent, weights: StepWeights, belief: Tensor, state: Tensor, *now: Tensor
 ) -> tuple[Tensor, ...]:
-    """To belief ``[N, D]``, state ``[N, S, K]``, posterior logits, and the inputs of the matrices (`MatrixInputs`)."""
+    """To belief ``[N, D]``, state ``[N, S, K]``, posterior logits, and the inputs of the matrices (`MatrixInputs`).
+
+    The latter have no gradient: detached outside, compiled code would make one of zeros for each.
+    """
     kept, action_share, encoded_share, noise = now  # [N, 1], [N, D], [N, hidden], [N, S]
     old_belief, old_state = belief * kept, state.flatten(1) * kept
     belief, recurrent, mixed = weights.next_belief(old_belief, old_state, action_share)
     hidden = torch.addmm(encoded_share, belief, weights.posterior_own.t())
     hidden = F.silu(rms_norm(hidden, weights.posterior_scale))
     logits = latent.as_state(F.linear(hidden, weights.posterior_logits, weights.posterior_logits_bias))
-    return belief, latent.sample(logits, noise), logits, old_belief, old_state, recurrent, mixed, hidden, belief
+    multiplied = (own.detach() for own in (old_belief, old_state, recurrent, mixed, hidden, belief))
+    return belief, latent.sample(logits, noise), logits, *multiplied
 
 
 def imagine_step(
@@ -77,7 +81,7 @@ def observe(
         belief, state, logits, *multiplied = step(split.latent, weights, belief, state, *now)
         outputs.append((belief, state, logits))
         for inputs_of_all, own in zip(seen, multiplied, strict=True):
-            inputs_of_all.append(own.detach())
+            inputs_of_all.append(own)
     beliefs, states, logits = (torch.stack(parts, 1) for parts in zip(*outputs, strict=True))
     return beliefs, states, logits
 

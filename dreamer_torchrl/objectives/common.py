@@ -11,6 +11,7 @@ from torchrl.objectives import LossModule
 from torchrl.objectives.utils import TargetNetUpdater
 
 from dreamer_torchrl.objectives.batch import TRANSITIONS, check_keys, refuse_transitions
+from dreamer_torchrl.ranges import part
 
 ExtraLoss = Callable[[TensorDictBase], TensorDictBase]
 """From the data of an update to a TensorDict of ``loss_*``, which are summed up, and of metrics."""
@@ -106,9 +107,12 @@ class DreamerLoss(nn.Module):
 
     def forward(self, batch: TensorDictBase) -> tuple[TensorDict, TensorDictBase]:
         """Steps ``[B, context + T]`` to all losses and metrics, and the data ``[B, T]`` with all that was computed."""
-        losses, data = self.world_model(batch)
-        actor, data = self.actor(data)
-        value, data = self.value(data)
+        with part("world model"):
+            losses, data = self.world_model(batch)
+        with part("actor"):
+            actor, data = self.actor(data)
+        with part("critic"):
+            value, data = self.value(data)
         losses = losses.update(actor).update(value)
         for term in self.extra:
             found = term(data)

@@ -103,3 +103,56 @@ class NoLiterals(TorchFunctionMode):
 
 def tensors_in(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+READS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
+METHODS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
+
+
+class NoHostReads(TorchFunctionMode):
+    """Raises where the host reads a tensor's numbers, or needs them for a shape; the CPU stands for a GPU."""
+
+    methods = frozenset(getattr(Tensor, name) for name in METHODS)
+
+    def __enter__(self) -> NoHostReads:
+        self.below = _NoReads()
+        self.below.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *how: Any) -> None:
+        super().__exit__(*how)
+        self.below.__exit__(*how)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [*args[1:], *(kwargs or {}).values()]
+        to_host = function is Tensor.to and any(str(each) == "cpu" for each in given if not isinstance(each, Tensor))
+        if function in self.methods or (to_host and not (kwargs or {}).get("non_blocking")):
+            raise AssertionError(f"{function.__name__} reads a tensor on the host")
+        self.below.checks_classes = function is torch.nn.functional.one_hot
+        return function(*args, **(kwargs or {}))
+
+
+class _NoReads(TorchDispatchMode):
+    checks_classes = False  # `one_hot` does, on the CPU alone
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name.partition("::")[2]
+        by_mask = name in ("index", "index_put_") and any(x is not None and x.dtype is torch.bool for x in args[1])
+        if (name in READS and not self.checks_classes) or by_mask:
+            raise AssertionError(f"{function} reads a tensor on the host")
+        return function(*args, **(kwargs or {}))
+
+
+class NoWaits(TorchDispatchMode):
+    """Raises where the host would wait for a device that is not the CPU: reads, and copies that block."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = function._schema.name.partition("::")[2], kwargs or {}
+        result = function(*args, **kwargs)
+        kinds = {tensor.device.type for tensor in tensors_in((args, kwargs, result))}
+        if len(kinds) == 1:
+            if kinds != {"cpu"} and name in READS:
+                raise AssertionError(f"{function} waits for the device")
+        elif kinds and not (name in ("_to_copy", "copy_") and (kwargs.get("non_blocking") or args[2:] == (True,))):
+            raise AssertionError(f"{function} works on {kinds} and waits for one")
+        return result
