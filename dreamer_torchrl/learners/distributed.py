@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,3 +62,20 @@ class Ranks:
         if different := (found != found[:1]).any(1).nonzero().flatten().tolist():
             told = f"{what} of rank {', '.join(map(str, different))} are not those of rank 0"
             raise RuntimeError(f"{told}: continue from the last checkpoint, and report this as a bug.")
+
+    def gather_with_gradient(self, values: Tensor) -> Tensor:
+        """`gather` for a loss of the whole batch, which all ranks compute: `average` gives its gradient."""
+        return values if self.group is None else _Gather.apply(values, self)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: Tensor, ranks: Ranks) -> Tensor:
+        context.ranks = ranks
+        return ranks.gather(values)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """All ranks have this gradient; each passes on that of its own values, as a part of a mean over ranks."""
+        ranks = context.ranks
+        return gradient.chunk(ranks.size)[ranks.rank] * ranks.size, None

@@ -119,8 +119,10 @@ class Learner:
         self.must_capture, self.cuda_graph = bool(cuda_graph), capturable if cuda_graph is None else cuda_graph
         self.slow_update = self.make_target_update(self.value_loss)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        for module in (module for owner in (loss, *scaled) for module in owner.modules() if hasattr(module, "gather")):
-            module.gather = self.ranks.gather
+        for module in (module for owner in (loss, *scaled) for module in owner.modules()):
+            for name in ("gather", "gather_with_gradient"):
+                if hasattr(module, name):
+                    setattr(module, name, getattr(self.ranks, name))
         self.ranks.share([*agent.state_dict().values(), *loss.state_dict().values()])
 
     def make_loss(self, compile: bool) -> DreamerLoss:

@@ -12,16 +12,20 @@ from torch.nn import functional as F
 
 from dreamer_torchrl.modules.layers import full_precision
 from dreamer_torchrl.modules.spaces import Image
+from dreamer_torchrl.objectives.returns import Gather, whole
 
 BALANCINGS = 3  # of assignments, by prototypes and by steps
 SKIPPED = 1  # first steps of a sequence, whose latents have seen too little
 
 
-def balanced(scores: Tensor, epsilon: float) -> Tensor:
-    """Assign N steps to K prototypes, ``[N, K]`` with rows of sum 1, all prototypes alike (Sinkhorn-Knopp)."""
+def balanced(scores: Tensor, epsilon: float, gather: Gather = whole) -> Tensor:
+    """Assign N steps to K prototypes, ``[N, K]`` with rows of sum 1, all prototypes alike (Sinkhorn-Knopp).
+
+    They may be a part of the steps, of which `gather` then finds the others.
+    """
     logs = scores / epsilon
     for _ in range(BALANCINGS):
-        logs = logs - logs.logsumexp(0, keepdim=True)
+        logs = logs - gather(logs.logsumexp(0, keepdim=True)).logsumexp(0, keepdim=True)
         logs = logs - logs.logsumexp(1, keepdim=True)
     return logs.exp()
 
@@ -58,6 +62,8 @@ class PrototypeTerm(nn.Module):
         shift: most pixels that images move.
         scale: of each of the three losses.
     """
+
+    gather: Gather = staticmethod(whole)
 
     def __init__(
         self,
@@ -99,7 +105,7 @@ class PrototypeTerm(nn.Module):
             encoder, project = self.slow
             encoded = full_precision(encoder(*[views[key] for key in encoder.in_keys]))
             scores = (F.normalize(project(encoded), dim=-1) @ prototypes.t())[:, SKIPPED:]  # [2 B, T - 1, K]
-            first, second = (balanced(half.flatten(0, 1), self.epsilon) for half in scores.chunk(2))
+            first, second = (balanced(half.flatten(0, 1), self.epsilon, self.gather) for half in scores.chunk(2))
         self.learner.networks.encoder(views)
         self.learner.networks.observe(views)
         encoded = self.from_encoded(full_precision(views["encoded_latents"]))  # [2 B, T, P]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dreamer_torchrl.modules.layers import full_precision, init_truncated_normal_
+from dreamer_torchrl.objectives.returns import Gather, whole
 
 EPS = 1e-8  # added to deviations
 
@@ -36,6 +37,7 @@ class PredictionTerm(nn.Module):
     """
 
     name: str
+    gather_with_gradient: Gather = staticmethod(whole)  # the loss is one of the whole batch
 
     def __init__(self, scale: float = 1.0):
         super().__init__()
@@ -50,7 +52,7 @@ class PredictionTerm(nn.Module):
         """From ``features`` ``[B, T, F]`` and ``encoded_latents`` ``[B, T, E]``."""
         features, encoded = data["features"].flatten(0, 1), data["encoded_latents"].detach().flatten(0, 1)
         predicted = F.linear(features, self.projector.weight.to(features.dtype))  # [B * T, E]
-        loss = self.compare(full_precision(predicted), full_precision(encoded))
+        loss = self.compare(*(self.gather_with_gradient(full_precision(x)) for x in (predicted, encoded)))
         return TensorDict({f"loss_{self.name}": self.scale * loss})
 
     def compare(self, predicted: Tensor, encoded: Tensor) -> Tensor:

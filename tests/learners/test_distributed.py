@@ -24,9 +24,12 @@ from dreamer_torchrl.modules.cores import LayerNormGRU
 from dreamer_torchrl.modules.heads import NormalHead
 from dreamer_torchrl.modules.latents import GaussianLatent
 from dreamer_torchrl.modules.layers import dense_layers
+from dreamer_torchrl.objectives.prototypes import balanced
+from dreamer_torchrl.objectives.representation import BarlowTerm, InfoNCETerm
 from tests.objectives.examples import TINY
 
 UPDATES, BATCH, LENGTH, RANKS = 10, 4, 6, 2
+SCORES = torch.linspace(-1, 1, 24, dtype=torch.float64).sin().reshape(6, 4)  # of steps and prototypes
 
 
 def third(dtype: torch.dtype) -> Agent:
@@ -42,9 +45,15 @@ def second(dtype: torch.dtype) -> Agent:
     return build_agent(*specs, TINY, dtype=dtype, **parts).to(dtype)
 
 
+def terms() -> list[Any]:
+    """Losses that are no means over sequences."""
+    return [BarlowTerm(), InfoNCETerm()]
+
+
 RATES = {"model": 1e-3, "actor": 1e-3, "value": 1e-3}
 MEMBERS: dict[str, tuple[Callable[[torch.dtype], Agent], Callable[..., Learner]]] = {
     "V3": (third, Learner),
+    "correlations": (third, lambda *parts, extra_losses, **more: Learner(*parts, extra_losses=terms(), **more)),
     "V2": (second, partial(SeparateLearner, rates=RATES, target_every=3, reward_momentum=0.9)),
 }
 
@@ -85,6 +94,7 @@ def one_rank(rank: int, folder: str) -> None:
         for dtype, updates in ((torch.float64, UPDATES), (torch.float32, 1))
     }
     found["spoilt"] = trained("V3", torch.float64, ranks, 2, spoilt=True)
+    found["balanced"] = balanced(SCORES.chunk(RANKS)[rank], 0.05, ranks.gather)
     try:
         ranks.check_same([torch.tensor(1.0 + rank)], "The weights")
     except RuntimeError as error:
@@ -134,3 +144,7 @@ def test_what_is_not_finite_on_one_rank_is_skipped_on_all(ranks: list[dict]) -> 
 
 def test_different_weights_are_noticed(ranks: list[dict]) -> None:
     assert all("The weights of rank 1 are not those of rank 0" in rank["told"] for rank in ranks)
+
+
+def test_prototypes_are_balanced_over_all_ranks(ranks: list[dict]) -> None:
+    assert_close(torch.cat([rank["balanced"] for rank in ranks]), balanced(SCORES, 0.05), rtol=1e-12, atol=0)
