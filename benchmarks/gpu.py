@@ -1,8 +1,10 @@
-"""What `gpu.sh` runs: imports, exactness, and learners against TorchRL's, each part with a time limit of its own.
+"""What `gpu.sh` runs: imports, exactness, learners against TorchRL's, and all else of a training, each with a limit.
 
 Compiling takes minutes. So all learners are built and warmed up at once, in a process each, while exactness is
-checked, uncompiled and compiled; then they are timed one after another, with nothing else running. A part that fails or
-takes too long is recorded as such and does not affect the others.
+checked, uncompiled and compiled; then they are timed one after another, with nothing else running. In between, after
+those learners that count most, come acting (captured and not), replay (on the host and on the GPU), a profile with the
+kernels of an update and the waits of the host, and a short training, if what it needs is installed. A part that fails
+or takes too long is recorded as such and does not affect the others.
 """
 
 from __future__ import annotations
@@ -17,18 +19,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from gate import Gate
 
+BENCHMARKS = Path(__file__).parent
 ROOT = Path(__file__).parents[1]
-LEARNER, EXACTNESS = ROOT / "benchmarks" / "learner.py", ROOT / "benchmarks" / "exactness.py"
+LEARNER, EXACTNESS = BENCHMARKS / "learner.py", BENCHMARKS / "exactness.py"
 GOLDEN = ROOT / "tests" / "golden"
 RECORDINGS = ("proprio_cont", "vision_disc")
 WORKLOADS = ("proprio_size1m", "vision_size1m", "vision_size12m")
 
+NEEDED_TO_TRAIN = ("gymnasium", "hydra", "pydantic")
 NOT_NEEDED = ("gymnasium", "gym", "hydra", "omegaconf", "wandb", "ale_py", "av", "PIL", "mujoco", "dm_control")
 IMPORTS = f"""
 import sys
@@ -154,6 +159,38 @@ def learners(folder: Path, options: argparse.Namespace) -> list[Part]:
     return parts
 
 
+def others(folder: Path, options: argparse.Namespace) -> list[Part]:
+    """Timed parts that start when it is their turn: acting, replay, a profile, and a training where one can run."""
+    on_gpu, quick = options.device.startswith("cuda"), options.quick
+    where, which = ["--device", options.device], ["--workload", *options.workload]
+    acting = ["--steps", "5", "--warmup", "1"] if quick else ["--steps", "200", "--warmup", "20"]
+    replay = ["--steps", "8000", "--draws", "5"] if quick else ["--steps", "50000", "--draws", "50"]
+    profiled = [] if on_gpu else ["--no-compile", "--nano", "--batch", "2", "--length", "4"]
+    profiled += ["--dtype", options.dtype[0]]
+    programs = {
+        "acting": ("policy.py", [*where, *which, *acting]),
+        "replay": ("replay.py", [*where, *which, *replay]),
+        "profile": ("launches.py", [*where, "--workload", options.workload[0], *profiled]),
+    }
+    if all(map(importable, NEEDED_TO_TRAIN)):
+        short = ["size=nano", "replay.batch=2", "replay.length=8", "train_ratio=8", "log.every=0.5"] if quick else []
+        settings = [f"device={options.device}", f"dtype={options.dtype[0]}", "compile=false", *short]
+        length = ["--steps", "400" if quick else "800", "--folder", folder / "training"]
+        programs["training"] = "end_to_end.py", ["--only", "cartpole", *length, "--overrides", *settings]
+    return [
+        Part(name, [BENCHMARKS / program, *arguments, "--json", folder / f"{name}.json"], 60, folder)
+        for name, (program, arguments) in programs.items()
+    ]
+
+
+def importable(name: str) -> bool:
+    try:
+        import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
 def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All parts; the file is written after each."""
     began = time.monotonic()
@@ -166,6 +203,8 @@ def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         options.output.write_text(json.dumps({"name": options.name, "parts": outcomes}, indent=2) + "\n")
 
     waiting, compiled = learners(folder, options), compiled_checks(folder, options)
+    first = len(options.workload) * len(options.dtype)  # of the mode that counts most
+    timed = [*waiting[:first], *others(folder, options), *waiting[first:]]
     try:
         for part in [*waiting, *compiled]:
             part.start()
@@ -181,12 +220,15 @@ def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
         for part in waiting:
             if not _is_settled(part):
                 part.stop(f"not warm after {time.monotonic() - part.began:.0f} s")
-        for part in waiting:
-            part.gate.open()
+        for part in timed:
+            if part.gate is None:
+                part.start()
+            else:
+                part.gate.open()
             part.finish(min(part.limit, began + options.seconds - time.monotonic()))
             ended(part)
     finally:
-        for part in [*waiting, *compiled]:
+        for part in [*timed, *compiled]:
             if part.process and part.process.poll() is None:
                 part.stop("not run to its end")
     return outcomes
@@ -194,8 +236,15 @@ def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 def _headline(outcome: dict[str, Any]) -> str:
     """Status and result of a part in one line."""
-    found = [outcome["status"]]
-    for workload in (outcome["record"] or {}).get("workloads", []):
+    found, record = [outcome["status"]], outcome["record"] or {}
+    for row in record.get("policy", []):
+        found.append(f"{row['environments']}{' captured' * row['captured']} {row['send_ms']:.2f} ms")
+    for row in record.get("replay", []):
+        found.append(f"{row['storage']} {row['sample_ms']:.2f} + {row['refresh_ms']:.2f} ms")
+    for row in record.get("launches", []):
+        found.append(f"{row['launches']:,} launches in {row['part']}, waits {row['waits']}")
+    found += [f"learner {run['shares']['learner']:.0%}" for run in record.get("runs", [])]
+    for workload in record.get("workloads", []):
         found += [f"{result['contestant']} {1e3 * result['median']:.1f} ms" for result in workload["results"]]
         found += [f"ratio {workload['ratio']:.3f}"] if workload["ratio"] else []
     return ", ".join(found)

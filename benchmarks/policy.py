@@ -6,8 +6,9 @@
 
 Two times of the same steps: `policy` is the call of the policy alone, which other implementations are compared by, and
 `send` is all that it takes to get from what is seen to actions: latents beside observations, the way to the device and
-back. Observations are prepared, so no environment's time is in it. States and actions are drawn, as in
-training. In turn with sheeprl each side makes 50 steps, then the other; `turns` and `peer` are the medians of these.
+back, there with a captured step and without. Observations are prepared, so no environment's time is in it. States and
+actions are drawn, as in training. In turn with sheeprl each side makes 50 steps, then the other; `turns` and `peer` are
+the medians of these.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from workloads import WORKLOADS, Workload
 
 from dreamer_torchrl import Agent, build_agent
 from dreamer_torchrl.agents.backend import attach, decide
+from dreamer_torchrl.agents.device_policy import DevicePolicy
 from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.learners.learner import example_batch
@@ -59,21 +62,28 @@ def agent_for(workload: Workload, device: torch.device) -> Agent:
     return agent
 
 
-def measure(workload: Workload, environments: int, steps: int, warmup: int, device: torch.device) -> dict[str, Any]:
+def measure(
+    workload: Workload, environments: int, steps: int, warmup: int, device: torch.device, capture: bool = False
+) -> dict[str, Any]:
     """Act in `environments` environments; medians, quartiles and minima in milliseconds."""
     agent = agent_for(workload, device)
     policy, seen = agent.policy, observations(agent, environments)
+    sender = policy
+    if device.type != "cpu":
+        generator = torch.Generator(device).manual_seed(0)
+        sender = DevicePolicy(agent.encoder, agent.rssm, agent.actor, generator, capture=capture)
+        sender.carries = True
     latents = agent.latent_spec.expand(environments).zero()
     with set_exploration_type(ExplorationType.RANDOM):
         sending = []
         for step in range(warmup + steps):
             start = time.perf_counter()
-            latents = acted(policy, seen[step % len(seen)], latents, device)
+            latents = acted(sender, seen[step % len(seen)], latents)
             sending.append(1e3 * (time.perf_counter() - start))  # ends on the CPU: there is nothing left to wait for
         carried = [now.copy().update(latents).to(device) for now in seen]
         acting = [_timed_policy(policy, carried[step % len(carried)].copy(), device) for step in range(warmup + steps)]
     sending, acting = sending[warmup:], acting[warmup:]
-    row: dict[str, Any] = {"workload": workload.name, "environments": environments}
+    row: dict[str, Any] = {"workload": workload.name, "environments": environments, "captured": capture}
     for name, times in (("policy", acting), ("send", sending)):
         lower, median, upper = statistics.quantiles(times, method="inclusive")
         row |= {f"{name}_ms": median, f"{name}_ms_quartiles": [lower, upper], f"{name}_ms_min": min(times)}
@@ -85,7 +95,7 @@ def in_turn(workload: Workload, environments: int, steps: int, warmup: int, pyth
     agent = agent_for(workload, torch.device("cpu"))
     policy = agent.policy
     seen = observations(agent, environments)
-    latents = acted(policy, seen[0], agent.latent_spec.expand(environments).zero(), torch.device("cpu"))
+    latents = acted(policy, seen[0], agent.latent_spec.expand(environments).zero())
     carried = [now.copy().update(latents) for now in seen]
 
     def act() -> None:
@@ -103,9 +113,9 @@ def in_turn(workload: Workload, environments: int, steps: int, warmup: int, pyth
     return sides | {"turns_ms": mine, "peer_ms": theirs, "ratio": mine / theirs}
 
 
-def acted(policy: Policy, seen: TensorDictBase, latents: TensorDictBase, device: torch.device) -> TensorDictBase:
-    """The latents after a step of acting; the actions are on the CPU as well then."""
-    return policy(seen.copy().update(latents).to(device)).cpu().select(*LATENTS)
+def acted(policy: Policy, seen: TensorDictBase, latents: TensorDictBase) -> TensorDictBase:
+    """The latents after a step of acting, on the CPU as the actions are."""
+    return policy(seen.copy().update(latents)).select(*LATENTS)
 
 
 def _timed_policy(policy: Policy, seen: TensorDictBase, device: torch.device) -> float:
@@ -121,18 +131,19 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     record = provenance(arguments.device) | {"steps": arguments.steps, "policy": []}
+    graphs = (False, True) if arguments.device.type == "cuda" else (False,)
     duel = f"{'turns':>10}{'peer':>10}{'ratio':>10}" if arguments.against else ""
     print(f"{'ms per step':16}{'environments':>14}{'policy':>10}{'min':>10}{'send':>10}{'target':>10}{duel}")
     for name in arguments.workload:
-        for environments in arguments.environments:
-            row = measure(WORKLOADS[name], environments, arguments.steps, arguments.warmup, arguments.device)
+        for environments, capture in product(arguments.environments, graphs):
+            row = measure(WORKLOADS[name], environments, arguments.steps, arguments.warmup, arguments.device, capture)
             times = "".join(f"{row[key]:10.3f}" for key in ("policy_ms", "policy_ms_min", "send_ms"))
             target = f"{row['target_ms'] or '-':>10}"
             if arguments.against:
                 how = environments, arguments.steps, arguments.warmup, arguments.peer_python
                 row |= in_turn(WORKLOADS[name], *how)
                 target += "".join(f"{row[key]:10.3f}" for key in ("turns_ms", "peer_ms", "ratio"))
-            print(f"{name:16}{environments:14}{times}{target}", flush=True)
+            print(f"{name:16}{environments:14}{times}{target}{' captured' if capture else ''}", flush=True)
             record["policy"].append(row)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)

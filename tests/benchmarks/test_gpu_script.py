@@ -41,13 +41,17 @@ def test_a_small_run(tmp_path: Path) -> None:
     )
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     parts = {part["part"]: part for part in json.loads((tmp_path / "new" / "trial.json").read_text())["parts"]}
-    assert list(parts) == [*("imports", "verify-proprio_cont", "exactness"), "eager-proprio_size1m-float32"]
+    timed = ["eager-proprio_size1m-float32", "acting", "replay", "profile"]  # no training, where Hydra is not there
+    assert list(parts) == ["imports", "verify-proprio_cont", "exactness", *timed]
     assert {part["status"] for part in parts.values()} == {"ok"}
     assert str(ROOT) not in parts["imports"]["printed"][-1]  # from the folder of links, not from where it is installed
     assert parts["exactness"]["record"]["captured"]["wrong"] == []
     (duel,) = parts["eager-proprio_size1m-float32"]["record"]["workloads"]
     assert len(duel["results"]) == 2 and duel["ratio"] > 0
     assert f"ratio {duel['ratio']:.3f}" in outcome.stdout
+    assert all(row["send_ms"] > 0 for row in parts["acting"]["record"]["policy"])
+    assert [row["storage"] for row in parts["replay"]["record"]["replay"]] == ["cpu"]
+    assert {row["part"] for row in parts["profile"]["record"]["launches"]} == {"update", "acting"}
 
 
 def on_a_gpu(**options: Any) -> Namespace:
@@ -72,12 +76,22 @@ def test_our_default_against_their_graph_comes_first(gpu: ModuleType, tmp_path: 
     assert seen == 4 * [(True, "graph", False)] + 4 * [(False, "graph", False)] + 4 * [(True, "full", True)]
 
 
+def test_a_training_is_among_the_parts_where_it_can_run(gpu: ModuleType, tmp_path: Path) -> None:
+    parts = {part.name: part for part in gpu.others(tmp_path, on_a_gpu())}
+    assert list(parts) == ["acting", "replay", "profile", "training"]
+    assert {"device=cuda", "dtype=bfloat16"} <= set(parts["training"].arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "hydra", None)
+        assert len(gpu.others(tmp_path, on_a_gpu())) == 3
+
+
 def run(
     gpu: ModuleType, tmp_path: Path, programs: dict[str, str], limit: float, warm_up: float, compiled: str = ""
 ) -> dict[str, Any]:
     """Run parts made of a few words of Python, and a check beside their warm-up."""
     gate = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); from gate import Gate; gate = Gate({{!r}})\n"
     options = Namespace(name="toy", output=tmp_path / "toy.json", device="cpu", seconds=60.0, warm_up=warm_up)
+    options.workload, options.dtype = [], []
 
     def toys(folder: Path, _: Namespace) -> list[Any]:
         return [
@@ -90,6 +104,7 @@ def run(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "learners", toys)
         patch.setattr(gpu, "checks", lambda folder, options: [])
+        patch.setattr(gpu, "others", lambda folder, options: [])
         checks = [gpu.Part("compiled", ["-c", compiled], warm_up, folder)] if compiled else []
         patch.setattr(gpu, "compiled_checks", lambda folder, options: checks)
         outcomes = gpu.run(options, folder)
