@@ -89,6 +89,7 @@ def kind(content: Record) -> str:
         "replay": "Replay",
         "points": "Scaling",
         "killed_while": "Kills",
+        "scaling_out": "Several ranks",
     }
     return next((title for key, title in keys.items() if key in content), "")
 
@@ -158,6 +159,15 @@ def kill_rows(name: str, content: Record) -> Iterable[list[str]]:
     yield [f"`{name}`", f"{content['kills']} ({while_doing})", compared, f"{content['seconds'] / 60:.1f}"]
 
 
+def rank_rows(name: str, content: Record) -> Iterable[list[str]]:
+    """Measured with one and two ranks, and what follows for more."""
+    for workload, found in content["scaling_out"].items():
+        one, two = found["whole"], found["together"]
+        times = [f"{1 / one['median']:.2f}", f"{1 / two['median']:.2f}", f"{found['cpu_efficiency']:.0%}"]
+        more = [f"{each['a batch for each']['efficiency']:.1%}" for each in found["extrapolated"]]
+        yield [f"`{name}`", workload, *times, f"{found['sent_bytes']:,}", *more]
+
+
 Rows = Callable[[str, Record], Iterable[list[str]]]
 KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
     ("Updates", ("workload", "learner", "median", "quartiles", "updates", "peak memory", "ratio"), learner_rows),
@@ -166,6 +176,14 @@ KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
     ("Shares of a training", ("environment", *PARTS), share_rows),
     ("Scaling", ("what grows", "all of it"), scaling_rows),
     ("GPU machines", ("part", "how it ended", "updates, median"), gpu_rows),
+    (
+        "Several ranks",
+        (
+            *("workload", "updates/s, 1 rank", "2 ranks", "efficiency by processor time"),
+            *("bytes sent by a rank of 2", "efficiency of 8 GPUs, a batch each", "of 64"),
+        ),
+        rank_rows,
+    ),
     ("Kills", ("kills", "compared with an uninterrupted run", "minutes"), kill_rows),
 )
 

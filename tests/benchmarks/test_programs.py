@@ -142,3 +142,15 @@ def test_a_scaling_point_that_fails_is_recorded(tmp_path: Path) -> None:
     assert "seconds" not in found and found["error"] in scaling.table([found])
     scaling.save_plot([found], tmp_path / "empty.png")
     assert not (tmp_path / "empty.png").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_are_measured_and_more_are_extrapolated(program: Program, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    printed = program("scaling_out", "--workload", "proprio_size1m", "--updates", "1", "--json", file)
+    found = json.loads(file.read_text())["scaling_out"]["proprio_size1m"]
+    assert found["reduced_bytes"] > 4 * 640_867  # every gradient, and the metrics
+    assert found["sent_bytes"] == found["reduced_bytes"] + found["gathered_bytes"]
+    assert found["half"]["cpu_median"] < found["whole"]["cpu_median"]
+    assert f"{found['sent_bytes']:,} bytes sent" in printed
+    assert [each["ranks"] for each in found["extrapolated"]] == [8, 64]
