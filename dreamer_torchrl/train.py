@@ -112,7 +112,7 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
 
 def start(configuration: Configuration) -> int:
     settings = configuration.settings
-    console = Console(settings.total_steps, seconds=settings.log.every)
+    console = Console(settings.end, seconds=settings.log.every)
     with StopSignals(console.note) as stop:
         console.note(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}")
         run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
@@ -142,8 +142,9 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
             saved = training.checkpoints.load(training.replay)
             for damage in saved.damaged if saved else ():
                 console.note(damage)
-            if saved and saved.step > settings.total_steps:
-                console.note(f"{saved.step:,} steps are done already, more than total_steps={settings.total_steps}.")
+            if saved and saved.step > settings.end:
+                told = "offline_updates" if settings.offline and settings.offline_only else "total_steps"
+                console.note(f"{saved.step:,} steps are done already, more than {told}={getattr(settings, told)}.")
             configuration.save(run_dir)
             resumed_at = saved.step if saved else None
             metrics = make_metrics(configuration, run_dir, console, resumed_at, lambda: training.clock.elapsed / 3600)
@@ -176,7 +177,7 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
         if not known:
             raise
         return NOT_TRAINED
-    steps = training.progress.steps
+    steps = training.progress.position
     if training.checkpoints.failure:  # the console has said why
         say(f"Step {steps:,} is not saved. Make room, then continue from the last checkpoint: {resume}")
         return NOT_TRAINED

@@ -59,6 +59,9 @@ class Saved:
     def restore_replay(self, replay: Replay) -> None:
         self.replay_files.restore(replay, self.replay_state, self.pieces)
 
+    def all_steps(self) -> TensorDictBase:
+        return self.replay_files.all_steps(self.replay_state, self.pieces)
+
     def last_steps(self, count: int) -> TensorDictBase:
         return self.replay_files.last_steps(count, self.replay_state, self.pieces)
 

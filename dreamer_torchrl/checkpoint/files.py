@@ -170,6 +170,13 @@ class ReplayFiles:
         length = min(count, int(lengths.min()))
         return torch.stack([steps[(stream == number).nonzero().flatten()[-length:]] for number in range(streams)], 1)
 
+    def all_steps(self, state: Mapping[str, Any], pieces: list[Piece]) -> TensorDictBase:
+        """All steps that the replay held, without latents, in order of arrival, ``[stored]``."""
+        parts = [part.exclude(*LATENT_KEYS) for part in self._steps_with_latents(state, pieces)]
+        if not parts:
+            raise ValueError("The replay holds no step yet: let the run train for a while.")
+        return torch.cat(parts)
+
     def remove_unused(self, used: Collection[str]) -> None:
         """Remove the files of the replay that no checkpoint uses: outdated ones, and what a killed save left."""
         for path in self.folder.iterdir() if self.folder.is_dir() else ():

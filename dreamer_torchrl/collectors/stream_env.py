@@ -65,17 +65,7 @@ class StreamEnv(EnvBase):
         count = Unbounded((1,), dtype=torch.int64, device=env.device)
         step = {"reward": number, **dict.fromkeys(FLAGS, flag), STREAM: count, ENDLESS: Composite(episode=count)}
         self.observation_spec = env.observation_spec.clone().update(step)
-        action_spec = env.full_action_spec.clone()
-        self.bounds: dict[NestedKey, tuple[Tensor, Tensor]] = {}  # the environment's own, of the actions scaled here
-        for key, leaf in env.full_action_spec.items(True, True):
-            if not (isinstance(leaf, Bounded) and leaf.dtype.is_floating_point):
-                continue
-            low, high = leaf.space.low, leaf.space.high
-            limit = torch.finfo(leaf.dtype).max / 2  # a box "without bounds" is often written with the largest float
-            if (low > -limit).all() and (high < limit).all():
-                self.bounds[key] = (low, high)
-                action_spec[key] = Bounded(-1, 1, leaf.shape, dtype=leaf.dtype, device=leaf.device)
-        self.action_spec = action_spec
+        self.action_spec, self.bounds = scaled_actions(env.full_action_spec)  # the environment's own bounds
         self.reward_spec = Composite({ENDLESS: Composite(reward=number)})
         self.done_spec = Composite({ENDLESS: Composite(done=flag, terminated=flag)})
 
@@ -151,6 +141,20 @@ class StreamEnv(EnvBase):
         for key in ENDS:
             step[key] = self._arrived[key].reshape(1)
         return step
+
+
+def scaled_actions(action_spec: Composite) -> tuple[Composite, dict[NestedKey, tuple[Tensor, Tensor]]]:
+    """The spec of actions as the agent gives them, -1 to 1 where they have finite bounds; and those bounds."""
+    spec, bounds = action_spec.clone(), {}
+    for key, leaf in action_spec.items(True, True):
+        if not (isinstance(leaf, Bounded) and leaf.dtype.is_floating_point):
+            continue
+        low, high = leaf.space.low, leaf.space.high
+        limit = torch.finfo(leaf.dtype).max / 2  # a box "without bounds" is often written with the largest float
+        if (low > -limit).all() and (high < limit).all():
+            bounds[key] = (low, high)
+            spec[key] = Bounded(-1, 1, leaf.shape, dtype=leaf.dtype, device=leaf.device)
+    return spec, bounds
 
 
 def endless(steps: TensorDictBase, stream: Tensor, episode: Tensor) -> TensorDictBase:

@@ -59,7 +59,8 @@ def check_machine(settings: Settings) -> None:
     options = settings.env.options
     if settings.log.tensorboard and not find_spec("tensorboard"):
         raise ConfigError("TensorBoard is not installed: pip install 'dreamer_torchrl[tensorboard]'")
-    check_env(settings.env.family, options)
+    if settings.env.family != "none":
+        check_env(settings.env.family, options)
     if settings.eval.arguments:
         check_env(settings.env.family, {**options, "arguments": settings.eval.arguments})
     parts = {"learner": settings.learner_part}
@@ -97,7 +98,7 @@ def make_logger(name: str, part: Mapping[str, Any], run_dir: Path) -> Any:
 
 def remarks(settings: Settings) -> list[str]:
     found, cores = [], os.cpu_count() or 1
-    if settings.total_steps <= settings.first_update:
+    if not settings.offline and settings.total_steps <= settings.first_update:
         begin = f"updates begin after step {settings.first_update:,} (prefill, or replay.batch times replay.length)"
         found.append(f"Nothing will be learned: {begin}, and total_steps is {settings.total_steps:,}.")
     if (settings.threads or 0) > cores:

@@ -36,6 +36,7 @@ from dreamer_torchrl.learners.hyperparameters import Hyperparameters
 CHANGEABLE = (
     *("run_dir", "total_steps", "train_ratio", "device", "compile", "native", "cuda_graph", "threads", "collector"),
     *("eval", "checkpoint", "log", "wandb", "env.workers", "env.step_timeout", "replay.storage", "replay.prefetch"),
+    *("offline_updates", "offline_only"),
 )
 """What may differ when a run goes on; all else would make it another run."""
 
@@ -252,11 +253,13 @@ def _typed_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> di
 def describe(settings: Settings) -> str:
     """A short title of a run: ``CartPole-v1, size nano, 5,000 steps, seed 0``."""
     size = size_name(vars(settings.size)) or "own"
-    return f"{', '.join(names_of(settings))}, size {size}, {settings.total_steps:,} steps, seed {settings.seed}"
+    length = [f"{settings.updates_before:,} updates on recorded data"] if settings.offline else []
+    length += [f"{steps:,} steps"] if (steps := settings.end - settings.updates_before) else []
+    return f"{', '.join(names_of(settings))}, size {size}, {', '.join(length)}, seed {settings.seed}"
 
 
 def names_of(settings: Settings) -> list[str]:
-    return [str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key)]
+    return [str(settings.env.options[key]) for key in NAMING if settings.env.options.get(key)] or ["recorded data"]
 
 
 def size_name(numbers: Any) -> str | None:

@@ -30,7 +30,7 @@ Part = Mapping[str, Any]  # `_target_`, a dotted name of a class or function, an
 
 @dataclass(frozen=True, config=CHECKED)
 class EnvironmentSettings:
-    family: Literal["gym", "atari", "dmc", "custom"]
+    family: Literal["gym", "atari", "dmc", "custom", "none"]
     options: Mapping[str, Any]  # what the family's own function takes
     num_envs: Annotated[int, Within(ge=1, le=4096)] = 1
     workers: Literal["serial", "processes"] = "serial"
@@ -155,6 +155,9 @@ class Settings:
     total_steps: Count = 100_000
     train_ratio: Annotated[float, Within(ge=0)] = 16.0
     prefill: CountOrNone = 10_000
+    offline: Annotated[str, Field(min_length=1)] | None = None
+    offline_updates: Count = 20_000
+    offline_only: StrictBool = True
     collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -182,6 +185,11 @@ class Settings:
         if exploring.until and (exploring.behaviour is None or self.collector != "sync"):
             needed = "takes exploration=plan2explore or another behaviour, and collector=sync"
             raise ValueError(f"exploration.until={exploring.until} is impossible: it {needed}.")
+        if self.env.family == "none":
+            if not (self.offline and self.offline_only):
+                raise ValueError("env=none is impossible: there is nothing to act in. It takes offline=PATH, alone.")
+            if self.eval.every:
+                raise ValueError(f"eval.every={self.eval.every} is impossible: env=none has nothing to evaluate in.")
         if self.size.depth % 2:
             raise ValueError(f"size.depth={self.size.depth} is impossible: give an even number.")
         if self.eval.arguments and "arguments" not in self.env.options:
@@ -192,6 +200,16 @@ class Settings:
         return self.train_ratio / (self.replay.batch * self.replay.length)
 
     @property
+    def updates_before(self) -> int:
+        """Updates of the offline phase."""
+        return self.offline_updates if self.offline else 0
+
+    @property
+    def end(self) -> int:
+        """Where the run ends: updates of the offline phase, and then environment steps."""
+        return self.updates_before + (0 if self.offline and self.offline_only else self.total_steps)
+
+    @property
     def first_update(self) -> int:
-        """The step at which updates begin: a batch is there, or ``prefill`` steps are."""
-        return max(self.prefill, self.replay.batch * self.replay.length)
+        """The step at which updates begin: a batch is there, or ``prefill`` steps are, or recorded ones."""
+        return 0 if self.offline else max(self.prefill, self.replay.batch * self.replay.length)

@@ -153,6 +153,6 @@ def state_of(run_dir: Path, settings: Settings) -> tuple[bool, float | None, str
     evaluation = next((json.loads(line) for line in reversed(lines) if '"eval/return": ' in line), {})
     value, evaluated = evaluation.get("eval/return"), evaluation.get("step") == step
     solved = evaluated and None not in (wanted, value) and value >= wanted
-    finished = solved or (step >= settings.total_steps and (evaluated or not settings.eval.every))
+    finished = solved or (step >= settings.end and (evaluated or not settings.eval.every))
     evaluated = "" if value is None else f", eval {value:,.1f}"
     return finished, value, f"{'' if finished else 'not '}finished, step {step:,}{evaluated}"

@@ -123,6 +123,15 @@ class Fields:
         return tuple(values.values()) if self.is_tuple else values
 
 
+def observation_codec(space: gymnasium.Space) -> tuple[Fields, str | None]:
+    """For observations as a dictionary; where they are one array, also the key under which it stands there."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return Fields(space, "observation", top=True), None
+    image = isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+    single = "pixels" if image else "observation"
+    return Fields(spaces.Dict({single: space}), "observation", top=True), single
+
+
 def codec_of(space: gymnasium.Space, name: str) -> Array | Classes | Fields:
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return Fields(space, name)

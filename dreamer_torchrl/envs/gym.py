@@ -16,7 +16,7 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase, GymWrapper
 from torchrl.envs.gym_like import BaseInfoDictReader
 
-from dreamer_torchrl.envs.codecs import Fields, codec_of
+from dreamer_torchrl.envs.codecs import Fields, codec_of, observation_codec
 from dreamer_torchrl.envs.registry import check_factory, check_gym
 from dreamer_torchrl.keys import MASK
 from dreamer_torchrl.modules.spaces import Discrete, spaces_from_spec
@@ -43,12 +43,7 @@ class Gymnasium(GymWrapper):
         super().__init__(env, **options)  # its metaclass adds some
 
     def _make_specs(self, env: gymnasium.Env, batch_size: torch.Size | None = None) -> None:
-        space, self._single = env.observation_space, None  # key of an observation that is one array
-        if not isinstance(space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
-            image = isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
-            self._single = "pixels" if image else "observation"
-            space = gymnasium.spaces.Dict({self._single: space})
-        self._observation = Fields(space, "observation", top=True)
+        self._observation, self._single = observation_codec(env.observation_space)
         self._action = codec_of(env.action_space, "action")
         spec = self._observation.spec
         leaves = [key for key in spec.keys(True, True) if spec[key].dtype is torch.uint8 and spec[key].ndim == 3]

@@ -49,6 +49,11 @@ class Evidence:
         return self.all(key)[-1]
 
     @property
+    def steps(self) -> float:
+        """Environment steps: records count the updates of an offline phase before them."""
+        return self.last("step") - (self.values["offline_updates"] if self.values.get("offline") else 0)
+
+    @property
     def full(self) -> bool:
         return len(self.records) == WINDOW
 
@@ -64,11 +69,11 @@ class Evidence:
 
     @property
     def tried(self) -> bool:
-        return self.at_chance and self.last("step") >= TRIED * self.values["total_steps"]
+        return self.at_chance and self.steps >= TRIED * self.values["total_steps"]
 
     @property
     def episode_length(self) -> float:
-        return self.last("step") / (self.last("count/episodes") or math.nan)
+        return self.steps / (self.last("count/episodes") or math.nan)
 
 
 def reward_head(run: Evidence) -> str | None:
@@ -116,7 +121,7 @@ def sequence_length(run: Evidence) -> str | None:
 
 def few_updates(run: Evidence) -> str | None:
     """The run can continue with either."""
-    left = max(0, run.values["total_steps"] - max(run.last("step"), run.first_update))
+    left = max(0, run.values["total_steps"] - max(run.steps, run.first_update))
     done, warmup = run.last("count/updates"), run.learner["warmup"]
     updates = done + left * run.values["train_ratio"] / run.batch
     fits = f"train_ratio={math.ceil((warmup - done) / left * run.batch)}, or " if left else ""
@@ -135,7 +140,7 @@ def idle_learner(run: Evidence) -> str | None:
 
 def at_chance(run: Evidence) -> str | None:
     """`doctor --env` checks the environment; make a rare reward denser, or the task shorter."""
-    return f"Returns are at chance after {run.last('step'):,} steps: {chance(run)}." if run.tried else None
+    return f"Returns are at chance after {run.steps:,} steps: {chance(run)}." if run.tried else None
 
 
 def chance(run: Evidence) -> str:

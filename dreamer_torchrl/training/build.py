@@ -60,6 +60,8 @@ def choose_device(name: str) -> torch.device:
 def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) -> StreamEnvs:
     """Environments of a run, whose episodes are those of this ``purpose``; those for a film are in this process."""
     env, makers = settings.env, []
+    if env.family == "none":
+        raise ConfigError("env=none: this run learned from recorded data alone, there is nothing to act in.")
     for index in range(count):
         options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
         entropy = seed_for(settings.seed, purpose)
@@ -111,14 +113,19 @@ def make_learner(settings: Settings, agent: Agent) -> Learner:
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 
 
-def make_replay(settings: Settings, scratch: Path | None = None) -> Replay:
+def most_steps(settings: Settings, recorded: int) -> int:
+    """How many steps the run will ever store: recorded ones, and those of its environments."""
+    return recorded + settings.end - settings.updates_before
+
+
+def make_replay(settings: Settings, scratch: Path | None = None, recorded: int = 0) -> Replay:
     """The run's replay, empty; on disk, in ``scratch``, or on the GPU, if the settings say so."""
     replay = settings.replay
     return Replay(
         *(replay.capacity, settings.env.num_envs, replay.batch, replay.length, settings.learner.context),
         scratch if replay.storage == "disk" else None,
         seed_for(settings.seed, "replay"),
-        most=settings.total_steps,
+        most=most_steps(settings, recorded),
         sampler=make_sampler(settings),
         prefetch=replay.prefetch,
         pin_memory=choose_device(settings.device).type == "cuda",

@@ -16,7 +16,6 @@ from torchrl import timeit
 from torchrl.collectors import BaseCollector
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, NoSoundCheckpoint, Saved
-from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
@@ -31,6 +30,7 @@ from dreamer_torchrl.training import build
 from dreamer_torchrl.training.evaluation import Evaluator
 from dreamer_torchrl.training.late import Update
 from dreamer_torchrl.training.memory import replay_size
+from dreamer_torchrl.training.offline_phase import OfflinePhase, learn_offline, specs_of_envs
 from dreamer_torchrl.training.progress import Clock, Progress
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.views.imagination import STEPS
@@ -53,17 +53,22 @@ class Training:
         self.device = build.choose_device(settings.device)
         self.late = self.late if self.device.type == "cpu" else 1
         self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep, build.exact_latents(settings))
-        self.envs = build.make_envs(settings, "training", settings.env.num_envs)
-        console.note(replay_size(settings, self.envs, run_dir, continued=bool(self.checkpoints.names())))
-        self.replay = build.make_replay(settings, run_dir)
-        agent = build.make_agent(settings, self.envs).to(self.device)
+        no_envs = settings.env.family == "none"
+        self.envs = None if no_envs else build.make_envs(settings, "training", settings.env.num_envs)
+        self.offline = OfflinePhase(settings, self.envs, self.checkpoints) if settings.offline else None
+        self.specs = self.offline.specs if self.offline else specs_of_envs(self.envs)
+        recorded = self.offline.count if self.offline else 0
+        continued = bool(self.checkpoints.names())
+        console.note(replay_size(settings, self.envs or self.specs, run_dir, continued, recorded))
+        self.replay = build.make_replay(settings, run_dir, recorded)
+        agent = build.make_agent(settings, self.envs or self.specs).to(self.device)
         for note in build.notes_at_start(settings, agent, self.device):
             console.note(note)
         self.learner = build.make_learner(settings, agent)
         options = settings.exploration.noise, settings.cuda_graph is not False
         self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"), *options)
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
-        self.episodes = Episodes(settings.env.num_envs, self.envs.full_action_spec_unbatched)
+        self.episodes = Episodes(settings.env.num_envs, self.specs.full_action_spec)
         chosen, record = settings.eval, STEPS if settings.eval.dream else 0
         self.evaluator = Evaluator(settings, agent, chosen.video, record) if chosen.every else None
         self.progress = Progress()
@@ -83,6 +88,8 @@ class Training:
             self.restore(saved)
         else:
             metrics.load_state_dict(Metrics([]).state_dict())  # of a process killed before its first checkpoint
+            if self.offline:
+                self.offline.fill(self.replay, self.learner.agent)
         self.clock = Clock(self.progress)
         before = replace(self.progress)
         gc.freeze()  # half a million objects of libraries, which collections need not visit
@@ -105,6 +112,8 @@ class Training:
 
     def train(self, stop: StopSignals) -> None:
         """Train until the run is finished, stopped, or has skipped too many updates in a row."""
+        if self.offline:
+            learn_offline(self, stop)
         collected = self.collected(stop)
         while True:  # the first updates are those that steps have earned before an interruption
             updates = self.update(stop)
@@ -116,11 +125,14 @@ class Training:
             self.policy.actor = self.actor
             self.store(next(collected))
             self.tell_failures()
-            now = time.monotonic()
-            if now - self.clock.logged_at >= self.settings.log.every:
-                self.log()
-            if now - self.clock.saved_at >= self.settings.checkpoint.every:
-                self.save()
+            self.log_and_save_when_due()
+
+    def log_and_save_when_due(self) -> None:
+        now = time.monotonic()
+        if now - self.clock.logged_at >= self.settings.log.every:
+            self.log()
+        if now - self.clock.saved_at >= self.settings.checkpoint.every:
+            self.save()
 
     def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
         made_of = (self.settings.collector, self.envs, self.learner.agent, self.policy, self.episodes)
@@ -194,21 +206,21 @@ class Training:
                 evaluation = self.evaluator.run()
         except TooManyFailures as failures:
             say(f"This evaluation is left out, and training goes on: {failures}")
-            if progress.steps < self.settings.total_steps:
-                progress.evaluated = progress.steps
+            if not progress.finished(self.settings):
+                progress.evaluated = progress.position
             return
         if stop.requested:  # there is no time for videos, and it comes again
             return
         for note in evaluation.notes:
             say(f"In the evaluation: {note}")
-        progress.evaluated, progress.evaluation = progress.steps, evaluation.mean
+        progress.evaluated, progress.evaluation = progress.position, evaluation.mean
         self.record(evaluation.values())
         if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
             progress.best_evaluation = evaluation.mean
-            self.metrics.best(progress.steps, evaluation.mean, self.learner.agent)
+            self.metrics.best(progress.position, evaluation.mean, self.learner.agent)
         finished = progress.finished(self.settings)
-        for name, video in self.evaluator.videos(evaluation, self.run_dir, progress.steps, finished, say):
-            self.metrics.video(progress.steps, name, video)
+        for name, video in self.evaluator.videos(evaluation, self.run_dir, progress.position, finished, say):
+            self.metrics.video(progress.position, name, video)
         if self.settings.log.report and not finished:  # else it is written after the last save
             self.reports.refresh()
 
@@ -222,27 +234,30 @@ class Training:
         if progress.best is not None:
             values["best/return"] = progress.best
         values |= progress.compared()
-        found = self.monitor.new({"step": progress.steps, **values})
+        found = self.monitor.new({"step": progress.position, **values})
         self.record(values | memory_bytes() | {f"finding/{finding.name}": 1.0 for finding in found})
         for finding in found:
             self.console.note(f"Monitor: {finding}")
 
     def record(self, values: dict[str, float]) -> None:
         frames = self.progress.steps * self.settings.env.frames_per_step
-        self.metrics.write(self.progress.steps, values | {"count/frames": frames})
+        self.metrics.write(self.progress.position, values | {"count/frames": frames})
 
     def save(self, wait: bool = False) -> None:
         self.settle()
         self.clock.note_saved()
-        self.checkpoints.save(self.progress.steps, self.state(), self.replay, wait)
+        self.checkpoints.save(self.progress.position, self.state(), self.replay, wait)
         if wait:
             self.checkpoints.wait()
         if self.checkpoints.failure:
             self.console.note(str(self.checkpoints.failure))
 
     def state(self) -> dict[str, Any]:
-        specs = Specs(self.envs.observation_spec_unbatched, self.envs.full_action_spec_unbatched, self.envs.bounds)
-        state = {"learner": self.learner.state_dict(), "specs": specs.to_tree(), "episodes": self.episodes.state_dict()}
+        state = {
+            "learner": self.learner.state_dict(),
+            "specs": self.specs.to_tree(),
+            "episodes": self.episodes.state_dict(),
+        }
         state |= {"policy_generator": self.drawn, "progress": asdict(self.progress)}
         return state | {"metrics": self.metrics.state_dict() | {"said": sorted(self.monitor.said)}}
 
@@ -254,7 +269,7 @@ class Training:
         self.monitor.said = set(saved.parts["metrics"].get("said", ()))
         self.episodes.load_state_dict(saved.parts["episodes"])
         self.drawn = self.policy.generator.get_state()
-        self.console.note(f"Resumed at step {self.progress.steps:,} from {saved.path}.")
+        self.console.note(f"Resumed at step {self.progress.position:,} from {saved.path}.")
 
     def go_back(self) -> None:
         """Return to the last checkpoint after too many skipped updates, once; the next time is the end."""
@@ -284,7 +299,8 @@ class Training:
 
     def close(self) -> None:
         self.close_collector()
-        self.envs.close()
+        if self.envs is not None:
+            self.envs.close()
         if self.evaluator is not None:
             self.evaluator.close()
 
@@ -294,7 +310,7 @@ class Training:
             self.collector = None
 
     def tell_failures(self) -> None:
-        while self.envs.notes:  # threads of a collector may add some meanwhile
+        while self.envs is not None and self.envs.notes:  # threads of a collector may add some meanwhile
             note = self.envs.notes.pop(0)
             self.console.note(note)
             self.progress.environment_failures += "failed and is replaced" in note

@@ -8,22 +8,25 @@ from pathlib import Path
 
 import torch
 
+from dreamer_torchrl.checkpoint.specs import Specs
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import SCRATCH, bytes_per_step, latent_bytes
 from dreamer_torchrl.record.console import size
-from dreamer_torchrl.training.build import agent_of, exact_latents, latent_dtype, replay_device
+from dreamer_torchrl.training.build import agent_of, exact_latents, latent_dtype, most_steps, replay_device
 
 
-def replay_size(settings: Settings, envs: StreamEnvs, run_dir: Path, continued: bool = False) -> str:
+def replay_size(
+    settings: Settings, envs: StreamEnvs | Specs, run_dir: Path, continued: bool = False, recorded: int = 0
+) -> str:
     """Say what the replay will need; more than there is raises `ConfigError` with the setting that would fit."""
     with torch.device("meta"):  # an agent without memory
         agent = agent_of(settings, envs)
     dtype = latent_dtype(settings)
     whole = bytes_per_step(agent, dtype)
     copied = latent_bytes(agent, dtype) if exact_latents(settings) else 0  # in a save, where all have changed
-    steps, storage = min(settings.replay.capacity, settings.total_steps), settings.replay.storage
+    steps, storage = min(settings.replay.capacity, most_steps(settings, recorded)), settings.replay.storage
     on_disk = storage == "disk"
     left = sum(file.stat().st_blocks * 512 for file in (run_dir / SCRATCH).rglob("*") if file.is_file())  # is removed
     free = {"memory": free_memory(), "disk": shutil.disk_usage(run_dir).free + left}

@@ -25,14 +25,20 @@ class Progress:
     skipped: int = 0  # updates that were not finite
     episodes: int = 0
     environment_failures: int = 0
+    offline: int = 0  # updates of the offline phase
     credit: float = 0.0  # updates that collected steps have earned and that are not done yet
-    evaluated: int = 0  # step of the last evaluation
+    evaluated: int = 0  # position of the last evaluation
     evaluation: float | None = None  # its mean return
     best_evaluation: float | None = None  # the highest of all evaluations
     best: float | None = None  # mean return over RECENT episodes
     seconds: float = 0.0  # of training until the last save, over all processes of the run
     recent: list[float] = field(default_factory=list)  # returns of the newest episodes
     chance: list[float] = field(default_factory=list)  # returns of the first episodes, of a policy close to random
+
+    @property
+    def position(self) -> int:
+        """How far the run is, in all that is recorded and saved: updates of the offline phase and environment steps."""
+        return self.offline + self.steps
 
     def add_episode(self, total_reward: float) -> None:
         still_random = self.updates <= CHANCE_UPDATES and len(self.chance) < (CHANCE if self.updates else PREFILLED)
@@ -57,13 +63,17 @@ class Progress:
     def finished(self, settings: Settings) -> bool:
         """Whether all steps are done, or the last evaluation reached the return that was asked for."""
         reached, wanted = self.evaluation, settings.eval.stop_at
-        return self.steps >= settings.total_steps or (None not in (reached, wanted) and reached >= wanted)
+        return self.position >= settings.end or (None not in (reached, wanted) and reached >= wanted)
 
     def evaluation_is_due(self, settings: Settings) -> bool:
-        """At the first step at or after each multiple of ``eval.every`` with updates before it, and at the end."""
-        every, at_end = settings.eval.every, self.steps >= settings.total_steps
+        """At the first step at or after each multiple of ``eval.every`` with updates before it, and at the ends.
+
+        In an offline phase updates count as steps.
+        """
+        every, now = settings.eval.every, self.position
+        at_end = now >= settings.end or now == settings.updates_before
         before = max(self.evaluated, settings.first_update)
-        return every > 0 and (at_end or self.steps // every > before // every) and self.evaluated < self.steps
+        return every > 0 and (at_end or now // every > before // every) and self.evaluated < now
 
 
 class Clock:
@@ -89,10 +99,10 @@ class Clock:
         steps, updates = self._before
         rate = (progress.steps - steps) / seconds
         self.logged_at, self._before = now, (progress.steps, progress.updates)
-        left = max(settings.total_steps - progress.steps, 0)
+        left = max(settings.end - progress.position, 0)
         rates = {"rate/steps_per_second": rate, "rate/updates_per_second": (progress.updates - updates) / seconds}
         rates |= {"rate/frames_per_second": rate * settings.env.frames_per_step}
-        rates |= {"time/elapsed": self.elapsed, "time/left": left * self.elapsed / max(progress.steps, 1)}
+        rates |= {"time/elapsed": self.elapsed, "time/left": left * self.elapsed / max(progress.position, 1)}
         measured = timeit.todict(percall=False)
         timeit.erase()
         shares = {f"share/{part}": measured.get(part, 0.0) / seconds for part in PARTS}

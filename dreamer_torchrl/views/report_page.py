@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dreamer_torchrl.config.compose import read_saved, size_name
+from dreamer_torchrl.config.compose import read_saved, settings_from, size_name
 from dreamer_torchrl.record.console import duration
 from dreamer_torchrl.record.console import size as byte_size
 from dreamer_torchrl.record.monitor import findings
@@ -66,7 +66,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
-    steps, total, replay = int(run.end()), values["total_steps"], values["replay"]
+    steps, total, replay = int(run.end()), settings_from(values).end, values["replay"]
     wanted, reached = values["eval"]["stop_at"], run.last(EVALUATION)
     solved = wanted is not None and reached is not None and reached >= wanted
     experiments = group([run])
@@ -76,6 +76,7 @@ def context(run: Run, values: Mapping[str, Any]) -> dict[str, Any]:
         "values": values,
         "size": size_name(values["size"]) or "custom",
         "steps": steps,
+        "total": total,
         "solved": solved,
         "finished": solved or steps >= total,
         "updates_per_step": f"{values['train_ratio'] / (replay['batch'] * replay['length']):.3g} per step",
