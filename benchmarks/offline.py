@@ -69,7 +69,10 @@ def make_data(folder: Path, random: int, trained: int) -> dict[str, dict[str, fl
     folder.mkdir(parents=True, exist_ok=True)
     told = {}
     torch.manual_seed(0)
-    for name, act, steps in (("random", random_actions(0), random), ("pretrained", pretrained(), trained)):
+    kinds = {"random": (random_actions(0), random), "pretrained": (pretrained(), trained)}
+    for name, (act, steps) in kinds.items():
+        if steps == 0:
+            continue
         returns = []
         for number, episode in enumerate(episodes(act, steps, seed=0)):
             np.savez_compressed(folder / f"{name}-{number:05d}.npz", **episode)

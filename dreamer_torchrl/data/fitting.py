@@ -58,7 +58,7 @@ def fitted(recorded: Recorded, specs: Specs, source: str) -> TensorDictBase:
         if key in specs.bounds and not recorded.scaled:
             low, high = specs.bounds[key]
             kept[key] = ((value - low) / (high - low) * 2 - 1).clamp(-1, 1)
-        elif key in specs.bounds and value.abs().max() > 1 + BEYOND:
+        elif key in specs.bounds and not recorded.specs and value.abs().max() > 1 + BEYOND:  # those of a run may be
             told = f"{key_name(key)!r} of up to {value.abs().max():.4g}, actions in such data are -1 to 1"
             raise ConfigError(f"offline={source} has {told}: scale them by the bounds of the environment.")
     return TensorDict(kept | {key: steps[key] for key in OF_ALL_STEPS}, steps.batch_size)
@@ -107,7 +107,7 @@ def _as_space(value: Tensor, space: Space, name: str, source: str) -> Tensor:
         variables = space.flatten(value.to(space.dtype)).split(list(space.classes), -1)
         if any((one.sum(-1) != 1).any() for one in variables):
             raise ConfigError(f"{found}, and not one-hot: {OTHER}.")
-    return value.to(space.dtype)
+    return value if isinstance(space, Image) else value.to(space.dtype)
 
 
 def _observation_spec(value: Tensor) -> TensorSpec:

@@ -84,7 +84,7 @@ class Run:
     @property
     def environment(self) -> str:
         env = self.values.get("env", {})
-        name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "")
+        name = next((env[key] for key in ("id", "task", "game", "factory") if env.get(key)), "recorded data")
         return str(name).removeprefix("dreamer_torchrl/")
 
     def curve(self, metric: str, axis: Axis = "steps") -> Curve:
