@@ -21,6 +21,7 @@ PLACEHOLDERS = {
     "env.factory=package.module:function": "env.factory=dreamer_torchrl.envs.tasks:Memory",
     "run_dir=RUN": "run_dir={run} total_steps=60",
     "RUN": "{run}",
+    "offline=PATH": "offline={run}",
     "pretrained:cartpole": "pretrained:cartpole --episodes 2",
 }
 LINES = [line for _, text in blocks(README, "text") for line in text.splitlines() if line.startswith("python ")]
@@ -65,6 +66,7 @@ def test_command(line: str, run: Path, tmp_path: Path, monkeypatch: pytest.Monke
     if "dreamer_torchrl.train" in typed and "list" not in typed and "RUN" not in line:
         named = any(word.startswith("experiment=") for word in typed)
         short = words(tmp_path / "run", "total_steps=24", "train_ratio=1", "replay.capacity=1000", "eval.every=0")
+        short += ["offline_updates=3"]
         typed += [word for word in short if not (named and "experiment=" in word)]
     assert call(" ".join(typed)) == 0
     assert made is None or (tmp_path / made).is_file()

@@ -31,7 +31,8 @@ def chosen(group: str, name: str) -> list[str]:
     """The overrides for one choice, alone; skip the test where what it needs is not installed."""
     if "dmc_" in f"{name} {(CONFIGS / group / f'{name}.yaml').read_text()}" and find_spec("dm_control") is None:
         pytest.skip("dm_control is not installed")
-    return [f"{group}={name}", FACTORY] if (group, name) == ("env", "custom") else [f"{group}={name}"]
+    more = {("env", "custom"): [FACTORY], ("env", "none"): ["offline=PATH"]}
+    return [f"{group}={name}", *more.get((group, name), [])]
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in choices(group)])
@@ -78,11 +79,11 @@ LAPTOP = {"size", "total_steps", "train_ratio", "env", "eval"}
 @pytest.mark.parametrize("name", [name for name in choices("env") if "dmc" not in name or find_spec("dm_control")])
 def test_one_set_of_numbers_is_for_every_environment(name: str) -> None:
     """An environment changes its own options, size, number of environments, action repeat, train ratio and steps."""
-    chosen = ["env.factory=tests.training.training_toys:Faulty"] if name == "custom" else []
+    chosen = {"custom": ["env.factory=tests.training.training_toys:Faulty"], "none": ["offline=PATH"]}.get(name, [])
     plain, here = (
         vars(load([f"env={one}", "experiment=laptop", *more]).settings) for one, more in (("gym", []), (name, chosen))
     )
-    assert {key for key in plain if plain[key] != here[key]} <= LAPTOP
+    assert {key for key in plain if plain[key] != here[key]} <= LAPTOP | ({"offline"} if name == "none" else set())
 
 
 def test_official_is_official() -> None:
