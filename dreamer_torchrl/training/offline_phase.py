@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
@@ -17,10 +17,8 @@ from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.data.samplers import OnlineSampler
 from dreamer_torchrl.keys import STREAM
 from dreamer_torchrl.limits import ConfigError
+from dreamer_torchrl.training.progress import Progress
 from dreamer_torchrl.training.signals import StopSignals
-
-if TYPE_CHECKING:
-    from dreamer_torchrl.training.loop import Training
 
 AT_ONCE = 4096  # steps written together: their latents are as much memory more
 
@@ -80,7 +78,20 @@ def specs_of_envs(envs: StreamEnvs) -> Specs:
     return Specs(envs.observation_spec_unbatched, envs.full_action_spec_unbatched, envs.bounds)
 
 
-def learn_offline(training: Training, stop: StopSignals) -> None:
+class Loop(Protocol):
+    """What the phase needs of a `Training`."""
+
+    settings: Settings
+    progress: Progress
+
+    @property
+    def diverged(self) -> bool: ...
+    def evaluate_when_due(self, stop: StopSignals) -> None: ...
+    def update(self, stop: StopSignals) -> int: ...
+    def log_and_save_when_due(self) -> None: ...
+
+
+def learn_offline(training: Loop, stop: StopSignals) -> None:
     """Do the updates of the offline phase that are left, with evaluations, records and checkpoints in between."""
     settings, progress = training.settings, training.progress
     while True:
