@@ -10,6 +10,8 @@ Usage:
                                                          several runs, one for each combination of values;
                                                          the same command with run_dir=FOLDER continues them
 
+On several GPUs or machines: torchrun --nproc-per-node 4 -m dreamer_torchrl.train run_dir=RUN ... (docs/cluster.md).
+
 With -m or --multirun, Hydra's sweepers and launchers run them: seed=0,1,2, seed=range(3), size=choice(nano,size1m),
 env=glob(*cart*), hydra/launcher=joblib. Every entry below can be set by key=value, an inner one as learner.horizon=100
 or env.num_envs=4.
@@ -40,7 +42,9 @@ from dreamer_torchrl.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from dreamer_torchrl.checkpoint.checkpoints import Saved
+    from dreamer_torchrl.config.schema import Settings
     from dreamer_torchrl.training.loop import Training
+    from dreamer_torchrl.training.ranks import RunRanks
 
 SHOW, SEVERAL = {"--cfg", "--cfg=job", "-c"}, {"-m", "--multirun"}  # Hydra's options
 
@@ -112,23 +116,45 @@ def train_several(overrides: Sequence[str], only_show: bool) -> int:
 
 def start(configuration: Configuration) -> int:
     settings = configuration.settings
-    console = Console(settings.end, seconds=settings.log.every)
-    with StopSignals(console.note) as stop:
+    with ExitStack() as cleanup:
+        ranks, shown = None, sys.stdout
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun; its processes need torch at once
+            from dreamer_torchrl.training.ranks import joined
+
+            ranks = cleanup.enter_context(joined())
+            if ranks.rank:
+                shown = cleanup.enter_context(open(os.devnull, "w"))  # rank 0 tells for all
+        console = Console(settings.end, shown, seconds=settings.log.every)
+        stop = cleanup.enter_context(StopSignals(console.note))
         console.note(f"dreamer_torchrl {metadata.version('dreamer_torchrl')}: {describe(settings)}")
-        run_dir = Path(settings.run_dir) if settings.run_dir else new_folder(environment_name(settings))
+        run_dir = folder_for(settings, ranks)
         for note in (f"run_dir={run_dir}", *configuration.notes, *remarks(settings)):
             console.note(note)
-        with run_lock(run_dir):
-            return train(configuration, run_dir, console, stop)
+        cleanup.enter_context(run_lock(ranks.folder(run_dir) if ranks else run_dir))
+        return train(configuration, run_dir, console, stop, ranks)
 
 
-def train(configuration: Configuration, run_dir: Path, console: Console, stop: StopSignals) -> int:
+def folder_for(settings: Settings, ranks: RunRanks | None) -> Path:
+    """The folder of the run, on all ranks the same."""
+    if settings.run_dir:
+        return Path(settings.run_dir)
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ConfigError("With --max-restarts a restart must find the run again: give run_dir=FOLDER.")
+    if ranks is None:
+        return new_folder(environment_name(settings))
+    return ranks.told(None if ranks.rank else new_folder(environment_name(settings)))
+
+
+def train(
+    configuration: Configuration, run_dir: Path, console: Console, stop: StopSignals, ranks: RunRanks | None = None
+) -> int:
     # Read when torch takes its first memory: large pages for large tensors, a seventh of the time of a large update.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch  # this and what needs it takes seconds
     from torchrl import logger
 
     from dreamer_torchrl.checkpoint.checkpoints import NoSoundCheckpoint
+    from dreamer_torchrl.learners.distributed import RankLost
     from dreamer_torchrl.training.build import make_metrics
     from dreamer_torchrl.training.loop import Training
 
@@ -138,16 +164,24 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
         torch.set_num_threads(settings.threads)
     with ExitStack() as cleanup:
         try:
-            training = cleanup.enter_context(closing(Training(settings, run_dir, console)))
-            saved = training.checkpoints.load(training.replay)
+            training = cleanup.enter_context(closing(Training(settings, run_dir, console, ranks)))
+            saved = training.load()
             for damage in saved.damaged if saved else ():
                 console.note(damage)
             if saved and saved.step > settings.end:
                 told = "offline_updates" if settings.offline and settings.offline_only else "total_steps"
                 console.note(f"{saved.step:,} steps are done already, more than {told}={getattr(settings, told)}.")
-            configuration.save(run_dir)
-            resumed_at = saved.step if saved else None
-            metrics = make_metrics(configuration, run_dir, console, resumed_at, lambda: training.clock.elapsed / 3600)
+            if training.ranks.rank == 0:
+                configuration.save(run_dir)
+                metrics = make_metrics(
+                    *(configuration, run_dir, console, saved.step if saved else None),
+                    lambda: training.clock.elapsed / 3600,
+                )
+            else:
+                metrics = Metrics([])
+        except RankLost as error:
+            print(error, file=sys.stderr)
+            return NOT_TRAINED
         except NoSoundCheckpoint as error:
             console.note(str(error))
             return NO_CHECKPOINT
@@ -161,7 +195,8 @@ def train(configuration: Configuration, run_dir: Path, console: Console, stop: S
 
 def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> int:
     from dreamer_torchrl.collectors.stream_envs import TooManyFailures
-    from dreamer_torchrl.training.loop import Diverged
+    from dreamer_torchrl.learners.distributed import RankLost
+    from dreamer_torchrl.training.late import Diverged
 
     say, resume = training.console.note, resume_command(training.run_dir)
     try:
@@ -171,8 +206,10 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
         training.checkpoints.wait()
         names = training.checkpoints.names()
         last = f"The last checkpoint is {names[-1]}." if names else "There is no checkpoint yet."
-        known = isinstance(error, (Diverged, TooManyFailures))
+        known = isinstance(error, (Diverged, TooManyFailures, RankLost))
         reason = str(error) if known else f"{type(error).__name__}: {error}"
+        if training.ranks.rank:  # rank 0 tells of what happens to all
+            print(f"Rank {training.ranks.rank} stopped: {reason}", file=sys.stderr)
         say(f"Stopped: {reason}\n{last} Continue with: {resume}")
         if not known:
             raise

@@ -115,6 +115,11 @@ class Checkpoints:
         self._loaded = True
         return None
 
+    def continue_from(self, name: str | None) -> None:
+        """Save from here on after a checkpoint that was read, or from the start; later ones are put aside."""
+        self._loaded = True
+        self._damaged = [other for other in self.names() if name is None or _age(other) > _age(name)]
+
     def read(self, name: str, replay: Replay | None = None) -> Saved:
         """One checkpoint, as `load` does; raises `DamagedFile` if it is not as it was written."""
         path = self.folder / name
@@ -138,7 +143,7 @@ class Checkpoints:
         ``parts``, by names other than ``replay``, are trees of dicts, lists and tuples with tensors, numbers, strings,
         bools and None.
         """
-        if self._writing and not self._writing[1].done() and not wait:
+        if self.busy and not wait:
             return False
         self.wait()
         names = [name for name in self.names() if name not in self._damaged]
@@ -162,6 +167,11 @@ class Checkpoints:
                 self._replay_files.last = snapshot
             except SaveFailed as failure:
                 self._failure = failure
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._writing is not None and not self._writing[1].done()
 
     @property
     def failure(self) -> SaveFailed | None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+
+
+class RankLost(RuntimeError):
+    """Another rank ended or hangs."""
 
 
 class Ranks:
@@ -33,7 +38,8 @@ class Ranks:
         if self.group is None:
             return values
         parts = [torch.empty_like(values, requires_grad=False) for _ in range(self.size)]
-        dist.all_gather(parts, values.detach().contiguous(), self.group)
+        with self.reached():
+            dist.all_gather(parts, values.detach().contiguous(), self.group)
         return torch.cat(parts)
 
     def average(self, gradients: Sequence[Tensor], losses: TensorDictBase) -> TensorDictBase:
@@ -42,7 +48,8 @@ class Ranks:
             return losses
         numbers = torch.stack([value.detach().to(gradients[0]) for value in losses.values()])
         flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), numbers])
-        dist.all_reduce(flat, group=self.group)
+        with self.reached():
+            dist.all_reduce(flat, group=self.group)
         flat /= self.size
         *parts, numbers = flat.split([*(gradient.numel() for gradient in gradients), len(numbers)])
         torch._foreach_copy_(gradients, [part.view_as(to) for part, to in zip(parts, gradients, strict=True)])
@@ -52,8 +59,19 @@ class Ranks:
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Give all ranks the values of rank 0."""
         if self.group is not None:
-            for tensor in tensors:
-                dist.broadcast(tensor.data, 0, self.group)
+            with self.reached():
+                for tensor in tensors:
+                    dist.broadcast(tensor.data, 0, self.group)
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Inside, the group's errors become one that says what happened."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            told = f"Rank {self.rank} of {self.size} does not reach the others, one of which ended or hangs ({reason})."
+            raise RankLost(f"{told} Its own message, or torchrun's report, says which and why.") from error
 
     def check_same(self, tensors: Iterable[Tensor], what: str) -> None:
         """Raise where these are not the same on all ranks, as far as their sums tell."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 import zlib
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from dreamer_torchrl.record.loggers import JsonLinesLogger, ResumedTensorboardLo
 from dreamer_torchrl.record.metrics import Metrics
 from dreamer_torchrl.record.video import can_encode
 from dreamer_torchrl.record.wandb import WandbThread
+from dreamer_torchrl.training.ranks import RunRanks
 
 
 def seed_for(seed: int, purpose: str) -> int:
@@ -47,7 +49,8 @@ def seed_for(seed: int, purpose: str) -> int:
 def choose_device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
-        name = "cuda" if count else "cpu"
+        local = os.environ.get("LOCAL_RANK")  # of torchrun
+        name = f"cuda:{local}" if count and local else "cuda" if count else "cpu"
     device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device=mps, but torch sees no GPU of a Mac: leave it at auto.")
@@ -57,12 +60,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def make_envs(settings: Settings, purpose: str, count: int, film: bool = False) -> StreamEnvs:
-    """Environments of a run, whose episodes are those of this ``purpose``; those for a film are in this process."""
+def make_envs(settings: Settings, purpose: str, count: int, film: bool = False, first: int = 0) -> StreamEnvs:
+    """Environments of a run, whose episodes are those of this ``purpose``; those for a film are in this process.
+
+    They are those from number ``first`` of all.
+    """
     env, makers = settings.env, []
     if env.family == "none":
         raise ConfigError("env=none: this run learned from recorded data alone, there is nothing to act in.")
-    for index in range(count):
+    for index in range(first, first + count):
         options = dict(env.options, render=True) if film and index == 0 and env.family != "custom" else env.options
         entropy = seed_for(settings.seed, purpose)
         makers.append(partial(stream_env, env.family, options, env.action_repeat, entropy, index))
@@ -96,7 +102,7 @@ def agent_of(settings: Settings, envs: StreamEnvs | Specs) -> Agent:
     return build_agent(*specs, *numbers, prior_layers=settings.agent.prior_layers, **parts)
 
 
-def make_learner(settings: Settings, agent: Agent) -> Learner:
+def make_learner(settings: Settings, agent: Agent, ranks: RunRanks | None = None) -> Learner:
     """The run's learner, of the class that the settings name; it gives priorities where sequences are drawn by them."""
     replay = settings.replay
     part = {name: value for name, value in settings.learner_part.items() if value not in (None, [])}
@@ -109,7 +115,9 @@ def make_learner(settings: Settings, agent: Agent) -> Learner:
     more = [one for one in (settings.representation.term, settings.exploration.behaviour) if one is not None]
     if more:
         part["extra_losses"] = [*part.get("extra_losses", []), *more]
-    seed = seed_for(settings.seed, "learner")
+    seed = seed_for(settings.seed, ranks.purpose("learner") if ranks else "learner")
+    if ranks and ranks.size > 1:
+        part["ranks"] = ranks
     return make_part(part, agent, settings.learner, seed, settings.compile, settings.native)
 
 
@@ -118,13 +126,13 @@ def most_steps(settings: Settings, recorded: int) -> int:
     return recorded + settings.end - settings.updates_before
 
 
-def make_replay(settings: Settings, scratch: Path | None = None, recorded: int = 0) -> Replay:
+def make_replay(settings: Settings, scratch: Path | None = None, recorded: int = 0, purpose: str = "replay") -> Replay:
     """The run's replay, empty; on disk, in ``scratch``, or on the GPU, if the settings say so."""
     replay = settings.replay
     return Replay(
         *(replay.capacity, settings.env.num_envs, replay.batch, replay.length, settings.learner.context),
         scratch if replay.storage == "disk" else None,
-        seed_for(settings.seed, "replay"),
+        seed_for(settings.seed, purpose),
         most=most_steps(settings, recorded),
         sampler=make_sampler(settings),
         prefetch=replay.prefetch,

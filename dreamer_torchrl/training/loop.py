@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from tensordict import TensorDictBase
 from torchrl import timeit
 from torchrl.collectors import BaseCollector
@@ -21,26 +20,24 @@ from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_envs import TooManyFailures
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.learner import set_generator_state
+from dreamer_torchrl.limits import ConfigError
 from dreamer_torchrl.modules.actor import Actor
 from dreamer_torchrl.objectives.common import Behaviour
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.metrics import Metrics, memory_bytes
 from dreamer_torchrl.record.monitor import Monitor
 from dreamer_torchrl.training import build
+from dreamer_torchrl.training.evaluating import play_evaluation
 from dreamer_torchrl.training.evaluation import Evaluator
-from dreamer_torchrl.training.late import Update
+from dreamer_torchrl.training.late import MOST_SKIPPED, Diverged, Update
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.offline_phase import OfflinePhase, learn_offline, specs_of_envs
 from dreamer_torchrl.training.progress import Clock, Progress
+from dreamer_torchrl.training.ranks import Agreed, AgreedStop, RunRanks, stop_for
+from dreamer_torchrl.training.shards import FOLDER, load_shards
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.views.imagination import STEPS
 from dreamer_torchrl.views.report_page import Reports
-
-MOST_SKIPPED = 5  # consecutive non-finite updates after which training returns to a checkpoint
-
-
-class Diverged(RuntimeError):
-    """Too many consecutive updates are not finite; the message names the term and the file of the batch."""
 
 
 class Training:
@@ -48,29 +45,36 @@ class Training:
 
     late = 0  # updates that may be under way when the host goes on
 
-    def __init__(self, settings: Settings, run_dir: Path, console: Console):
+    def __init__(self, settings: Settings, run_dir: Path, console: Console, ranks: RunRanks | None = None):
         self.settings, self.run_dir, self.console = settings, run_dir, console
+        self.ranks = ranks = ranks or RunRanks()
+        own, folder = ranks.divided(settings, ranks.size), ranks.folder(run_dir)
+        self.streams = own.env.num_envs
         self.device = build.choose_device(settings.device)
         self.late = self.late if self.device.type == "cpu" else 1
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", settings.checkpoint.keep, build.exact_latents(settings))
+        if settings.offline and ranks.size > 1:
+            raise ConfigError(f"offline={settings.offline} is learned from in one process: start it without torchrun.")
+        self.checkpoints = Checkpoints(folder / FOLDER, settings.checkpoint.keep, build.exact_latents(settings))
+        first = ranks.rank * self.streams
         no_envs = settings.env.family == "none"
-        self.envs = None if no_envs else build.make_envs(settings, "training", settings.env.num_envs)
+        self.envs = None if no_envs else build.make_envs(settings, "training", self.streams, first=first)
         self.offline = OfflinePhase(settings, self.envs, self.checkpoints) if settings.offline else None
         self.specs = self.offline.specs if self.offline else specs_of_envs(self.envs)
         recorded = self.offline.count if self.offline else 0
         continued = bool(self.checkpoints.names())
-        console.note(replay_size(settings, self.envs or self.specs, run_dir, continued, recorded))
-        self.replay = build.make_replay(settings, run_dir, recorded)
+        console.note(replay_size(own, self.envs or self.specs, folder, continued, recorded))
+        self.replay = build.make_replay(own, folder, recorded, ranks.purpose("replay"))
         agent = build.make_agent(settings, self.envs or self.specs).to(self.device)
         for note in build.notes_at_start(settings, agent, self.device):
             console.note(note)
-        self.learner = build.make_learner(settings, agent)
+        self.learner = build.make_learner(settings, agent, ranks)
         options = settings.exploration.noise, settings.cuda_graph is not False
-        self.policy = build.make_policy(agent, build.seed_for(settings.seed, "policy"), *options)
+        self.policy = build.make_policy(agent, build.seed_for(settings.seed, ranks.purpose("policy")), *options)
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
-        self.episodes = Episodes(settings.env.num_envs, self.specs.full_action_spec)
+        self.episodes = Episodes(self.streams, self.specs.full_action_spec)
         chosen, record = settings.eval, STEPS if settings.eval.dream else 0
-        self.evaluator = Evaluator(settings, agent, chosen.video, record) if chosen.every else None
+        plays = chosen.every and ranks.rank == 0
+        self.evaluator = Evaluator(settings, agent, chosen.video, record) if plays else None
         self.progress = Progress()
         self.clock = Clock(self.progress)
         self.metrics, self.reports = Metrics([]), Reports(run_dir, console.note)
@@ -102,16 +106,17 @@ class Training:
             pass
         finally:
             gc.unfreeze()
-            self.tell_failures()
+            self.tell_failures(self.failures())
             if self.consistent and self.progress != before:  # else it was stopped at once, or finished before
                 with stop.saving():
                     self.log()
                     self.save(wait=True)
-                if self.settings.log.report and not stop.requested:  # there is little time then
+                if self.settings.log.report and not (self.ranks.rank or stop.requested):  # there is little time then
                     self.reports.refresh(at_end=True)
 
-    def train(self, stop: StopSignals) -> None:
+    def train(self, signals: StopSignals) -> None:
         """Train until the run is finished, stopped, or has skipped too many updates in a row."""
+        stop = stop_for(self.ranks, signals)
         if self.offline:
             learn_offline(self, stop)
         collected = self.collected(stop)
@@ -123,18 +128,23 @@ class Training:
             if stop.requested or self.diverged or self.progress.finished(self.settings):
                 return
             self.policy.actor = self.actor
-            self.store(next(collected))
-            self.tell_failures()
-            self.log_and_save_when_due()
+            agreed = self.store(next(collected), signals)
+            if isinstance(stop, AgreedStop):
+                stop.requested = agreed.stop
+            self.log_and_save(agreed.log, agreed.save)
 
-    def log_and_save_when_due(self) -> None:
-        now = time.monotonic()
-        if now - self.clock.logged_at >= self.settings.log.every:
+    def due(self) -> tuple[bool, bool]:
+        """Whether it is time to log, and to save."""
+        now, settings = time.monotonic(), self.settings
+        return now - self.clock.logged_at >= settings.log.every, now - self.clock.saved_at >= settings.checkpoint.every
+
+    def log_and_save(self, log: bool, save: bool) -> None:
+        if log:
             self.log()
-        if now - self.clock.saved_at >= self.settings.checkpoint.every:
+        if save:
             self.save()
 
-    def collected(self, stop: StopSignals) -> Iterator[TensorDictBase]:
+    def collected(self, stop: StopSignals | AgreedStop) -> Iterator[TensorDictBase]:
         made_of = (self.settings.collector, self.envs, self.learner.agent, self.policy, self.episodes)
         with timeit("collector"), stop.interruptible():
             self.collector = make_collector(*made_of)
@@ -149,21 +159,33 @@ class Training:
                 raise
             yield steps
 
-    def store(self, steps: TensorDictBase) -> None:
+    def store(self, steps: TensorDictBase, stop: StopSignals) -> Agreed:
         """Store collected steps; each earns its share of an update once there is enough to learn from."""
         settings, progress = self.settings, self.progress
         with self.changing(), timeit("replay"):
             self.replay.extend(steps)
-            finished = self.episodes.commit()
+            finished, notes = self.episodes.commit(), self.failures()
             self.drawn = self.policy.generator.get_state()
-            progress.steps += steps.numel()
-            if progress.steps >= settings.first_update and self.replay.ready:
-                progress.credit += steps.numel() * settings.updates_per_step
-        for stream, total_reward, length in finished:
-            progress.add_episode(total_reward)
-            self.record({"episode/return": total_reward, "episode/length": length, "episode/environment": stream})
+            agreed = self.ranks.agree(
+                steps.numel(),
+                self.replay.ready,
+                stop.requested is not None,
+                *self.due(),
+                self.checkpoints.busy,
+                (finished, notes) if finished or notes else None,
+            )
+            progress.steps += agreed.steps
+            if progress.steps >= settings.first_update and agreed.ready:
+                progress.credit += agreed.steps * settings.updates_per_step
+        for rank, (finished, notes) in enumerate(news or ((), ()) for news in agreed.news):
+            for stream, total_reward, length in finished:
+                progress.add_episode(total_reward)
+                number = stream + rank * self.streams
+                self.record({"episode/return": total_reward, "episode/length": length, "episode/environment": number})
+            self.tell_failures(f"Rank {rank}: {note}" if rank else note for note in notes)
+        return agreed
 
-    def update(self, stop: StopSignals) -> int:
+    def update(self, stop: StopSignals | AgreedStop) -> int:
         """Do the updates that were earned, and return how many; what a signal leaves undone stays earned."""
         progress, before = self.progress, self.progress.updates
         while progress.credit >= 1 and not self.diverged and not stop.requested:
@@ -196,33 +218,15 @@ class Training:
                     self.fault = self.learner.fault(update.metrics, update.gradient_norms), update.batch
                     self.console.note(f"Update {number} is skipped: {self.fault[0]} is not finite.")
 
-    def evaluate_when_due(self, stop: StopSignals) -> None:
-        """Play an evaluation; where environments fail all the time it is left out, and the last due again."""
+    def evaluate_when_due(self, stop: StopSignals | AgreedStop) -> None:
+        """Play an evaluation, on rank 0, and let all ranks know its mean."""
         if stop.requested or self.diverged or not self.progress.evaluation_is_due(self.settings):
             return
-        progress, say = self.progress, self.console.note
-        try:
-            with timeit("evaluation"), stop.interruptible():
-                evaluation = self.evaluator.run()
-        except TooManyFailures as failures:
-            say(f"This evaluation is left out, and training goes on: {failures}")
-            if not progress.finished(self.settings):
-                progress.evaluated = progress.position
-            return
-        if stop.requested:  # there is no time for videos, and it comes again
-            return
-        for note in evaluation.notes:
-            say(f"In the evaluation: {note}")
-        progress.evaluated, progress.evaluation = progress.position, evaluation.mean
-        self.record(evaluation.values())
-        if progress.best_evaluation is None or evaluation.mean > progress.best_evaluation:
-            progress.best_evaluation = evaluation.mean
-            self.metrics.best(progress.position, evaluation.mean, self.learner.agent)
-        finished = progress.finished(self.settings)
-        for name, video in self.evaluator.videos(evaluation, self.run_dir, progress.position, finished, say):
-            self.metrics.video(progress.position, name, video)
-        if self.settings.log.report and not finished:  # else it is written after the last save
-            self.reports.refresh()
+        self.settle()
+        if self.ranks.rank == 0:
+            play_evaluation(self, stop)
+        with self.changing():
+            self.progress.__dict__.update(self.ranks.told(asdict(self.progress)))
 
     def log(self) -> None:
         self.settle()
@@ -259,10 +263,19 @@ class Training:
             "episodes": self.episodes.state_dict(),
         }
         state |= {"policy_generator": self.drawn, "progress": asdict(self.progress)}
+        if self.ranks.size > 1:
+            self.ranks.check_same(self.learner.agent.parameters(), "The weights")
+            state["ranks"] = {"rank": self.ranks.rank, "size": self.ranks.size}
+        if self.ranks.rank:  # the weights are in the checkpoint of rank 0
+            state["learner"] = {"generator": state["learner"]["generator"]}
         return state | {"metrics": self.metrics.state_dict() | {"said": sorted(self.monitor.said)}}
 
+    def load(self) -> Saved | None:
+        return load_shards(self.ranks, self.settings, self.run_dir, self.checkpoints, self.replay)
+
     def restore(self, saved: Saved) -> None:
-        self.learner.load_state_dict(saved.parts["learner"])
+        own = saved.parts["learner"]
+        self.learner.load_state_dict(self.ranks.told(own) | {"generator": own["generator"]})
         set_generator_state(self.policy.generator, saved.parts["policy_generator"])
         self.progress.__dict__.update(saved.parts["progress"])
         self.metrics.load_state_dict(saved.parts["metrics"])
@@ -275,18 +288,13 @@ class Training:
         """Return to the last checkpoint after too many skipped updates, once; the next time is the end."""
         fault, batch = self.fault
         try:
-            saved = None if self.went_back else self.checkpoints.load(self.replay)
+            saved = None if self.went_back else self.load()
         except NoSoundCheckpoint as error:
             self.console.note(str(error))
             saved = None
         if saved is None:
             self.consistent = False  # the last checkpoint is better than what is here
-            path = self.run_dir / "faults" / f"batch-{self.progress.updates:09d}.pt"
-            path.parent.mkdir(exist_ok=True)
-            torch.save(batch.cpu().to_dict(), path)
-            told = f"{MOST_SKIPPED} updates in a row were not finite ({fault}). The last batch is in {path}."
-            remedy = "A new run with a smaller learner.learning_rate may help;"
-            raise Diverged(f"{told} {remedy} `python -m dreamer_torchrl.doctor --env ...` checks the environment.")
+            raise Diverged(fault, batch, self.ranks.folder(self.run_dir) / "faults", self.progress.updates)
         self.console.note(f"{MOST_SKIPPED} updates in a row were not finite: back to {saved.path}, this once.")
         self.went_back, self.skipped_in_a_row = True, 0
         self.under_way.clear()
@@ -294,8 +302,9 @@ class Training:
         self.restore(saved)
         self.clock = Clock(self.progress)
         # The same random numbers would lead to the same place.
-        self.learner.generator.manual_seed(build.seed_for(self.settings.seed, "learner, after going back"))
-        self.replay.generator.manual_seed(build.seed_for(self.settings.seed, "replay, after going back"))
+        for part, name in ((self.learner, "learner"), (self.replay, "replay")):
+            purpose = self.ranks.purpose(f"{name}, after going back")
+            part.generator.manual_seed(build.seed_for(self.settings.seed, purpose))
 
     def close(self) -> None:
         self.close_collector()
@@ -309,9 +318,13 @@ class Training:
             self.collector.shutdown(raise_on_error=False)
             self.collector = None
 
-    def tell_failures(self) -> None:
-        while self.envs is not None and self.envs.notes:  # threads of a collector may add some meanwhile
-            note = self.envs.notes.pop(0)
+    def failures(self) -> list[str]:
+        """What environments have reported; threads of a collector may add some meanwhile."""
+        notes = [] if self.envs is None else self.envs.notes
+        return [notes.pop(0) for _ in range(len(notes))]
+
+    def tell_failures(self, notes: Iterable[str]) -> None:
+        for note in notes:
             self.console.note(note)
             self.progress.environment_failures += "failed and is replaced" in note
 

@@ -17,7 +17,8 @@ from dreamer_torchrl.config.compose import load as configured
 from dreamer_torchrl.record.console import Console
 from dreamer_torchrl.record.loggers import JsonLinesLogger
 from dreamer_torchrl.record.metrics import Metrics
-from dreamer_torchrl.training.loop import Diverged, Training
+from dreamer_torchrl.training.late import Diverged
+from dreamer_torchrl.training.loop import Training
 from dreamer_torchrl.training.signals import StopSignals
 from tests.checkpoint.checkpoint_examples import flip_a_bit, mounted
 from tests.training.training_examples import assert_same_run, lines, trained, words
