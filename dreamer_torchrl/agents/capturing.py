@@ -57,12 +57,15 @@ class StaticBatch:
         self.copied = graphs.event()
 
     def fill(self, batch: TensorDictBase) -> None:
-        """Copy a batch, or some of its entries, without waiting for the copy: the caller may change it at once."""
+        """Copy a batch, or some of its entries, without waiting for the copy.
+
+        The caller may change it at once, but for what is pinned, which is not copied to the staging memory first.
+        """
         if self.staging:
             self.copied.synchronize()  # the last copy may still read the staging memory
         for key, value in batch.items(True, True):
             target = self.steps.get(key)
-            if value.device.type == "cpu":
+            if value.device.type == "cpu" and not value.is_pinned():
                 value = self.staging[key].copy_(value)
             target.copy_(value, non_blocking=True)
         self.copied.record()

@@ -17,9 +17,11 @@ from dreamer_torchrl import Hyperparameters, Learner, build_agent
 from dreamer_torchrl.agents.capturing import StaticBatch
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import load
+from dreamer_torchrl.learners import adam
 from dreamer_torchrl.learners.cuda_graph import CapturedUpdate, Outcome
 from dreamer_torchrl.learners.laprop import LaProp
 from dreamer_torchrl.learners.learner import example_batch
+from dreamer_torchrl.learners.separate import SeparateLearner
 from dreamer_torchrl.training.build import make_learner
 from tests.learners.tape import NoLiterals, OnDevice, TapeGraphs, tensors_in
 from tests.learners.test_learner import DONE, SEEN
@@ -202,11 +204,15 @@ def test_the_setting_switches_the_graph_off_and_is_refused_without_a_gpu(tmp_pat
 
 
 @pytest.fixture
-def learner_nowhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Learner:
-    """A learner on torch's "meta" device, where there is no number to read and nothing can be copied from."""
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner can be built on torch's "meta" device, where there is no number to read and nothing to copy from."""
     seeded = torch.Generator
     monkeypatch.setattr(torch, "Generator", lambda device=None: seeded())
     monkeypatch.setattr(Tensor, "is_set_to", lambda one, other: False)  # asked by TorchRL when it is built
+
+
+@pytest.fixture
+def learner_nowhere(request: pytest.FixtureRequest, nowhere: None) -> Learner:
     learner = learner_for(device="meta", **request.param)
     learner.optimizer = LaProp(learner.agent.parameters(), capturable=True)
     return learner
@@ -225,6 +231,22 @@ def test_an_update_stays_on_its_device(learner_nowhere: Learner) -> None:
     with OnDevice(), NoLiterals():
         outcome = learner_nowhere.step(batch)
     assert {tensor.device.type for tensor in tensors_in(plainly(outcome))} == {"meta"}
+
+
+def test_an_update_of_separate_losses_stays_on_its_device(nowhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that goes into torch's fused Adam, too, which itself has no form for this device."""
+    taken: list[Tensor] = []
+    monkeypatch.setattr(adam, "adam", lambda *inputs, **options: taken.extend(tensors_in((inputs, options))))
+    seer = build_agent(SEEN, DONE, TINY)
+    batch, agent = example_batch(seer, batch=2, length=3).to("meta"), build_agent(SEEN, DONE, TINY).to("meta")
+    rates = {"model": 6e-4, "actor": 8e-5, "value": 8e-5}
+    learner = SeparateLearner(agent, Hyperparameters(imagination_length=2), compile=False, native=False, rates=rates)
+    groups = [{**group, "capturable": True} for group in learner.optimizer.param_groups]
+    learner.optimizer = adam.ClippedAdam(groups, capturable=True)
+    with OnDevice(), NoLiterals():
+        outcome = learner.step(batch)
+    assert len(taken) > 50
+    assert {tensor.device.type for tensor in [*taken, *tensors_in(plainly(outcome))]} == {"meta"}
 
 
 # On a GPU
