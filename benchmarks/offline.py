@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--random", type=int, default=20_000, help="steps of random actions")
     parser.add_argument("--trained", type=int, default=20_000, help="steps of the pretrained agent")
-    parser.add_argument("--updates", type=int, default=10_000)
+    parser.add_argument("--updates", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, required=True, help="of the data and of the run")
     parser.add_argument("--overrides", nargs="*", default=[], help="further ones of the training")

@@ -90,6 +90,7 @@ def kind(content: Record) -> str:
         "points": "Scaling",
         "killed_while": "Kills",
         "scaling_out": "Several ranks",
+        "environment_steps_of_training": "Recorded data alone",
     }
     return next((title for key, title in keys.items() if key in content), "")
 
@@ -168,6 +169,14 @@ def rank_rows(name: str, content: Record) -> Iterable[list[str]]:
         yield [f"`{name}`", workload, *times, f"{found['sent_bytes']:,}", *more]
 
 
+def offline_rows(name: str, content: Record) -> Iterable[list[str]]:
+    data = ", ".join(
+        f"{kind}: {made['steps']:,} steps of return {made['return']:,.1f}" for kind, made in content["data"].items()
+    )
+    played = f"{content['return']:,.1f} ({len(content['returns'])} episodes)"
+    yield [f"`{name}`", data, f"{content['updates']:,}", f"{content['environment_steps_of_training']:,}", played]
+
+
 Rows = Callable[[str, Record], Iterable[list[str]]]
 KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
     ("Updates", ("workload", "learner", "median", "quartiles", "updates", "peak memory", "ratio"), learner_rows),
@@ -184,6 +193,7 @@ KINDS: tuple[tuple[str, tuple[str, ...], Rows], ...] = (
         ),
         rank_rows,
     ),
+    ("Recorded data alone", ("data", "updates", "environment steps of training", "return"), offline_rows),
     ("Kills", ("kills", "compared with an uninterrupted run", "minutes"), kill_rows),
 )
 
