@@ -3,13 +3,16 @@
     python benchmarks/kills.py --kills 50
     python benchmarks/kills.py --kills 50 --json benchmarks/results/kills.json
     python benchmarks/kills.py --kills 25 --threads 2 --belief 256
+    python benchmarks/kills.py --kills 20 --ranks 2
 
 After each kill, the newest checkpoint must load and be no older than one that was seen before, and the metrics must be
 whole lines without repetition. The next process must go on from that very checkpoint. After the last kill, a process
 trains on to an end, and so does one that starts from nothing: weights, optimizer, random states, replay and the record
 of episodes and evaluations must be the same in all bits. Every second kill waits for a checkpoint, so that the next
 saves are hit; the others may come at any time, also before the first step. The processes are started by a server that
-has imported torch; what they run is the command itself.
+has imported torch; what they run is the command itself. With ``--ranks`` they are several at a time, with the variables
+of torchrun. One is killed and the others get SIGTERM, as from torchrun: all must end with an error, and the next ones
+go on from the newest checkpoint that each rank has.
 """
 
 from __future__ import annotations
@@ -30,11 +33,14 @@ from typing import Any
 
 import torch
 from provenance import provenance
+from torch.distributed import TCPStore
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.config.compose import saved_settings
+from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.train import main as train
 from dreamer_torchrl.training.build import make_replay
+from dreamer_torchrl.training.ranks import RunRanks
 
 SETTINGS = (
     *("env=cartpole", "device=cpu", "size=nano", "size.hidden=16", "size.units=16", "replay.length=8"),
@@ -52,61 +58,85 @@ PATIENCE = 120.0
 """Seconds without progress after which a process counts as hanging."""
 
 
-def settings_for(threads: int, belief: int) -> list[str]:
+def settings_for(threads: int, belief: int, ranks: int = 1) -> list[str]:
     """What to ask of training."""
-    batch = 2 if threads == 1 else -(-PARALLEL // (8 * belief))
+    batch = ranks * (2 if threads == 1 else -(-PARALLEL // (8 * belief)))
     own = [f"threads={threads}", f"size.belief={belief}", f"replay.batch={batch}", f"train_ratio={4 * batch}"]
-    return [*SETTINGS, *own]
+    return [*SETTINGS, *own, f"env.num_envs={ranks}"]
 
 
-def live(words: list[str], log: Path) -> None:
+def live(words: list[str], log: Path, variables: dict[str, str]) -> None:
     """Body of a training process; its output goes to a file."""
-    with log.open("w") as file:
+    os.environ.update(variables)
+    with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.exit(train(words))
 
 
+def variables_of(ranks: int, port: int) -> list[dict[str, str]]:
+    """What torchrun, whose store has this port, puts into the environment of each of several ranks."""
+    if ranks == 1:
+        return [{}]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    common |= {"LOCAL_WORLD_SIZE": str(ranks), "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    common |= {"TORCHELASTIC_RUN_ID": "kills", "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0"}
+    return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 class Watch:
     """The run that is killed, and what was observed of it."""
 
-    def __init__(self, folder: Path, settings: list[str]):
-        self.settings = settings
+    def __init__(self, folder: Path, settings: list[str], ranks: int = 1):
+        self.settings, self.ranks = settings, ranks
         self.run, self.log = folder / "run", folder / "log.txt"
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["dreamer_torchrl.train", "dreamer_torchrl.training.loop"])
-        self.checkpoints = Checkpoints(self.run / "checkpoints")
+        self.checkpoints = [Checkpoints(part / "checkpoints") for part in parts(self.run, ranks)]
         self.committed = -1  # the newest step of which a checkpoint was seen
         self.found: Counter[str] = Counter()  # what the killed processes were doing
 
-    def start(self, run: Path, steps: int) -> BaseProcess:
-        """A process that trains to a step."""
-        process = self.context.Process(
-            target=live, args=([*self.settings, f"run_dir={run}", f"total_steps={steps}"], self.log)
-        )
-        process.start()
-        return process
+    def start(self, run: Path, steps: int) -> list[BaseProcess]:
+        """Processes that train to a step, one for each rank."""
+        self.log.write_text("")
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # in which the ranks meet
+        words = [*self.settings, f"run_dir={run}", f"total_steps={steps}"]
+        processes = [
+            self.context.Process(target=live, args=(words, self.log, variables))
+            for variables in variables_of(self.ranks, self.store.port)
+        ]
+        for process in processes:
+            process.start()
+        return processes
 
     def kill_once(self, moment: random.Random, wait_for_checkpoint: bool) -> None:
-        """Start a process, kill it, and check what it leaves."""
-        process, found = self.start(self.run, ENDLESS), self.newest()
+        """Start processes, kill one, and check what it leaves."""
+        processes, found = self.start(self.run, ENDLESS), self.newest()
         deadline = time.monotonic() + PATIENCE
         while wait_for_checkpoint and self.newest() == found:
-            assert process.is_alive() and time.monotonic() < deadline, self.log.read_text()
+            assert all(process.is_alive() for process in processes), self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.002)
-        end = time.monotonic() + moment.uniform(0, 1 if wait_for_checkpoint else 3)
+        end = time.monotonic() + moment.uniform(0, 1 if wait_for_checkpoint else 3 * self.ranks)
         while time.monotonic() < end:
             self.newest()
             time.sleep(0.002)
-        assert process.is_alive(), self.log.read_text()
-        process.kill()
-        process.join()
+        assert all(process.is_alive() for process in processes), self.log.read_text()
+        self.newest()
+        victim = moment.choice(processes) if self.ranks > 1 else processes[0]
+        victim.kill()
+        for process in processes:
+            if process is not victim:
+                process.terminate()
+        for process in processes:
+            process.join(PATIENCE)
+            assert process.exitcode, self.log.read_text()
         self.check(found)
 
     def newest(self) -> int:
-        """The step of the newest checkpoint, by its name."""
-        names = self.checkpoints.names()
-        step = int(names[-1][:12]) if names else -1
+        """The step of the newest checkpoint that all ranks have, by its name."""
+        steps = set.intersection(*({int(name[:12]) for name in each.names()} for each in self.checkpoints))
+        step = max(steps, default=-1)
         self.committed = max(self.committed, step)
         return step
 
@@ -115,12 +145,13 @@ class Watch:
         resumed = re.search(r"Resumed at step ([\d,]+)", self.log.read_text())
         if resumed:
             assert int(resumed[1].replace(",", "")) == found
-        saved = self.checkpoints.load()
-        if saved is None:
-            assert self.committed == -1
-        else:
-            assert saved.damaged == [] and saved.step >= self.committed, (saved.damaged, saved.step, self.committed)
-        half = any(self.run.glob("checkpoints/.partial*"))
+        for checkpoints in self.checkpoints:
+            saved = checkpoints.load()
+            if saved is None:
+                assert self.committed == -1
+            else:
+                assert saved.damaged == [] and saved.step >= self.committed, (saved.damaged, saved.step, self.committed)
+        half = any(path for part in parts(self.run, self.ranks) for path in part.glob("checkpoints/.partial*"))
         doing = "training" if resumed or self.newest() > found else "starting"
         self.found["saving" if half else doing] += 1
         if (self.run / "metrics.jsonl").exists():
@@ -128,10 +159,10 @@ class Watch:
             check_lines([json.loads(line) for line in whole])
 
     def finish(self, run: Path, steps: int) -> None:
-        """Let a process train to its end."""
-        process = self.start(run, steps)
-        process.join()
-        assert process.exitcode == 0, self.log.read_text()
+        """Let processes train to their end."""
+        for process in self.start(run, steps):
+            process.join()
+            assert process.exitcode == 0, self.log.read_text()
 
 
 def check_lines(lines: list[dict[str, Any]]) -> None:
@@ -147,21 +178,28 @@ def events(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if "episode/return" in line or "eval/return" in line]
 
 
-def final_state(run: Path) -> dict[str, Any]:
+def final_state(run: Path, ranks: int = 1) -> dict[str, Any]:
     """All that two runs of the same settings must have in common at their end."""
-    saved = Checkpoints(run / "checkpoints").load()
-    replay = make_replay(saved_settings(run))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    check_lines(lines)
+    first, *others = (part_state(part, RunRanks.divided(saved_settings(run), ranks)) for part in parts(run, ranks))
+    return first | {"events": events(lines), "ranks": others}
+
+
+def part_state(folder: Path, settings: Settings) -> dict[str, Any]:
+    """What a rank, which has these settings, saved last."""
+    saved = Checkpoints(folder / "checkpoints").load()
+    replay = make_replay(settings)
     saved.restore_replay(replay)
     saved.parts["progress"].pop("seconds")
     saved.parts.pop("metrics")  # where the lines end depends on how many intervals there were
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    check_lines(lines)
-    return {
-        **saved.parts,
-        "sampler": replay.sampler.state_dict(),
-        "replay": replay.copy(replay.oldest, replay.written).to_dict(),
-        "events": events(lines),
-    }
+    stored = replay.copy(replay.oldest, replay.written).to_dict()
+    return {**saved.parts, "sampler": replay.sampler.state_dict(), "replay": stored}
+
+
+def parts(run: Path, ranks: int) -> list[Path]:
+    """The folders in which the ranks save."""
+    return [RunRanks().folder(run, rank) for rank in range(ranks)]
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -176,9 +214,9 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [path]
 
 
-def torture(folder: Path, kills: int, seed: int, settings: list[str]) -> dict[str, Any]:
+def torture(folder: Path, kills: int, seed: int, settings: list[str], ranks: int = 1) -> dict[str, Any]:
     """Kill `kills` times, then compare the end with an uninterrupted run."""
-    watch, moment, start = Watch(folder, settings), random.Random(seed), time.monotonic()
+    watch, moment, start = Watch(folder, settings, ranks), random.Random(seed), time.monotonic()
     for number in range(kills):
         watch.kill_once(moment, wait_for_checkpoint=number % 2 == 0)
         print(f"kill {number + 1:>3}: newest checkpoint of step {watch.committed:,}", flush=True)
@@ -186,8 +224,8 @@ def torture(folder: Path, kills: int, seed: int, settings: list[str]) -> dict[st
     twin = folder / "twin"
     watch.finish(watch.run, steps)
     watch.finish(twin, steps)
-    state = final_state(watch.run)
-    different = differences(state, final_state(twin))
+    state = final_state(watch.run, ranks)
+    different = differences(state, final_state(twin, ranks))
     assert not different, f"not the same as in a run that was never killed: {', '.join(different)}"
     return {
         "kills": kills,
@@ -206,13 +244,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--threads", type=int, default=1, help="of torch in each process")
     parser.add_argument("--belief", type=int, default=32, help="size of the recurrent state")
+    parser.add_argument("--ranks", type=int, default=1, help="processes at a time, as torchrun starts them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the outcome, and where it comes from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     record = provenance(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings_for(arguments.threads, arguments.belief)
-        outcome = torture(Path(folder), arguments.kills, arguments.seed, settings)
+        settings = settings_for(arguments.threads, arguments.belief, arguments.ranks)
+        outcome = torture(Path(folder), arguments.kills, arguments.seed, settings, arguments.ranks)
     print(", ".join(f"{key} {value}" for key, value in outcome.items()))
     print("The end is that of a run that was never killed, in all bits.")
     if arguments.json:

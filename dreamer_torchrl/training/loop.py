@@ -54,7 +54,7 @@ class Training:
         self.late = self.late if self.device.type == "cpu" else 1
         if settings.offline and ranks.size > 1:
             raise ConfigError(f"offline={settings.offline} is learned from in one process: start it without torchrun.")
-        self.checkpoints = Checkpoints(folder / FOLDER, settings.checkpoint.keep, build.exact_latents(settings))
+        self.checkpoints = Checkpoints(folder / FOLDER, ranks.kept(settings), build.exact_latents(settings))
         first = ranks.rank * self.streams
         no_envs = settings.env.family == "none"
         self.envs = None if no_envs else build.make_envs(settings, "training", self.streams, first=first)
@@ -104,6 +104,9 @@ class Training:
                 self.train(stop)
         except Interrupted:  # inside an environment; all that was stored is whole
             pass
+        except Exception:
+            self.consistent = self.consistent and self.ranks.size == 1  # others do not know that it is time to save
+            raise
         finally:
             gc.unfreeze()
             self.tell_failures(self.failures())
@@ -171,7 +174,7 @@ class Training:
                 self.replay.ready,
                 stop.requested is not None,
                 *self.due(),
-                self.checkpoints.busy,
+                self.ranks.busy(self.checkpoints),
                 (finished, notes) if finished or notes else None,
             )
             progress.steps += agreed.steps

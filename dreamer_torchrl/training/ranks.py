@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.learners.distributed import Ranks
@@ -83,6 +84,16 @@ class RunRanks(Ranks):
         """Where a rank, this one if left out, saves what is its own."""
         rank = self.rank if rank is None else rank
         return run_dir / "ranks" / str(rank) if rank else run_dir
+
+    def kept(self, settings: Settings) -> int:
+        """Checkpoints that a rank keeps: one is that which all have, whoever is the first to save."""
+        return max(settings.checkpoint.keep, min(self.size, 2))
+
+    def busy(self, checkpoints: Checkpoints) -> bool:
+        """Whether this rank is still saving; if it failed, the others must not remove the last one that all have."""
+        if self.size > 1 and checkpoints.failure:
+            raise checkpoints.failure
+        return checkpoints.busy
 
     def purpose(self, name: str) -> str:
         """What a seed of this rank is for."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, Saved
 from dreamer_torchrl.checkpoint.manifest import DamagedFile, NoSoundCheckpoint
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.data.replay import Replay
+from dreamer_torchrl.data.samplers import OnlineSampler
 from dreamer_torchrl.training.build import make_replay, seed_for
 from dreamer_torchrl.training.ranks import RunRanks
 
@@ -48,11 +51,12 @@ def load_shards(
 def read_shard(
     name: str, ranks: RunRanks, settings: Settings, run_dir: Path, checkpoints: Checkpoints, replay: Replay
 ) -> Saved:
-    first = Checkpoints(run_dir / FOLDER)
-    size = ranks.told(size_of(first, name) if ranks.rank == 0 else None)
-    if size is None:
-        raise DamagedFile("that of rank 0 is damaged")
-    if size == ranks.size:
+    first, size = Checkpoints(run_dir / FOLDER), None
+    if ranks.rank == 0:
+        with suppress(DamagedFile):  # is read once more below
+            size = first.read(name).parts.get("ranks", {"size": 1})["size"]
+    size = ranks.told(size)
+    if size in (None, ranks.size):
         return checkpoints.read(name, replay)
     saved = first.read(name)
     saved.parts["episodes"] = redistribute(name, size, ranks, settings, run_dir, replay)
@@ -64,14 +68,6 @@ def read_shard(
     return saved
 
 
-def size_of(checkpoints: Checkpoints, name: str) -> int | None:
-    """How many ranks have saved it; None if it is damaged."""
-    try:
-        return checkpoints.read(name).parts.get("ranks", {"size": 1})["size"]
-    except DamagedFile:
-        return None
-
-
 def redistribute(
     name: str, size: int, ranks: RunRanks, settings: Settings, run_dir: Path, replay: Replay
 ) -> dict[str, list[Any]]:
@@ -79,6 +75,7 @@ def redistribute(
     theirs, mine = settings.env.num_envs // size, settings.env.num_envs // ranks.size  # streams of each rank
     own = range(ranks.rank * mine, (ranks.rank + 1) * mine)
     episodes: dict[str, list[Any]] = {}
+    parts = []
     for rank in range(size):
         wanted = [stream for stream in own if stream // theirs == rank]
         if not wanted:
@@ -88,9 +85,21 @@ def redistribute(
         steps = shard.copy(shard.oldest, shard.written)
         stream = steps["stream"].flatten() + rank * theirs  # [M], its number in the run
         kept = (stream >= wanted[0]) & (stream <= wanted[-1])
-        steps = steps.set("stream", (stream - own.start).unsqueeze(-1))[kept]
-        if len(steps):
-            replay.extend(steps)
+        parts.append(steps.set("stream", (stream - own.start).unsqueeze(-1))[kept])
         for key, values in saved.parts["episodes"].items():
             episodes.setdefault(key, []).extend(values[index - rank * theirs] for index in wanted)
+    steps = torch.cat(parts)
+    if len(steps):
+        replay.extend(steps[in_time(steps["stream"].flatten())])
+        if isinstance(replay.sampler, OnlineSampler):
+            replay.sampler.fresh.clear()  # they were new to the ranks that collected them
     return episodes
+
+
+def in_time(stream: Tensor) -> Tensor:
+    """An order of steps of several streams ``[M]``, each in order, in which all streams end together."""
+    left = torch.zeros_like(stream)
+    for number in stream.unique():
+        own = (stream == number).nonzero().flatten()
+        left[own] = torch.arange(len(own) - 1, -1, -1).to(left)
+    return left.argsort(descending=True, stable=True)

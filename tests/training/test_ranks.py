@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dreamer_torchrl.checkpoint.checkpoints import Checkpoints
+from dreamer_torchrl.checkpoint.checkpoints import Checkpoints, SaveFailed
 from dreamer_torchrl.config.checks import ConfigError
 from dreamer_torchrl.config.compose import load
+from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.training.build import make_replay
 from dreamer_torchrl.training.ranks import AgreedStop, RunRanks
+from dreamer_torchrl.training.shards import in_time
 
 SIZES = "size.belief=32 size.hidden=8 size.stochastic=4 size.classes=4 size.units=8"
 TINY = f"{SIZES} env.num_envs=4 prefill=100 replay.batch=4 replay.length=8 replay.capacity=100000 train_ratio=8"
@@ -90,6 +92,13 @@ def test_a_rank_is_killed_and_the_run_goes_on_as_if_it_had_not_been(tmp_path: Pa
     assert "Resumed at step" in finish(torchrun(killed, 2, 600))
     for rank in range(2):
         assert same(state_of(killed, rank, 2), state_of(whole, rank, 2))
+    # The newest of one rank is damaged: all take the one before
+    last = state_of(whole, 0, 2)
+    newest = whole / "checkpoints" / Checkpoints(whole / "checkpoints").names()[-1]
+    (newest / "learner.pt").write_bytes(b"")
+    printed = finish(torchrun(whole, 2, 600))
+    assert f"{newest.name} of rank 0 cannot be used" in printed and "Resumed at step" in printed
+    assert same(state_of(whole, 0, 2), last)
     # With other numbers of ranks
     printed = finish(torchrun(killed, 1, 700))
     assert "Saved by 2 ranks, continued by 1: environments and their steps are redistributed" in printed
@@ -119,6 +128,26 @@ def test_a_rank_has_its_part_of_what_counts_for_the_run() -> None:
     assert replace(own, env=settings.env, replay=settings.replay) == settings
     with pytest.raises(ConfigError, match=r"replay.batch=4 is not a multiple of the 8 ranks: give replay.batch=8"):
         RunRanks.divided(settings, 8)
+
+
+def test_streams_of_several_ranks_are_put_side_by_side() -> None:
+    """The last steps of all are the newest in the replay."""
+    assert in_time(torch.tensor([0, 0, 0, 1, 1])).tolist() == [0, 1, 3, 2, 4]
+
+
+def test_ranks_keep_a_checkpoint_that_all_have(tmp_path: Path) -> None:
+    """Two at least; and where one cannot save, the others do not go on until theirs are newer than all of its own."""
+    ranks, settings = RunRanks(), load(["checkpoint.keep=1"]).settings
+    assert ranks.kept(settings) == 1
+    ranks.size = 2
+    assert ranks.kept(settings) == 2
+    (tmp_path / "file").touch()
+    checkpoints = Checkpoints(tmp_path / "file" / "checkpoints")
+    assert not ranks.busy(checkpoints)
+    checkpoints.save(7, {}, Replay(capacity=20, streams=1, batch=1, length=4))
+    checkpoints.wait()
+    with pytest.raises(SaveFailed, match="step 7 was not written"):
+        ranks.busy(checkpoints)
 
 
 def test_one_rank_agrees_with_itself() -> None:
