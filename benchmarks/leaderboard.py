@@ -25,7 +25,7 @@ def of_tasks(scores: Iterable[Score]) -> list[tuple[str, list[Score]]]:
     """Runs of one task, experiment and algorithm, seeds in order; tasks in the order of the targets, then by name."""
     order = list(read_targets())
     place = {task: order.index(task) if task in order else len(order) for task in {score.task for score in scores}}
-    ranked = sorted(scores, key=lambda score: (place[score.task], *score.run))
+    ranked = sorted(scores, key=lambda score: (place[score.task], score.algorithm != DEFAULT, *score.run))
     groups = groupby(ranked, key=lambda score: score.run[:3])
     return [(task, list(runs)) for (task, *_), runs in groups]
 
