@@ -22,6 +22,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -209,6 +210,7 @@ def run_folder(overrides: Sequence[str]) -> Path | None:
 @contextmanager
 def own_hydra() -> Iterator[ConfigLoader]:
     """Hydra on the files of the package, also inside an application or a sweep that uses Hydra."""
+    Plugins.instance()  # before the state is taken: a launcher's configuration may be stored only once
     state = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
