@@ -143,7 +143,7 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
 def _serve(connection: Connection, make: Maker) -> None:
     """The main function of a process with one environment; it ends when the other end is closed."""
     os.setpgid(0, 0)  # with what the environment may start, so that all of it can be ended
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides what follows
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # the parent decides what follows
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)

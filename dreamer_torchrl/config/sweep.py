@@ -5,12 +5,14 @@ Launchers use a process for several runs, and what one leaves behind (memory, CU
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import FrameType
@@ -27,7 +29,9 @@ from dreamer_torchrl.config.overrides import NULL, free_section, is_hydras, pars
 from dreamer_torchrl.config.schema import Settings
 from dreamer_torchrl.envs.registry import atari_games
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ADVANCE = (signal.SIGUSR1, signal.SIGUSR2)  # a launcher's handler puts the job back into the queue
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *ADVANCE)
+PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 
 
 def members(overrides: Sequence[str]) -> list[list[str]]:
@@ -88,7 +92,7 @@ def run(overrides: Sequence[str], folder: Path) -> int:
         f"hydra.job.config.override_dirname.exclude_keys=[{','.join(sorted(same))}]",
     ]
     for one in rest:
-        line = one.input_line.lstrip("+")
+        line = one.input_line if is_hydras(one) else one.input_line.lstrip("+")
         if one.key_or_group in NULL:
             line = re.sub(r"\bnull\b", NULL[one.key_or_group], line)
         sys.argv.append("++" * bool(free_section(one.key_or_group, rest)) + line)
@@ -123,24 +127,40 @@ def job(config: DictConfig) -> float | None:
 
 
 def train(overrides: Sequence[str]) -> tuple[int, signal.Signals | None]:
-    """Train in a process, to which signals are passed on; its exit code and the first of these."""
+    """Train in a process, to which signals are passed on; its exit code and the first of these.
+
+    What a launcher does at SIGUSR1 or SIGUSR2 waits until the run is saved. If this process is killed, the run is
+    stopped with SIGTERM.
+    """
     process, received = None, []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        received.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+        received.append(signal.Signals(signal.SIGTERM if number == signal.SIGHUP else number))
         if process:
             process.send_signal(received[-1])
 
     before = {number: signal.signal(number, pass_on) for number in STOPPING}
     try:
         # In a session of its own a terminal's Ctrl-C does not reach it, so that it gets the signal once, from here.
-        process = subprocess.Popen([sys.executable, "-m", "dreamer_torchrl.train", *overrides], start_new_session=True)
+        command = [sys.executable, "-m", "dreamer_torchrl.train", *overrides]
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=ends_with_parent())
         if received:  # while it started
             process.send_signal(received[0])
-        return process.wait(), next(iter(received), None)
+        code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    first = next(iter(received), None)
+    if first in ADVANCE:
+        signal.raise_signal(first)
+    return code, first
+
+
+def ends_with_parent() -> Callable[[], object] | None:
+    """What a child process calls to get SIGTERM when its parent dies; Linux has that."""
+    if sys.platform != "linux":
+        return None
+    return partial(ctypes.CDLL(None).prctl, PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def state_of(run_dir: Path, settings: Settings) -> tuple[bool, float | None, str]:

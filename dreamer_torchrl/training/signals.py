@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock, Thread, current_thread, main_thread
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ADVANCE = (signal.SIGUSR1, signal.SIGUSR2)  # before a cluster's time limit, to all processes of a job or to one
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *ADVANCE)
 GRACE_SECONDS = 8.0  # for the loop to notice a request, and for the program to end after the last save
 INTERRUPTED_SECONDS = 3.0  # until a request interrupts what may be interrupted
 REPEATED_SECONDS = 0.3  # a launcher passes on the signal that its whole group got: this soon it is the same request
@@ -22,6 +23,8 @@ class Interrupted(BaseException):
 
 class StopSignals:
     """While this is entered, a first SIGTERM or Ctrl-C sets ``requested``, and a second one ends the process.
+
+    SIGUSR1 and SIGUSR2 are as a first SIGTERM, and never a second one.
 
     A thread receives them, so both work while the main thread is inside an environment or a long operation. Where the
     loop has not reached `saving` after ``seconds``, the process ends without. Outside the main thread it does nothing.
@@ -54,7 +57,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """0 for SIGTERM, which asks for a clean end, and what shells expect for Ctrl-C."""
+        """What shells expect for Ctrl-C, and 0 for the others, which ask for a clean end."""
         return 130 if self.requested is signal.SIGINT else 0
 
     @contextmanager
@@ -94,7 +97,7 @@ class StopSignals:
     def _receive(self, received: signal.Signals) -> None:
         now = time.monotonic()
         if self.requested:
-            if now - self._asked_at > REPEATED_SECONDS:
+            if received not in ADVANCE and now - self._asked_at > REPEATED_SECONDS:
                 os._exit(128 + received)
             return
         self._asked_at, self._deadline = now, now + self.seconds

@@ -46,7 +46,9 @@ def start(program: str, *arguments: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGUSR1, 0), (signal.SIGUSR2, 0)]
+)
 def test_one_signal_lets_the_work_be_finished(number: signal.Signals, code: int) -> None:
     """Also where the launcher passes on what the whole process group got."""
     process = start(SAVING, "0.2")
@@ -55,6 +57,15 @@ def test_one_signal_lets_the_work_be_finished(number: signal.Signals, code: int)
     process.send_signal(number)
     assert process.communicate(timeout=30) == (f"{number.name}: {FIRST}\nsaving\nsaved\n", "")
     assert process.returncode == code
+
+
+def test_a_cluster_may_tell_several_times_that_the_time_ends() -> None:
+    process = start(SAVING, "1")
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        process.send_signal(number)
+        time.sleep(0.4)
+    assert process.communicate(timeout=30) == (f"SIGTERM: {FIRST}\nsaving\nsaved\n", "")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
