@@ -31,7 +31,8 @@ CONFIGS = ROOT / "configs"
 PAGE = ROOT / "docs" / "configuration.md"
 
 ENTRY = re.compile(r"^(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?$")
-SECTIONS = ("agent", "representation", "exploration", "replay", "learner", "eval", "checkpoint", "log", "wandb")
+SECTIONS = ("agent", "representation", "exploration", "collector", "replay", "learner", "eval", "checkpoint", "log")
+SECTIONS += ("wandb",)
 KINDS = {"boolean": "true, false", "integer": "integer", "number": "number", "string": "text", "object": "entries"}
 PYTHON_KINDS = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 
@@ -45,7 +46,8 @@ those.
 
 `python -m dreamer_torchrl.train` takes Hydra overrides, all of the form `key=value`:
 
-- Groups choose a file: `env`, `size`, `algorithm`, `core`, `latent`, `exploration`, `experiment` and `logger`.
+- Groups choose a file: `env`, `size`, `algorithm`, `core`, `latent`, `exploration`, `collector`,
+  `experiment` and `logger`.
   `python -m dreamer_torchrl.train list` prints the choices of each.
 - Everything else is one value: `seed=1`, an inner one with dots as `learner.horizon=100`, a list as
   `learner.betas=[0.9,0.99]`, nothing as `null`.
@@ -333,6 +335,7 @@ def page() -> str:
         size_tables(),
         family_tables(),
         group_table("experiment", "Experiments"),
+        group_table("collector", "Collectors"),
         group_table("logger", "Loggers"),
     ]
     return "\n".join(parts)

@@ -194,7 +194,7 @@ def train(
 
 
 def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSignals) -> int:
-    from dreamer_torchrl.collectors.stream_envs import TooManyFailures
+    from dreamer_torchrl.collectors.stream_envs import ClusterLost, TooManyFailures
     from dreamer_torchrl.learners.distributed import RankLost
     from dreamer_torchrl.training.late import Diverged
 
@@ -206,7 +206,7 @@ def run(training: Training, metrics: Metrics, saved: Saved | None, stop: StopSig
         training.checkpoints.wait()
         names = training.checkpoints.names()
         last = f"The last checkpoint is {names[-1]}." if names else "There is no checkpoint yet."
-        known = isinstance(error, (Diverged, TooManyFailures, RankLost))
+        known = isinstance(error, (ClusterLost, Diverged, TooManyFailures, RankLost))
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         if training.ranks.rank:  # rank 0 tells of what happens to all
             print(f"Rank {training.ranks.rank} stopped: {reason}", file=sys.stderr)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from torchrl.collectors import AsyncBatchedCollector, BaseCollector, Collector, MultiSyncCollector
 from torchrl.envs.utils import ExplorationType
@@ -18,21 +18,42 @@ from dreamer_torchrl.agents.policy import Policy
 from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
 
-Kind = Literal["sync", "async", "multi_sync"]
+Kind = Literal["sync", "async", "multi_sync", "ray"]
 
 
-def make_collector(kind: Kind, envs: StreamEnvs, agent: Agent, policy: Policy, episodes: Episodes) -> BaseCollector:
+class Choice(Protocol):
+    """The settings of a collector."""
+
+    kind: Kind
+    actors: int  # of Ray
+    address: str | None  # of Ray's cluster
+
+
+def make_collector(
+    chosen: Choice,
+    envs: StreamEnvs,
+    agent: Agent,
+    policy: Policy,
+    episodes: Episodes,
+    updates: Callable[[], int] = int,
+) -> BaseCollector:
     """A collector of an agent's steps, which begins at the states of ``episodes``.
 
     - ``sync``: `torchrl.collectors.Collector` acts in all environments, then yields ``[N, 1]`` steps.
     - ``async``: in `AsyncBatchedCollector` a thread steps each environment, another acts, and the learner learns
       meanwhile; yields steps ``[N]`` of any streams.
     - ``multi_sync``: the processes of `MultiSyncCollector` step and act, each in its share of the environments.
+    - ``ray``: `RayActors` on this or other machines; ``updates`` tells it how many the learner has done.
 
-    The latter two act with a copy of the weights: ``collector.update_policy_weights_(policy)`` renews it.
+    All but the first act with a copy of the weights: ``collector.update_policy_weights_(policy)`` renews it.
     """
+    kind = chosen.kind
     envs.restore(episodes.states)
     envs.latents = agent.latent_spec.zero()
+    if kind == "ray":
+        from dreamer_torchrl.collectors.ray_actors import RayActors  # Ray is an extra
+
+        return RayActors(envs, policy, episodes, chosen.actors, chosen.address, updates)
     count = len(envs.makers)
     common = {"frames_per_batch": count, "postproc": episodes, "exploration_type": ExplorationType.RANDOM}
     if kind == "sync":

@@ -20,6 +20,10 @@ class TooManyFailures(RuntimeError):
     """Environments fail repeatedly; the message has the last error."""
 
 
+class ClusterLost(RuntimeError):
+    """The head of the cluster where environments run does not answer."""
+
+
 class StreamState(NamedTuple):
     episode: int  # number of the present one
     actions: TensorDictBase | None  # all that were taken in it [t]; None if they were too many to be kept

@@ -59,6 +59,8 @@ def check_machine(settings: Settings) -> None:
     options = settings.env.options
     if settings.log.tensorboard and not find_spec("tensorboard"):
         raise ConfigError("TensorBoard is not installed: pip install 'dreamer_torchrl[tensorboard]'")
+    if settings.collector.kind == "ray" and not find_spec("ray"):
+        raise ConfigError("Ray is not installed: pip install 'dreamer_torchrl[ray]'")
     if settings.env.family != "none":
         check_env(settings.env.family, options)
     if settings.eval.arguments:

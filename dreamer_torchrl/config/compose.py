@@ -117,6 +117,8 @@ def read_saved(folder: Path) -> dict[str, Any]:
         values = None
     if not (isinstance(values, dict) and isinstance(values.get("env"), dict) and "run_dir" in values):
         raise ConfigError(f"{file} is damaged: put it back from a copy, or give another run_dir.")
+    if isinstance(values.get("collector"), str):  # as it was before it was a section
+        values["collector"] = {"kind": values["collector"]}
     for key, (saved, edited) in _edited(folder, values).items():
         if not changeable(key):
             told = f"{key}={as_word(edited)}, but the run was made with {key}={as_word(saved)}"
@@ -181,8 +183,9 @@ def _continued(folder: Path, overrides: list[str]) -> Configuration:
 def _record(folder: Path) -> tuple[list[str], dict[str, Any]]:
     try:
         record = json.loads((folder / OVERRIDES).read_text(encoding="utf-8"))
-        return list(record["overrides"]), dict(record["saved"])
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        saved = {"collector.kind" if name == "collector" else name: value for name, value in record["saved"].items()}
+        return list(record["overrides"]), saved
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         told = f"{folder / OVERRIDES} is missing or damaged"
         raise ConfigError(f"{told}: put it back from a copy, or give another run_dir.") from None
 

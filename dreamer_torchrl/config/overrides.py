@@ -15,7 +15,8 @@ from hydra.errors import HydraException
 from dreamer_torchrl.config.checks import ConfigError, as_word, nearest
 from dreamer_torchrl.envs.registry import atari_games
 
-GROUPS = ("env", "size", "latent", "core", "algorithm", "representation", "exploration", "experiment", "logger")
+GROUPS = ("env", "size", "latent", "core", "algorithm", "representation", "exploration", "collector")
+GROUPS += ("experiment", "logger")
 # What null means in these
 NULL = {"experiment": "laptop", "logger": "none", "exploration": "none", "representation": "decoder"}
 PARTS = ("encoder", "decoder", "layers", "core", "latent", "reward", "continuation", "value", "actor")  # of the agent

@@ -84,6 +84,14 @@ class RepresentationSettings:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class CollectorSettings:
+    kind: Literal["sync", "async", "multi_sync", "ray"] = "sync"
+    sync_every: Count = 1
+    actors: Count = 2
+    address: str | None = None
+
+
+@dataclass(frozen=True, config=CHECKED)
 class SamplerFractions:
     uniform: Share = 1.0
     prioritized: Share = 0.0
@@ -158,7 +166,6 @@ class Settings:
     offline: Annotated[str, Field(min_length=1)] | None = None
     offline_updates: Count = 20_000
     offline_only: StrictBool = True
-    collector: Literal["sync", "async", "multi_sync"] = "sync"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     compile: StrictBool | None = None
@@ -170,6 +177,7 @@ class Settings:
     agent: AgentSettings = field(default_factory=AgentSettings)
     representation: RepresentationSettings = field(default_factory=RepresentationSettings)
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
+    collector: CollectorSettings = field(default_factory=CollectorSettings)
     replay: ReplaySettings = field(default_factory=ReplaySettings)
     learner: Hyperparameters = field(default_factory=Hyperparameters)
     learner_part: Part = field(default_factory=lambda: LEARNER)
@@ -182,7 +190,7 @@ class Settings:
         if self.size.belief % IMAGE_BLOCKS:
             raise ValueError(f"size.belief={self.size.belief} is impossible: give a multiple of {IMAGE_BLOCKS}.")
         exploring = self.exploration
-        if exploring.until and (exploring.behaviour is None or self.collector != "sync"):
+        if exploring.until and (exploring.behaviour is None or self.collector.kind != "sync"):
             needed = "takes exploration=plan2explore or another behaviour, and collector=sync"
             raise ValueError(f"exploration.until={exploring.until} is impossible: it {needed}.")
         if self.env.family == "none":

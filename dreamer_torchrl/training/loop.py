@@ -35,6 +35,7 @@ from dreamer_torchrl.training.offline_phase import OfflinePhase, learn_offline, 
 from dreamer_torchrl.training.progress import Clock, Progress
 from dreamer_torchrl.training.ranks import Agreed, AgreedStop, RunRanks, stop_for
 from dreamer_torchrl.training.shards import FOLDER, load_shards
+from dreamer_torchrl.training.pushes import Pushes
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.views.imagination import STEPS
 from dreamer_torchrl.views.report_page import Reports
@@ -76,6 +77,7 @@ class Training:
         plays = chosen.every and ranks.rank == 0
         self.evaluator = Evaluator(settings, agent, chosen.video, record) if plays else None
         self.progress = Progress()
+        self.pushes = Pushes(settings.collector, self.progress)
         self.clock = Clock(self.progress)
         self.metrics, self.reports = Metrics([]), Reports(run_dir, console.note)
         self.monitor = Monitor(asdict(settings))
@@ -124,9 +126,8 @@ class Training:
             learn_offline(self, stop)
         collected = self.collected(stop)
         while True:  # the first updates are those that steps have earned before an interruption
-            updates = self.update(stop)
-            if updates and self.collector is not None and self.settings.collector != "sync":  # it shares the weights
-                self.collector.update_policy_weights_(self.policy)
+            self.update(stop)
+            self.pushes.when_due(self.collector, self.policy)
             self.evaluate_when_due(stop)
             if stop.requested or self.diverged or self.progress.finished(self.settings):
                 return
@@ -149,8 +150,9 @@ class Training:
 
     def collected(self, stop: StopSignals | AgreedStop) -> Iterator[TensorDictBase]:
         made_of = (self.settings.collector, self.envs, self.learner.agent, self.policy, self.episodes)
+        self.pushes.made()
         with timeit("collector"), stop.interruptible():
-            self.collector = make_collector(*made_of)
+            self.collector = make_collector(*made_of, lambda: self.progress.updates)
         iterator = iter(self.collector)
         while True:
             try:
@@ -240,7 +242,7 @@ class Training:
         values |= {"count/episodes": progress.episodes, "count/environment_failures": progress.environment_failures}
         if progress.best is not None:
             values["best/return"] = progress.best
-        values |= progress.compared()
+        values |= progress.compared() | self.pushes.values(self.collector)
         found = self.monitor.new({"step": progress.position, **values})
         self.record(values | memory_bytes() | {f"finding/{finding.name}": 1.0 for finding in found})
         for finding in found:

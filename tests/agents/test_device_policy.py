@@ -19,6 +19,7 @@ from dreamer_torchrl.collectors.episodes import Episodes
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_env import StreamEnv
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
+from dreamer_torchrl.config.schema import CollectorSettings
 from dreamer_torchrl.envs import make_env
 from dreamer_torchrl.keys import LATENTS
 from dreamer_torchrl.learners.learner import example_batch
@@ -68,7 +69,7 @@ def collected(agent: Agent, make: Callable[[Agent], Policy], actors: list[Any]) 
     envs, policy, parts = poles(), make(agent), []
     episodes = Episodes(STREAMS, envs.full_action_spec_unbatched)
     for actor in actors:
-        collector = make_collector("sync", envs, agent, policy, episodes)
+        collector = make_collector(CollectorSettings(), envs, agent, policy, episodes)
         for number, steps in enumerate(islice(collector, STEPS)):
             policy.actor = actor if number > STEPS // 2 else policy.actor
             parts.append(steps.clone())

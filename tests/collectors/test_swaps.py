@@ -19,6 +19,7 @@ from dreamer_torchrl.collectors.episodes import Episodes, steps_of
 from dreamer_torchrl.collectors.make_collector import make_collector
 from dreamer_torchrl.collectors.stream_env import StreamEnv, episode_seed
 from dreamer_torchrl.collectors.stream_envs import StreamEnvs
+from dreamer_torchrl.config.schema import CollectorSettings
 from dreamer_torchrl.data.replay import Replay
 from dreamer_torchrl.envs import make_env
 from tests.agents.acting_examples import TINY
@@ -48,7 +49,7 @@ def of_torchrl(batched: type, envs: StreamEnvs, agent: Agent, episodes: Episodes
 
 def of_ours(kind: Any, envs: StreamEnvs, agent: Agent, episodes: Episodes) -> BaseCollector:
     """Those that the setting `collector` names."""
-    return make_collector(kind, envs, agent, agent.policy, episodes)
+    return make_collector(CollectorSettings(kind), envs, agent, agent.policy, episodes)
 
 
 SWAPS = {

@@ -164,6 +164,18 @@ def test_a_run_is_found_by_the_last_word_and_through_other_settings(started: Pat
     assert load([f"run_dir={started}", "run_dir=elsewhere"]).settings.seed == 0
 
 
+def test_a_run_from_before_the_collector_was_a_section_goes_on(run: Path) -> None:
+    values, record = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "overrides.json"))
+    values["collector"] = "async"
+    saved = {name: value for name, value in record["saved"].items() if not name.startswith("collector.")}
+    record |= {"saved": saved | {"collector": "async"}, "overrides": [*record["overrides"], "collector=async"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(values, explicit_end=True))
+    (run / "overrides.json").write_text(json.dumps(record))
+    assert saved_settings(run).collector.kind == load([f"run_dir={run}"]).settings.collector.kind == "async"
+    chosen = load([f"run_dir={run}", "collector=multi_sync", "collector.sync_every=3"]).settings.collector
+    assert (chosen.kind, chosen.sync_every, chosen.address) == ("multi_sync", 3, None)
+
+
 def test_what_may_change_is_changed_and_saved(run: Path) -> None:
     before = leaves(as_plain(saved_settings(run)))
     load([f"run_dir={run}", "total_steps=999", "eval.every=5", "logger=tensorboard", "env.step_timeout=9"]).save(run)
