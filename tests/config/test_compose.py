@@ -165,7 +165,8 @@ def test_a_run_is_found_by_the_last_word_and_through_other_settings(started: Pat
 
 
 def test_a_run_from_before_the_collector_was_a_section_goes_on(run: Path) -> None:
-    values, record = (yaml.safe_load((run / name).read_text()) for name in ("config.yaml", "overrides.json"))
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    record = json.loads((run / "overrides.json").read_text())
     values["collector"] = "async"
     saved = {name: value for name, value in record["saved"].items() if not name.startswith("collector.")}
     record |= {"saved": saved | {"collector": "async"}, "overrides": [*record["overrides"], "collector=async"]}
