@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
 
 import pytest
 import torch
@@ -40,17 +39,19 @@ def made() -> Iterator[tuple]:
 def test_a_killed_actor_is_replaced_and_no_step_is_lost(made: tuple) -> None:
     envs, agent, episodes, collector = made
     streams: list[list] = [[], []]
-    iterator = iter(collector)
-    for number, steps in enumerate(islice(iterator, 60)):
+    killed = None  # at this length of its stream
+    for number, steps in enumerate(collector):
         episodes.commit()
         for step in steps.reshape(-1):
             streams[int(step["stream"])].append(step)
         if number == 20:
             collector.update_policy_weights_(agent.policy)
             os.kill(ray.get(collector.actors[0].process.remote()), signal.SIGKILL)
+            killed = len(streams[0])
+        if killed and len(streams[0]) > killed + 40:
+            break
     (note,) = envs.notes
     assert "Ray actor 0 failed and is replaced; environments 0 go on there" in note
-    assert min(map(len, streams)) > 40
     for stream in streams:
         joined = torch.stack(stream)
         # an episode is never broken off: a first step follows a last one, and nothing else does
