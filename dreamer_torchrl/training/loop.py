@@ -33,9 +33,9 @@ from dreamer_torchrl.training.late import MOST_SKIPPED, Diverged, Update
 from dreamer_torchrl.training.memory import replay_size
 from dreamer_torchrl.training.offline_phase import OfflinePhase, learn_offline, specs_of_envs
 from dreamer_torchrl.training.progress import Clock, Progress
+from dreamer_torchrl.training.pushes import Pushes
 from dreamer_torchrl.training.ranks import Agreed, AgreedStop, RunRanks, stop_for
 from dreamer_torchrl.training.shards import FOLDER, load_shards
-from dreamer_torchrl.training.pushes import Pushes
 from dreamer_torchrl.training.signals import Interrupted, StopSignals
 from dreamer_torchrl.views.imagination import STEPS
 from dreamer_torchrl.views.report_page import Reports
