@@ -61,8 +61,7 @@ class Training:
         self.envs = None if no_envs else build.make_envs(settings, "training", self.streams, first=first)
         self.offline = OfflinePhase(settings, self.envs, self.checkpoints) if settings.offline else None
         self.specs = self.offline.specs if self.offline else specs_of_envs(self.envs)
-        recorded = self.offline.count if self.offline else 0
-        continued = bool(self.checkpoints.names())
+        recorded, continued = self.offline.count if self.offline else 0, bool(self.checkpoints.names())
         console.note(replay_size(own, self.envs or self.specs, folder, continued, recorded))
         self.replay = build.make_replay(own, folder, recorded, ranks.purpose("replay"))
         agent = build.make_agent(settings, self.envs or self.specs).to(self.device)
@@ -73,9 +72,8 @@ class Training:
         self.policy = build.make_policy(agent, build.seed_for(settings.seed, ranks.purpose("policy")), *options)
         self.drawn = self.policy.generator.get_state()  # of the policy's generator, when the last steps were stored
         self.episodes = Episodes(self.streams, self.specs.full_action_spec)
-        chosen, record = settings.eval, STEPS if settings.eval.dream else 0
-        plays = chosen.every and ranks.rank == 0
-        self.evaluator = Evaluator(settings, agent, chosen.video, record) if plays else None
+        plays, record = settings.eval.every and ranks.rank == 0, STEPS if settings.eval.dream else 0
+        self.evaluator = Evaluator(settings, agent, settings.eval.video, record) if plays else None
         self.progress = Progress()
         self.pushes = Pushes(settings.collector, self.progress)
         self.clock = Clock(self.progress)
