@@ -78,7 +78,7 @@ def test_the_doctor_says_what_the_page_says(parking: str, capsys: pytest.Capture
 
 def test_commands_of_the_pages_are_understood(parking: str) -> None:
     text = "".join(page.read_text() for page in sorted(DOCS.glob("*.md")))
-    found = re.findall(r"^python -m dreamer_torchrl\.train ((?!--)[^\n]*env=[^\n]*)$", text, re.M)
+    found = re.findall(r"^python -m dreamer_torchrl\.train ((?!-)[^\n]*env=[^\n]*)$", text, re.M)
     assert len(found) >= 2
     for command in found:
         settings = load(command.split()).settings

@@ -100,7 +100,7 @@ def load(overrides: Sequence[str]) -> Configuration:
 
 def saved_settings(folder: Path, values: Mapping[str, Any] | None = None) -> Settings:
     """The settings of a run, or those of ``values``, for whatever machine this is."""
-    values = read_saved(folder) if values is None else values
+    values = read_saved(folder) if values is None else in_sections(values)
     device = "cpu" if values.get("device") == "cpu" else "auto"
     return replace(settings_from({**values, "device": device}), run_dir=str(folder))
 
@@ -117,13 +117,18 @@ def read_saved(folder: Path) -> dict[str, Any]:
         values = None
     if not (isinstance(values, dict) and isinstance(values.get("env"), dict) and "run_dir" in values):
         raise ConfigError(f"{file} is damaged: put it back from a copy, or give another run_dir.")
-    if isinstance(values.get("collector"), str):  # as it was before it was a section
-        values["collector"] = {"kind": values["collector"]}
+    values = in_sections(values)
     for key, (saved, edited) in _edited(folder, values).items():
         if not changeable(key):
             told = f"{key}={as_word(edited)}, but the run was made with {key}={as_word(saved)}"
             raise ConfigError(f"{file} was edited: {told}. Put that back, or start another run.")
     return values
+
+
+def in_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Saved values, those from before the collector was a section as well."""
+    collector = values.get("collector")
+    return {**values, "collector": {"kind": collector}} if isinstance(collector, str) else dict(values)
 
 
 def composed(overrides: Sequence[str]) -> dict[str, Any]:

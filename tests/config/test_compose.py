@@ -31,6 +31,8 @@ def chosen(group: str, name: str) -> list[str]:
     """The overrides for one choice, alone; skip the test where what it needs is not installed."""
     if "dmc_" in f"{name} {(CONFIGS / group / f'{name}.yaml').read_text()}" and find_spec("dm_control") is None:
         pytest.skip("dm_control is not installed")
+    if (group, name) == ("collector", "ray") and find_spec("ray") is None:
+        pytest.skip("ray is not installed")
     more = {("env", "custom"): [FACTORY], ("env", "none"): ["offline=PATH"]}
     return [f"{group}={name}", *more.get((group, name), [])]
 

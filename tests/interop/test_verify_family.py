@@ -152,7 +152,8 @@ def kl_with_both_gradients(self: CategoricalLatent, posterior: Tensor, prior: Te
 
 def free_nats_otherwise(*terms: Any) -> tuple[Tensor, Tensor]:
     """Of the mean where they are of each step; the recordings with those of the mean have no step below them."""
-    return PLAIN_FREE_NATS(*terms[:-1], not terms[-1])
+    *others, average, gather = terms
+    return PLAIN_FREE_NATS(*others, not average, gather)
 
 
 def returns_shifted(reward: Tensor, value: Tensor, discount: Tensor, share: float) -> Tensor:

@@ -15,6 +15,8 @@ from dreamer_torchrl.config.compose import saved_settings
 from dreamer_torchrl.training.build import make_replay
 from dreamer_torchrl.training.evaluation import Evaluation, Evaluator
 from dreamer_torchrl.training.loop import Training
+from dreamer_torchrl.training.ranks import Agreed
+from dreamer_torchrl.training.signals import StopSignals
 from tests.training.training_examples import differences, lines, trained, words
 
 FAULTY = ("env=custom", "env.factory=tests.training.training_toys:Faulty", "eval.every=0", "train_ratio=1")
@@ -64,11 +66,12 @@ def test_environments_that_break_for_good(
     options += ("env.num_envs=2", "env.workers=processes")
     store, carried = Training.store, []
 
-    def break_at_30(self: Training, steps: TensorDictBase) -> None:
-        store(self, steps)
+    def break_at_30(self: Training, steps: TensorDictBase, stop: StopSignals) -> Agreed:
+        agreed = store(self, steps, stop)
         carried.append(steps[:, -1].select("belief", "state"))
         if self.progress.steps == 30:
             broken.touch()
+        return agreed
 
     monkeypatch.setattr(Training, "store", break_at_30)
     assert train.main(words(run, *options, "total_steps=90")) == 1
