@@ -6,9 +6,6 @@ import torch
 from torchrl.data import Bounded, Composite, OneHot, TensorSpec, Unbounded
 
 from dreamer_torchrl import Learner, Size
-from dreamer_torchrl.checkpoint.specs import Specs
-from dreamer_torchrl.config.compose import load
-from dreamer_torchrl.training.build import agent_of, make_learner
 
 CONTEXT = 1  # steps of replay context in front of the trained ones
 HORIZON = 15  # imagined steps
@@ -71,6 +68,10 @@ class FamilyWorkload:
 
     def learner(self, *more: str) -> Learner:
         """The learner of these and ``more`` overrides."""
+        from dreamer_torchrl.checkpoint.specs import Specs  # these need Hydra, which is not on every GPU machine
+        from dreamer_torchrl.config.compose import load
+        from dreamer_torchrl.training.build import agent_of, make_learner
+
         settings = load([*self.overrides, *more]).settings
         pixels = Bounded(0, 255, (64, 64, 3), dtype=torch.uint8)
         specs = Specs(Composite(pixels=pixels), Composite(action=self.actions), {})
